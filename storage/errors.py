@@ -1,0 +1,222 @@
+"""Every error that a caller may see, as one tree.
+
+    AnnulusError
+    ├── BadRequest                 the request is wrong; the same request fails the same way on every replica
+    │   ├── InvalidParameter       ├── MissingParameter      ├── BadJson           ├── BadRow
+    │   ├── BadPrimaryKey          ├── FilterError           ├── UnsupportedOperation
+    │   ├── NameInvalid            ├── FieldNotFound         ├── MetricNotFound
+    │   ├── DatabaseNotFound       ├── DatabaseLimit         ├── CollectionNotFound
+    │   ├── CollectionNotLoaded    ├── CollectionLimit       ├── PartitionNotFound
+    │   ├── PartitionNotLoaded     ├── AliasNotFound         ├── AliasExists       ├── AliasConflict
+    │   └── IndexNotFound          └── IndexConflict
+    ├── Unavailable                nothing is wrong with the request; it may succeed later
+    │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
+    │   ├── Conflict               └── ReadOnly              (the disk is full)
+    └── StorageFault               this replica cannot trust its own disk; it stops loudly
+        ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
+
+`code` is the stable name under which an error crosses the log and the wire; `node/api/faults.py` maps it to Milvus's
+numbers. `retriable` tells a client whether the same request may succeed later. `deterministic` tells apply whether
+the error may be an answer in the log (True) or must stop the replica (False).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AnnulusError(Exception):
+    """Base of all errors with a meaning for callers; the message is a whole sentence for a person."""
+
+    code: ClassVar[str] = "internal"
+    retriable: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.code
+
+
+class BadRequest(AnnulusError):
+    code, deterministic = "bad_request", True
+
+
+class InvalidParameter(BadRequest):
+    code = "invalid_parameter"
+
+
+class MissingParameter(BadRequest):
+    code = "missing_parameter"
+
+
+class BadJson(BadRequest):
+    """The body does not parse or a declared field has the wrong type."""
+
+    code = "bad_json"
+
+
+class BadRow(BadRequest):
+    """A row of an insert or upsert does not fit the schema."""
+
+    code = "bad_row"
+
+
+class BadPrimaryKey(BadRequest):
+    code = "bad_primary_key"
+
+
+class FilterError(BadRequest):
+    """A filter expression does not parse or does not fit the schema; the message carries the caret."""
+
+    code = "filter_error"
+
+
+class UnsupportedOperation(BadRequest):
+    code = "unsupported"
+
+
+class NameInvalid(BadRequest):
+    code = "name_invalid"
+
+
+class FieldNotFound(BadRequest):
+    code = "field_not_found"
+
+
+class MetricNotFound(BadRequest):
+    code = "metric_not_found"
+
+
+class DatabaseNotFound(BadRequest):
+    code = "database_not_found"
+
+    def __init__(self, database: str) -> None:
+        super().__init__(f"database not found[database={database}]")
+
+
+class DatabaseLimit(BadRequest):
+    code = "database_limit"
+
+
+class CollectionNotFound(BadRequest):
+    code = "collection_not_found"
+
+    def __init__(self, database: str, collection: str) -> None:
+        super().__init__(f"can't find collection[database={database}][collection={collection}]")
+
+
+class CollectionNotLoaded(BadRequest):
+    code = "collection_not_loaded"
+
+    def __init__(self, collection: str) -> None:
+        super().__init__(f"collection not loaded[collection={collection}]: load it first (collections/load)")
+
+
+class CollectionLimit(BadRequest):
+    code = "collection_limit"
+
+
+class PartitionNotFound(BadRequest):
+    code = "partition_not_found"
+
+    def __init__(self, partition: str) -> None:
+        super().__init__(f"partition not found[partition={partition}]")
+
+
+class PartitionNotLoaded(BadRequest):
+    code = "partition_not_loaded"
+
+    def __init__(self, partition: str) -> None:
+        super().__init__(f"partition not loaded[partition={partition}]: load it first (partitions/load)")
+
+
+class AliasNotFound(BadRequest):
+    code = "alias_not_found"
+
+    def __init__(self, database: str, alias: str) -> None:
+        super().__init__(f"alias not found[database={database}][alias={alias}]")
+
+
+class AliasExists(BadRequest):
+    code = "alias_exists"
+
+
+class AliasConflict(BadRequest):
+    """A name is an alias and a collection at once."""
+
+    code = "alias_conflict"
+
+
+class IndexNotFound(BadRequest):
+    code = "index_not_found"
+
+    def __init__(self, index_name: str) -> None:
+        super().__init__(f"index not found[indexName={index_name}]")
+
+
+class IndexConflict(BadRequest):
+    """The field has another index already."""
+
+    code = "index_conflict"
+
+
+class Unavailable(AnnulusError):
+    code, retriable = "unavailable", True
+
+
+class NoLeader(Unavailable):
+    code = "no_leader"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class RequestTimeout(Unavailable):
+    code = "request_timeout"
+
+
+class Conflict(Unavailable):
+    """A precondition of the write no longer holds; reading again and repeating is safe."""
+
+    code, deterministic = "conflict", True
+
+
+class ReadOnly(Unavailable):
+    """The disk is full: reads go on, writes are refused until there is room again."""
+
+    code = "read_only"
+
+
+class StorageFault(AnnulusError):
+    code = "storage_fault"
+
+
+class ChunkDamaged(StorageFault):
+    code = "chunk_damaged"
+
+
+class JournalDamaged(StorageFault):
+    code = "journal_damaged"
+
+
+class DirectoryInUse(StorageFault):
+    code = "directory_in_use"
+
+
+def _tree(base: type[AnnulusError]) -> dict[str, type[AnnulusError]]:
+    found = {base.code: base}
+    for child in base.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+BY_CODE = _tree(AnnulusError)
+
+
+def error_from(code: str, message: str) -> AnnulusError:
+    """Return the error that crossed the log or the wire as (code, message); an unknown code gives AnnulusError."""
+    kind = BY_CODE.get(code, AnnulusError)
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error

@@ -1,0 +1,297 @@
+"""Collection schemas: field types with Milvus's names, their limits and their validation.
+
+A schema is a value: it travels in the log (`to_dict`, `from_dict`) and every replica reads the same one. User fields
+have ids from 100 in the order of the request, as in Milvus; the dynamic field `$meta` follows them.
+
+Limits and texts follow the public documentation of Milvus 2.6 (limitations and collection schema pages).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Final
+
+from storage.errors import FieldNotFound, InvalidParameter, NameInvalid
+from storage.types import FieldId
+
+NAME_CHARS_MAX: Final = 255
+DIM_MIN: Final = 2
+DIM_MAX: Final = 32_768
+VARCHAR_BYTES_MAX: Final = 65_535
+ARRAY_CAPACITY_MAX: Final = 4_096
+FIELDS_MAX: Final = 256
+VECTOR_FIELDS_MAX: Final = 10
+SHARDS_MAX: Final = 16
+FIRST_FIELD_ID: Final = 100
+DYNAMIC_NAME: Final = "$meta"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_PARTITION_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+_RESERVED: Final = frozenset(
+    word
+    for name in (
+        "like exists and or not in null true false json_contains json_contains_all json_contains_any array_contains "
+        "array_contains_all array_contains_any array_length text_match phrase_match random_sample"
+    ).split()
+    for word in (name, name.upper())
+) | {DYNAMIC_NAME, "True", "False"}
+
+
+class DataType(StrEnum):
+    """Field types by their Milvus names (exact case)."""
+
+    BOOL = "Bool"
+    INT8 = "Int8"
+    INT16 = "Int16"
+    INT32 = "Int32"
+    INT64 = "Int64"
+    FLOAT = "Float"
+    DOUBLE = "Double"
+    VARCHAR = "VarChar"
+    JSON = "JSON"
+    ARRAY = "Array"
+    FLOAT_VECTOR = "FloatVector"
+
+    @property
+    def is_integer(self) -> bool:
+        return self in _INTEGERS
+
+    @property
+    def is_float(self) -> bool:
+        return self in (DataType.FLOAT, DataType.DOUBLE)
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.is_integer or self.is_float
+
+    @property
+    def is_vector(self) -> bool:
+        return self is DataType.FLOAT_VECTOR
+
+
+_INTEGERS: Final = frozenset({DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64})
+INTEGER_BITS: Final = {DataType.INT8: 8, DataType.INT16: 16, DataType.INT32: 32, DataType.INT64: 64}
+_KNOWN_ELSEWHERE: Final = frozenset(
+    "BinaryVector Float16Vector BFloat16Vector SparseFloatVector Int8Vector Timestamptz Geometry Text".split()
+)
+
+
+def data_type(name: object, *, what: str = "data type") -> DataType:
+    """Return the type with this exact name, or raise InvalidParameter naming the types there are."""
+    try:
+        return DataType(str(name))
+    except ValueError:
+        if name in _KNOWN_ELSEWHERE:
+            raise InvalidParameter(
+                f"{what} {name} is not supported by this server; supported: {', '.join(DataType)}"
+            ) from None
+        raise InvalidParameter(f"{what} {name} is invalid(case sensitive); supported: {', '.join(DataType)}") from None
+
+
+def check_name(name: str, what: str = "collection") -> str:
+    """Return the name of a collection, alias, database or field, or raise NameInvalid saying what is allowed."""
+    pattern = _PARTITION_NAME if what == "partition" else _NAME
+    title = f"Invalid {what} name: {_shortened(name)}. "
+    if not name:
+        raise NameInvalid(f"{title} the {what} name should not be empty: invalid parameter")
+    if len(name) > NAME_CHARS_MAX:
+        raise NameInvalid(
+            f"{title} the length of a {what} name must be less than {NAME_CHARS_MAX + 1} characters, "
+            f"got {len(name)}: invalid parameter"
+        )
+    if not pattern.match(name):
+        raise NameInvalid(
+            f"{title} {what} name can only contain numbers, letters and underscores"
+            f"{' or hyphens' if what == 'partition' else ', and must not start with a number'}: invalid parameter"
+        )
+    return name
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSchema:
+    """One field. `max_bytes` bounds VarChar (also as an array's element), `capacity` bounds arrays, `dim` vectors."""
+
+    name: str
+    type: DataType
+    id: FieldId = FieldId(0)
+    element: DataType | None = None
+    primary: bool = False
+    auto_id: bool = False
+    nullable: bool = False
+    default: bool | int | float | str | None = None
+    partition_key: bool = False
+    clustering_key: bool = False
+    dim: int = 0
+    max_bytes: int = 0
+    capacity: int = 0
+    dynamic: bool = False
+    description: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Type parameters as the client gave them, for `describe`; the typed ones above are read from here."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "type": str(self.type), "id": self.id,
+            "element": None if self.element is None else str(self.element),
+            "primary": self.primary, "auto_id": self.auto_id, "nullable": self.nullable, "default": self.default,
+            "partition_key": self.partition_key, "clustering_key": self.clustering_key, "dim": self.dim,
+            "max_bytes": self.max_bytes, "capacity": self.capacity, "dynamic": self.dynamic,
+            "description": self.description, "params": dict(self.params),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FieldSchema:
+        known = dict(data)
+        known["type"] = DataType(known["type"])
+        known["element"] = None if known["element"] is None else DataType(known["element"])
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class CollectionSchema:
+    """The fields of a collection, the dynamic one included when it is switched on. Build it with `make_schema`."""
+
+    fields: tuple[FieldSchema, ...]
+    version: int = 1
+
+    @cached_property
+    def by_name(self) -> Mapping[str, FieldSchema]:
+        return {one.name: one for one in self.fields}
+
+    @cached_property
+    def by_id(self) -> Mapping[FieldId, FieldSchema]:
+        return {one.id: one for one in self.fields}
+
+    @cached_property
+    def primary(self) -> FieldSchema:
+        return next(one for one in self.fields if one.primary)
+
+    @cached_property
+    def dynamic(self) -> FieldSchema | None:
+        return next((one for one in self.fields if one.dynamic), None)
+
+    @cached_property
+    def vectors(self) -> tuple[FieldSchema, ...]:
+        return tuple(one for one in self.fields if one.type.is_vector)
+
+    @cached_property
+    def user_fields(self) -> tuple[FieldSchema, ...]:
+        return tuple(one for one in self.fields if not one.dynamic)
+
+    @cached_property
+    def partition_key(self) -> FieldSchema | None:
+        return next((one for one in self.fields if one.partition_key), None)
+
+    def field(self, name: str) -> FieldSchema:
+        """Return the field of this name or raise FieldNotFound."""
+        found = self.by_name.get(name)
+        if found is None:
+            raise FieldNotFound(f"field {name} not exist; fields: {', '.join(f.name for f in self.user_fields)}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"version": self.version, "fields": [one.to_dict() for one in self.fields]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CollectionSchema:
+        return cls(tuple(FieldSchema.from_dict(one) for one in data["fields"]), data["version"])
+
+
+def make_schema(fields: list[FieldSchema], *, dynamic: bool, version: int = 1) -> CollectionSchema:
+    """Return a checked schema with ids given to its fields; raise InvalidParameter naming the first field at fault."""
+    if len(fields) > FIELDS_MAX:
+        raise InvalidParameter(f"maximum field's number should be limited to {FIELDS_MAX}, got {len(fields)}")
+    seen: set[str] = set()
+    for one in fields:
+        check_field(one)
+        if one.name in seen:
+            raise InvalidParameter(f"duplicated field name {one.name}")
+        seen.add(one.name)
+    primaries = [one.name for one in fields if one.primary]
+    if len(primaries) != 1:
+        detail = f"{len(primaries)} primary keys ({', '.join(primaries)})" if primaries else "no primary key"
+        raise InvalidParameter(f"schema needs exactly one primary key field, got {detail}: set isPrimary on one field")
+    vectors = [one.name for one in fields if one.type.is_vector]
+    if not vectors:
+        raise InvalidParameter("schema does not contain vector field: add one of type FloatVector")
+    if len(vectors) > VECTOR_FIELDS_MAX:
+        raise InvalidParameter(f"maximum vector field's number should be limited to {VECTOR_FIELDS_MAX}")
+    if sum(one.partition_key for one in fields) > 1:
+        raise InvalidParameter("there is more than one partition key")
+    placed = [replace(one, id=FieldId(FIRST_FIELD_ID + i)) for i, one in enumerate(fields)]
+    if dynamic:
+        placed.append(
+            FieldSchema(DYNAMIC_NAME, DataType.JSON, FieldId(FIRST_FIELD_ID + len(fields)), dynamic=True, nullable=True)
+        )
+    return CollectionSchema(tuple(placed), version)
+
+
+def check_field(one: FieldSchema) -> None:
+    """Raise NameInvalid or InvalidParameter if the field cannot exist on its own."""
+    check_name(one.name, "field")
+    if one.name in _RESERVED:
+        raise NameInvalid(f"Invalid field name: {one.name}.  {one.name} is a keyword of filters: invalid parameter")
+    where = f"field {one.name}"
+    scalar = one.element if one.type is DataType.ARRAY else one.type
+    if one.type is DataType.ARRAY:
+        if one.element is None or one.element in (DataType.JSON, DataType.ARRAY) or one.element.is_vector:
+            raise InvalidParameter(f"element data type of array {where} is invalid, got {one.element}")
+        if not 1 <= one.capacity <= ARRAY_CAPACITY_MAX:
+            raise InvalidParameter(
+                f"the maximum capacity specified for array {where} should be in (0, {ARRAY_CAPACITY_MAX}], "
+                f"got {one.capacity}: set elementTypeParams.max_capacity"
+            )
+    if scalar is DataType.VARCHAR and not 1 <= one.max_bytes <= VARCHAR_BYTES_MAX:
+        raise InvalidParameter(
+            f"the maximum length specified for the {where} should be in (0, {VARCHAR_BYTES_MAX}], got {one.max_bytes}: "
+            "type param(max_length) should be specified for the field in elementTypeParams"
+        )
+    if one.type.is_vector and not DIM_MIN <= one.dim <= DIM_MAX:
+        raise InvalidParameter(
+            f"invalid dimension: {one.dim} of {where}. should be in range {DIM_MIN} ~ {DIM_MAX}: "
+            "set elementTypeParams.dim"
+        )
+    if one.primary:
+        if one.type not in (DataType.INT64, DataType.VARCHAR):
+            raise InvalidParameter(f"the data type of primary key should be Int64 or VarChar, {where} is {one.type}")
+        if one.nullable:
+            raise InvalidParameter(f"primary field not support null, {where}")
+        if one.default is not None:
+            raise InvalidParameter(f"primary field not support default_value, {where}")
+    if one.partition_key:
+        if one.type not in (DataType.INT64, DataType.VARCHAR):
+            raise InvalidParameter(f"the data type of partition key should be Int64 or VarChar, {where} is {one.type}")
+        if one.primary:
+            raise InvalidParameter(f"the partition key field must not be primary field, {where}")
+        if one.nullable:
+            raise InvalidParameter(f"partition key field not support nullable, {where}")
+    if one.type.is_vector and one.nullable:
+        raise InvalidParameter(f"vector type not support null, {where}")
+    if one.default is not None:
+        _check_default(one)
+
+
+def _check_default(one: FieldSchema) -> None:
+    value = one.default
+    where = f"convert defaultValue fail, err:field {one.name} of type {one.type}"
+    if one.type in (DataType.JSON, DataType.ARRAY) or one.type.is_vector:
+        raise InvalidParameter(f"{where} can not have a default value")
+    if one.type is DataType.BOOL:
+        fits = isinstance(value, bool)
+    elif one.type.is_integer:
+        edge = 1 << (INTEGER_BITS[one.type] - 1)
+        fits = isinstance(value, int) and not isinstance(value, bool) and -edge <= value < edge
+    elif one.type.is_float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, str) and len(value.encode()) <= one.max_bytes
+    if not fits:
+        raise InvalidParameter(f"{where} does not take {value!r}")
