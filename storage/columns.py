@@ -275,10 +275,14 @@ def _dump(column: Column) -> tuple[str, str | int, bool, list[memoryview]]:
         offsets, data = column.values.buffers()
         return "string", "", column.valid is not None, [*buffers, _raw(offsets), data]
     if isinstance(column, ArrayColumn):
-        inner, code, inner_valid, items = _dump(column.items)
+        inner, element, inner_valid, items = _dump(column.items)
         assert not inner_valid, "an array's element is never null"
-        detail = str(code) if inner == "scalar" else "string"
-        return "array", detail, column.valid is not None, [*buffers, _raw(column.offsets), *items]
+        return (
+            "array",
+            element if inner == "scalar" else "string",
+            column.valid is not None,
+            [*buffers, _raw(column.offsets), *items],
+        )
     return "vector", column.values.shape[1], False, [_raw(column.values)]
 
 
