@@ -170,7 +170,7 @@ class SearchRequest:
 
 
 class Service(Protocol):
-    """All calls raise errors of `storage.errors`; `database` and `collection` are names (or aliases where Milvus lets)."""
+    """All calls raise errors of `storage.errors`; an alias names its collection wherever Milvus lets it."""
 
     # databases
     async def create_database(self, name: str, properties: Mapping[str, str]) -> None: ...

@@ -1,0 +1,230 @@
+"""Log messages: what a shard's log says, as frozen dataclasses, and their bytes.
+
+    "\\x01" version | header length u32 | header CBOR [type, producer, sequence, stamp, fields] | body
+
+Rows travel in the body as a `Batch`'s own bytes (raw little-endian columns), so that reading a message copies none of
+them. A message type's fields are its dataclass fields; a new field needs a default, so that old logs stay readable,
+and an unknown type or version is refused: an old node must not guess what a new one meant.
+
+`producer` and `sequence` make retries safe: a shard answers a repeat with the first outcome.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final
+
+import cbor2
+
+from storage.errors import JournalDamaged
+from storage.types import CollectionId, FieldId, IndexId, PartitionId, SegmentId, Tick
+
+VERSION: Final = b"\x01"
+_LENGTH: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of all messages. `body` is no field: it is kept beside the header."""
+
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class CreateCollection(Message):
+    """This shard holds rows of the collection from here on. Repeating it changes nothing."""
+
+    kind = "create_collection"
+    collection_id: CollectionId
+    schema: Mapping[str, Any]
+    partitions: Sequence[PartitionId]
+    properties: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DropCollection(Message):
+    kind = "drop_collection"
+    collection_id: CollectionId
+
+
+@dataclass(frozen=True)
+class TruncateCollection(Message):
+    """All rows inserted before this message are gone."""
+
+    kind = "truncate_collection"
+    collection_id: CollectionId
+
+
+@dataclass(frozen=True)
+class AlterCollection(Message):
+    """The properties of the collection are these from here on."""
+
+    kind = "alter_collection"
+    collection_id: CollectionId
+    properties: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CreatePartition(Message):
+    kind = "create_partition"
+    collection_id: CollectionId
+    partition_id: PartitionId
+
+
+@dataclass(frozen=True)
+class DropPartition(Message):
+    kind = "drop_partition"
+    collection_id: CollectionId
+    partition_id: PartitionId
+
+
+@dataclass(frozen=True)
+class CreateIndex(Message):
+    """Sealed segments get this vector index; `spec` is `IndexSpec.to_dict()`."""
+
+    kind = "create_index"
+    collection_id: CollectionId
+    index_id: IndexId
+    field_id: FieldId
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DropIndex(Message):
+    kind = "drop_index"
+    collection_id: CollectionId
+    index_id: IndexId
+
+
+@dataclass(frozen=True)
+class LoadCollection(Message):
+    """Keep the columns and indexes of these partitions in memory (None: of all, also later ones)."""
+
+    kind = "load"
+    collection_id: CollectionId
+    partitions: Sequence[PartitionId] | None = None
+
+
+@dataclass(frozen=True)
+class ReleaseCollection(Message):
+    """Stop keeping the columns of these partitions in memory (None: of all)."""
+
+    kind = "release"
+    collection_id: CollectionId
+    partitions: Sequence[PartitionId] | None = None
+
+
+@dataclass(frozen=True)
+class Insert(Message):
+    """Add the rows of the body. With `replace`, rows with the same primary keys die at the same tick (upsert).
+
+    `expected` is a precondition for read-modify-write: per row, the insert tick of the only live row with its key (0:
+    no such row). If it does not hold the whole message is refused as a conflict.
+    """
+
+    kind = "insert"
+    collection_id: CollectionId
+    partition_id: PartitionId
+    replace: bool = False
+    delete_keys: Sequence[int | str] | None = None
+    """With `replace`, the keys that die when they are not the body's own (an upsert that gives fresh ids)."""
+    expected: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Delete(Message):
+    """Rows with these primary keys die; keys are int64 little-endian bytes or strings."""
+
+    kind = "delete"
+    collection_id: CollectionId
+    keys: bytes | Sequence[str]
+    partitions: Sequence[PartitionId] | None = None
+
+
+@dataclass(frozen=True)
+class Seal(Message):
+    """These growing segments take no more rows. Ones that are sealed already stay as they are."""
+
+    kind = "seal"
+    collection_id: CollectionId
+    segments: Sequence[SegmentId] | None = None
+    """None: every growing segment of the collection (flush)."""
+
+
+@dataclass(frozen=True)
+class Flushed(Message):
+    """A sealed segment's rows are in these chunks; `files` is `SegmentFiles.to_dict()`."""
+
+    kind = "flushed"
+    collection_id: CollectionId
+    segment_id: SegmentId
+    files: Any
+
+
+@dataclass(frozen=True)
+class Indexed(Message):
+    """A flushed segment's vector index is in these chunks; `files` is `BlobFiles.to_dict()`."""
+
+    kind = "indexed"
+    collection_id: CollectionId
+    segment_id: SegmentId
+    index_id: IndexId
+    files: Any
+
+
+@dataclass(frozen=True)
+class Compacted(Message):
+    """The inputs' rows that lived at `as_of` (and were inserted after `expire_before`) are in `files`; inputs end.
+
+    Deletes that reached the inputs after `as_of` are applied to the output again, by primary key.
+    """
+
+    kind = "compacted"
+    collection_id: CollectionId
+    inputs: Sequence[SegmentId]
+    as_of: Tick
+    expire_before: Tick
+    files: Any
+
+
+TYPES: Final[Mapping[str, type[Message]]] = {one.kind: one for one in Message.__subclasses__()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A message as it stands in the log: who said it, when, and its rows."""
+
+    producer: str
+    sequence: int
+    stamp: Tick
+    message: Message
+    body: bytes | memoryview = b""
+
+    def encode(self) -> bytes:
+        message = self.message
+        values = [getattr(message, one.name) for one in fields(message)]
+        header = cbor2.dumps([message.kind, self.producer, self.sequence, self.stamp, values])
+        return b"".join((VERSION, _LENGTH.pack(len(header)), header, bytes(_padding(header)), self.body))
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Entry:
+        """Return the entry in `data`, sharing its memory. Raises JournalDamaged if this program cannot read it."""
+        view = memoryview(data)
+        if view[:1] != VERSION:
+            raise JournalDamaged(
+                f"log message of version {bytes(view[:1])!r}: a newer program wrote it; start that one"
+            )
+        (length,) = _LENGTH.unpack_from(view, 1)
+        kind, producer, sequence, stamp, values = cbor2.loads(view[5 : 5 + length])
+        message_type = TYPES.get(kind)
+        if message_type is None:
+            raise JournalDamaged(f"log message of type {kind!r}: a newer program wrote it; start that one")
+        body = view[5 + length + _padding(view[5 : 5 + length]) :]
+        return cls(producer, sequence, Tick(stamp), message_type(*values), body)
+
+
+def _padding(header: bytes | memoryview) -> int:
+    """Return how many zero bytes put the body on an 8-byte boundary."""
+    return -(1 + _LENGTH.size + len(header)) % 8
