@@ -1,0 +1,46 @@
+"""The control group's state machine: the catalogue and its open tasks, driven by the group's log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import cbor2
+
+from cluster.catalog import Catalog
+from cluster.ddl import BeginDdl, EndDdl, begin, end
+from cluster.machine import StateMachine
+from cluster.message import Message
+from storage.types import Tick
+
+
+class Control(StateMachine):
+    """One replica's copy of the catalogue."""
+
+    def __init__(self, shard_count: int) -> None:
+        super().__init__()
+        self.catalog = Catalog(shard_count)
+
+    def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
+        match message:
+            case BeginDdl():
+                task = begin(self.catalog, message, tick)
+                return {} if task is None else {"task": asdict(task)}
+            case EndDdl(task_id):
+                end(self.catalog, task_id)
+                return {}
+            case _:
+                return self.catalog.change(message)
+
+    def checkpoint(self) -> bytes:
+        """Return the whole state; `restore` takes it back."""
+        return cbor2.dumps({**self._dump_machine(), "catalog": self.catalog.to_bytes()})
+
+    @classmethod
+    def restore(cls, raw: bytes) -> Control:
+        data = cbor2.loads(raw)
+        control = cls(0)
+        control._load_machine(data)
+        control.catalog = Catalog.from_bytes(data["catalog"])
+        return control

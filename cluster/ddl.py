@@ -1,0 +1,381 @@
+"""Changes of the catalogue that shards must see too: one class per kind, with its three moments.
+
+`begin` checks the request against the catalogue and returns the facts of the task, or None if there is nothing to do
+(a repeat of something that is so already succeeds). `messages` says what each shard must be told. `end` changes the
+catalogue. `begin` runs while no other task of the collection is open, so what it checked still holds at `end`.
+Answers that clients compare follow Milvus 2.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+from cluster.catalog import (
+    COLLECTIONS_MAX,
+    DEFAULT_PARTITION,
+    PARTITIONS_MAX,
+    Catalog,
+    Collection,
+    IndexDef,
+    Task,
+    altered,
+    check_new_collection_name,
+)
+from cluster.message import (
+    AlterCollection,
+    CreateCollection,
+    CreateIndex,
+    CreatePartition,
+    DropCollection,
+    DropIndex,
+    DropPartition,
+    LoadCollection,
+    Message,
+    ReleaseCollection,
+    TruncateCollection,
+)
+from storage.errors import CollectionLimit, Conflict, IndexConflict, IndexNotFound, InvalidParameter
+from storage.schema import CollectionSchema, check_name
+from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
+
+Facts = Mapping[str, Any]
+TTL_PROPERTY = "collection.ttl.seconds"
+
+
+@dataclass(frozen=True)
+class BeginDdl(Message):
+    """Open a task of this kind; `request` is what its `begin` reads. Answers the task, or an empty answer."""
+
+    kind = "begin_ddl"
+    ddl: str
+    database: str
+    collection: str
+    request: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EndDdl(Message):
+    """Close the task: every shard has applied its message."""
+
+    kind = "end_ddl"
+    task_id: int
+
+
+class Ddl:
+    """Base: most changes concern an existing collection and tell each of its shards the same message."""
+
+    name: ClassVar[str]
+
+    def target(self, catalog: Catalog, database: str, name: str) -> Collection | None:
+        return catalog.find(database, name, alias=False)
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        raise NotImplementedError  # every kind says what it checks
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        raise NotImplementedError  # every kind says what shards are told
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        """Change the catalogue; by default there is nothing to change."""
+
+
+class _CreateCollection(Ddl):
+    name = "create_collection"
+
+    def begin_new(self, catalog: Catalog, database: str, name: str, request: Facts, tick: Tick) -> Facts | None:
+        check_new_collection_name(catalog, database, name)
+        check_properties(request["properties"])
+        known = catalog.names.get((database, name))
+        if known is not None:
+            if _same_parameters(catalog.collections[known], request):
+                return None
+            raise InvalidParameter(f"create duplicate collection with different parameters, collection: {name}")
+        if len(catalog.collections) >= COLLECTIONS_MAX:
+            raise CollectionLimit(f"exceeded the limit number of collections[limit={COLLECTIONS_MAX}]")
+        collection_id = CollectionId(catalog.fresh_id())
+        shards = tuple(ShardId((collection_id + channel) % catalog.shard_count) for channel in range(request["shards"]))
+        partitions = {one: PartitionId(catalog.fresh_id()) for one in request["partitions"]}
+        created = Collection(
+            collection_id, database, name, CollectionSchema.from_dict(request["schema"]), shards, partitions,
+            request["description"], request["consistency"], dict(request["properties"]), created_tick=tick,
+        )  # fmt: skip
+        return {"database": database, "collection": created.to_dict()}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        created = facts["collection"]
+        return CreateCollection(
+            collection_id, created["schema"], sorted(created["partitions"].values()), created["properties"]
+        )
+
+    def end_new(self, catalog: Catalog, facts: Facts) -> None:
+        catalog.put(Collection.from_dict(facts["collection"]))
+
+
+class _DropCollection(Ddl):
+    name = "drop_collection"
+
+    def target(self, catalog: Catalog, database: str, name: str) -> Collection | None:
+        catalog.database(database)
+        if (database, name) in catalog.aliases:
+            raise InvalidParameter(f"cannot drop the collection via alias = {name}")
+        known = catalog.names.get((database, name))
+        return None if known is None else catalog.collections[known]
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        aliases = catalog.aliases_of(target.collection_id)
+        if aliases:
+            raise InvalidParameter(
+                f"unable to drop the collection [{target.name}] because it has associated aliases "
+                f"[{', '.join(aliases)}], please remove all aliases before dropping the collection"
+            )
+        return {}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return DropCollection(collection_id)
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        catalog.remove(target)
+
+
+class _Truncate(Ddl):
+    name = "truncate_collection"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        return {}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return TruncateCollection(collection_id)
+
+
+class _Alter(Ddl):
+    name = "alter_collection"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        properties = altered(target.properties, request["changed"], request["dropped"])
+        check_properties(properties)
+        return {"properties": properties}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return AlterCollection(collection_id, facts["properties"])
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        properties = dict(facts["properties"])
+        description = properties.get("collection.description", target.description)
+        catalog.put(replace(target, properties=properties, description=description))
+
+
+class _CreatePartition(Ddl):
+    name = "create_partition"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        name = check_name(request["partition"], "partition")
+        if target.schema.partition_key is not None:
+            raise InvalidParameter("disable create partition if partition key mode is used")
+        if name in target.partitions:
+            return None
+        if len(target.partitions) >= PARTITIONS_MAX:
+            raise InvalidParameter(f"partition number ({PARTITIONS_MAX}) exceeds max configuration ({PARTITIONS_MAX})")
+        return {"partition": name, "partition_id": catalog.fresh_id()}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return CreatePartition(collection_id, PartitionId(facts["partition_id"]))
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        added = {facts["partition"]: PartitionId(facts["partition_id"])}
+        catalog.put(replace(target, partitions={**target.partitions, **added}))
+
+
+class _DropPartition(Ddl):
+    name = "drop_partition"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        name = request["partition"]
+        if name == DEFAULT_PARTITION:
+            raise InvalidParameter("default partition cannot be deleted")
+        if target.schema.partition_key is not None:
+            raise InvalidParameter("disable drop partition if partition key mode is used")
+        if name not in target.partitions:
+            return None
+        if target.loaded is None or target.partitions[name] in target.loaded:
+            raise InvalidParameter("partition cannot be dropped, partition is loaded, please release it first")
+        return {"partition": name, "partition_id": target.partitions[name]}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return DropPartition(collection_id, PartitionId(facts["partition_id"]))
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        kept = {name: found for name, found in target.partitions.items() if name != facts["partition"]}
+        catalog.put(replace(target, partitions=kept))
+
+
+class _CreateIndex(Ddl):
+    name = "create_index"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        asked = IndexDef(IndexId(0), **request["index"])
+        known = target.index_on(asked.field_name)
+        if known is not None:
+            if (known.name, known.spec) == (asked.name, asked.spec):
+                return None
+            raise IndexConflict(
+                f"CreateIndex failed: at most one distinct index is allowed per field: {asked.field_name} has "
+                f"{known.name} ({known.index_type}, {known.metric_type}); drop it first"
+            )
+        if asked.name in target.indexes:
+            raise IndexConflict(f"CreateIndex failed: index name {asked.name} is used by another field")
+        return {"index": asdict(replace(asked, index_id=IndexId(catalog.fresh_id())))}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        index = facts["index"]
+        return CreateIndex(collection_id, IndexId(index["index_id"]), FieldId(index["field_id"]), index["spec"])
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        index = IndexDef(**facts["index"])
+        catalog.put(replace(target, indexes={**target.indexes, index.name: index}))
+
+
+class _DropIndex(Ddl):
+    name = "drop_index"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        index = target.indexes.get(request["index_name"])
+        if index is None:
+            raise IndexNotFound(request["index_name"])
+        if target.is_loaded:
+            raise InvalidParameter(
+                f"vector index cannot be dropped on loaded collection: {target.collection_id}; release it first"
+            )
+        return {"index_name": index.name, "index_id": index.index_id}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return DropIndex(collection_id, IndexId(facts["index_id"]))
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        kept = {name: one for name, one in target.indexes.items() if name != facts["index_name"]}
+        catalog.put(replace(target, indexes=kept))
+
+
+class _Load(Ddl):
+    name = "load"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        missing = [one.name for one in target.schema.vectors if target.index_on(one.name) is None]
+        if missing:
+            raise InvalidParameter(
+                f"there is no vector index on field: [{', '.join(missing)}], please create index firstly"
+            )
+        wanted = [target.partition(name) for name in request["partitions"]]
+        if target.loaded is None or (wanted and target.loaded.issuperset(wanted)):
+            return None
+        return {"partitions": wanted or None}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return LoadCollection(collection_id, facts["partitions"])
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        wanted = facts["partitions"]
+        loaded = None if wanted is None or target.loaded is None else target.loaded.union(wanted)
+        catalog.put(replace(target, loaded=loaded))
+
+
+class _Release(Ddl):
+    name = "release"
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        unwanted = [target.partition(name) for name in request["partitions"]]
+        if not target.is_loaded:
+            return None
+        return {"partitions": unwanted or None}
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return ReleaseCollection(collection_id, facts["partitions"])
+
+    def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
+        catalog.put(replace(target, loaded=released(target.loaded, target.partitions.values(), facts["partitions"])))
+
+
+def released(
+    loaded: frozenset[PartitionId] | None, known: Sequence[PartitionId] | Any, unwanted: Sequence[PartitionId] | None
+) -> frozenset[PartitionId]:
+    """Return what stays loaded when some partitions (None: all) of the `known` ones are released."""
+    if unwanted is None:
+        return frozenset()
+    return (frozenset(known) if loaded is None else loaded) - frozenset(unwanted)
+
+
+KINDS: Mapping[str, Ddl] = {
+    one.name: one
+    for one in (
+        *(_CreateCollection(), _DropCollection(), _Truncate(), _Alter(), _CreatePartition(), _DropPartition()),
+        *(_CreateIndex(), _DropIndex(), _Load(), _Release()),
+    )
+}
+
+
+def begin(catalog: Catalog, message: BeginDdl, tick: Tick) -> Task | None:
+    """Open the task, or return None if nothing is to be done. Raises BadRequest or Conflict, changing nothing."""
+    ddl = KINDS[message.ddl]
+    catalog.database(message.database)
+    for task in catalog.tasks.values():
+        if (task.facts["database"], task.facts["name"]) == (message.database, message.collection):
+            raise Conflict(f"collection {message.collection} is being changed ({task.kind}); try again")
+    facts: Facts | None
+    if isinstance(ddl, _CreateCollection):
+        facts = ddl.begin_new(catalog, message.database, message.collection, message.request, tick)
+        collection_id = None if facts is None else facts["collection"]["collection_id"]
+    else:
+        target = ddl.target(catalog, message.database, message.collection)
+        facts = None if target is None else ddl.begin(catalog, target, message.request, tick)
+        collection_id = None if target is None else target.collection_id
+    if facts is None or collection_id is None:
+        return None
+    where = {"database": message.database, "name": message.collection}
+    task = Task(catalog.fresh_id(), message.ddl, CollectionId(collection_id), {**facts, **where})
+    catalog.tasks[task.task_id] = task
+    return task
+
+
+def messages(catalog: Catalog, task: Task) -> list[tuple[ShardId, Message]]:
+    """Return what each shard concerned must be told, one message a shard."""
+    if task.kind == _CreateCollection.name:
+        shards: Sequence[ShardId] = task.facts["collection"]["shards"]
+    else:
+        shards = catalog.collections[task.collection_id].shards
+    message = KINDS[task.kind].message(task.collection_id, task.facts)
+    return [(shard, message) for shard in sorted(set(shards))]
+
+
+def end(catalog: Catalog, task_id: int) -> None:
+    """Apply the change and forget the task; a task that is forgotten already is done already."""
+    task = catalog.tasks.pop(task_id, None)
+    if task is None:
+        return
+    ddl = KINDS[task.kind]
+    if isinstance(ddl, _CreateCollection):
+        ddl.end_new(catalog, task.facts)
+    else:
+        ddl.end(catalog, catalog.collections[task.collection_id], task.facts)
+
+
+def check_properties(properties: Mapping[str, str]) -> None:
+    """Raise InvalidParameter if a property that means something to us has a value that does not."""
+    ttl = properties.get(TTL_PROPERTY)
+    if ttl is not None:
+        try:
+            seconds = int(ttl)
+        except ValueError:
+            seconds = -1
+        if not 0 <= seconds < 1 << 40:
+            raise InvalidParameter(f"{TTL_PROPERTY} must be a whole number of seconds from 0 (never), got {ttl!r}")
+
+
+def _same_parameters(known: Collection, request: Facts) -> bool:
+    return (
+        known.schema.to_dict() == request["schema"]
+        and len(known.shards) == request["shards"]
+        and known.description == request["description"]
+        and known.consistency == request["consistency"]
+        and sorted(known.properties.items()) == sorted(request["properties"].items())
+    )
