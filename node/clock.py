@@ -1,0 +1,37 @@
+"""The clock seam: the only place in a node that reads time.
+
+Everything else is given a `Clock`, so that a simulation can run a day in a second and jump the wall clock at will.
+Stamping log entries (the hybrid clock) builds on this and lives with the log.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What a node may know about time."""
+
+    def monotonic_s(self) -> float:
+        """Return seconds since some fixed moment; never goes back, not even when the wall clock does."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Return milliseconds since the Unix epoch; may jump either way."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+def thread_cpu_s() -> float:
+    """Return the CPU seconds the calling thread has used: tells work from waiting. For reports, never for decisions."""
+    return time.thread_time()

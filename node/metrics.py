@@ -1,0 +1,163 @@
+"""What a node counts, as Prometheus reads it: units in the names, few labels, no label that grows with the data.
+
+A `Metrics` has a registry of its own, so that several nodes in one process (tests, simulation) do not mix. Gauges of
+the state (segments, journal) are set when somebody scrapes: their owner registers with `before_scrape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+REQUEST_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+FSYNC_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+BUILD_BUCKETS_S = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
+STALL_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+
+
+class PlanKind(StrEnum):
+    """How a segment was searched."""
+
+    EXACT = "exact"
+    """Every row, or every survivor of the filter, compared."""
+    INDEX = "index"
+    """The vector index, no filter."""
+    INDEX_MASKED = "index_masked"
+    """The vector index with the filter as a bitmap inside."""
+    OVER_FETCH = "over_fetch"
+    """The vector index for more rows than asked, filtered afterwards."""
+
+
+class Metrics:
+    """Counters, gauges and histograms of one node; each method takes about a microsecond, on any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._scrapers: list[Callable[[], None]] = []
+        self._worst_stall_s = 0.0
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._requests = Histogram(
+            "annulus_request_seconds",
+            "Time to answer a request; code is Milvus's, 0 for success",
+            ["route", "code"],
+            buckets=REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self._requests_running = Gauge("annulus_requests_running", "Requests being served", registry=registry)
+        self._rows_inserted = Counter("annulus_rows_inserted", "Rows inserted or upserted", registry=registry)
+        self._rows_deleted = Counter("annulus_rows_deleted", "Rows deleted", registry=registry)
+        self._segments = Gauge("annulus_segments", "Segments by state", ["state"], registry=registry)
+        self._segment_rows = Gauge("annulus_segment_rows", "Rows in segments by state", ["state"], registry=registry)
+        self._segment_bytes = Gauge("annulus_segment_bytes", "Bytes of segments by state", ["state"], registry=registry)
+        self._index_bytes = Gauge("annulus_index_bytes", "Memory of vector indexes", registry=registry)
+        self._journal_position = Gauge(
+            "annulus_journal_position", "Last applied position by shard", ["shard"], registry=registry
+        )
+        self._journal_bytes = Gauge("annulus_journal_bytes", "Bytes of the journal on disk", registry=registry)
+        self._fsync = Histogram(
+            "annulus_fsync_seconds", "Time of a journal fsync", buckets=FSYNC_BUCKETS_S, registry=registry
+        )
+        self._builds = Histogram(
+            "annulus_index_build_seconds",
+            "Time of an index build; result is ok, failed or cancelled",
+            ["result"],
+            buckets=BUILD_BUCKETS_S,
+            registry=registry,
+        )
+        self._builds_running = Gauge("annulus_index_builds_running", "Index builds under way", registry=registry)
+        self._stalls = Histogram(
+            "annulus_loop_stall_seconds",
+            "Pauses of the event loop above the threshold",
+            buckets=STALL_BUCKETS_S,
+            registry=registry,
+        )
+        self._stall_worst = Gauge("annulus_loop_stall_worst_seconds", "Longest pause since start", registry=registry)
+        self._searches = Counter("annulus_searches", "Segments searched by kind of plan", ["plan"], registry=registry)
+        self._workers = Gauge(
+            "annulus_worker_calls_pending", "Calls queued or running by lane", ["lane"], registry=registry
+        )
+        self._read_only = Gauge("annulus_read_only", "1 while writes are refused for want of disk", registry=registry)
+
+    # requests
+    def request_begun(self) -> None:
+        self._requests_running.inc()
+
+    def request_ended(self, *, route: str, code: int, seconds: float) -> None:
+        """`route` is the route's pattern, never the path a client sent: paths are without end."""
+        self._requests_running.dec()
+        self._requests.labels(route, str(code)).observe(seconds)
+
+    # rows
+    def rows_inserted(self, rows: int) -> None:
+        self._rows_inserted.inc(rows)
+
+    def rows_deleted(self, rows: int) -> None:
+        self._rows_deleted.inc(rows)
+
+    def searched(self, plan: PlanKind, segments: int = 1) -> None:
+        self._searches.labels(plan.value).inc(segments)
+
+    # log and disk
+    def fsynced(self, seconds: float) -> None:
+        self._fsync.observe(seconds)
+
+    def journal_position(self, shard: int, position: int) -> None:
+        self._journal_position.labels(str(shard)).set(position)
+
+    def journal_bytes(self, count: int) -> None:
+        self._journal_bytes.set(count)
+
+    def read_only(self, now: bool) -> None:
+        self._read_only.set(1 if now else 0)
+
+    # segments and indexes
+    def segments(self, state: str, *, segments: int, rows: int, bytes: int) -> None:
+        """Set what there is in one state (growing, sealed, flushed, indexed)."""
+        self._segments.labels(state).set(segments)
+        self._segment_rows.labels(state).set(rows)
+        self._segment_bytes.labels(state).set(bytes)
+
+    def index_bytes(self, count: int) -> None:
+        self._index_bytes.set(count)
+
+    def build_begun(self) -> None:
+        self._builds_running.inc()
+
+    def build_ended(self, seconds: float, *, result: str = "ok") -> None:
+        """`result` is ok, failed or cancelled."""
+        self._builds_running.dec()
+        self._builds.labels(result).observe(seconds)
+
+    # the loop and its threads
+    def loop_stalled(self, seconds: float) -> None:
+        self._stalls.observe(seconds)
+        self._worst_stall_s = max(self._worst_stall_s, seconds)
+        self._stall_worst.set(self._worst_stall_s)
+
+    def worker_calls(self, lane: str, pending: int) -> None:
+        self._workers.labels(lane).set(pending)
+
+    # scraping
+    def before_scrape(self, refresh: Callable[[], None]) -> None:
+        """Have `refresh` called before each scrape, to set gauges that would be wasteful to keep up to date."""
+        self._scrapers.append(refresh)
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus's text format (CONTENT_TYPE)."""
+        for refresh in self._scrapers:
+            refresh()
+        return generate_latest(self.registry)

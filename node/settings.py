@@ -1,0 +1,368 @@
+"""Every setting of a node: its unit, its default, and why it is so.
+
+Frozen dataclasses, one per concern, passed down by value; nothing looks one up. `node/config.py` fills them from file,
+environment and flags. The settings of `NodeSettings` have no section: their key is their name. The key of any other is
+section and name, as in `storage.segment_bytes_max`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Peer(NamedTuple):
+    name: str
+    address: Address
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.address}"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
+def setting(
+    default: Any, unit: str, why: str, *, least: float | None = None, most: float | None = None, secret: bool = False
+) -> Any:
+    """Declare a setting: `unit` is for people and for parsing ("bytes" takes 64MiB), `why` says what it does and why.
+
+    least, most  bounds of a number, both allowed; a secret is never shown.
+    """
+    return field(
+        default=default,
+        metadata={"unit": unit, "why": why, "least": least, "most": most, "secret": secret},
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """Who this node is and where it lives."""
+
+    data: str = setting("./annulus-data", "path", "directory that holds everything the node keeps; one node at a time")
+    listen: Address = setting(
+        Address("127.0.0.1", 19530),
+        "host:port",
+        "address for clients; Milvus's port, and this machine only until told otherwise",
+    )
+    name: str = setting("n1", "", "this node's name, unique in its cluster and the same after every restart")
+    shards: int = setting(
+        8, "shards", "logs that writes are spread over; fixed when the data directory is first made", least=1, most=1024
+    )
+    peer_listen: Address | None = setting(
+        None, "host:port", "address for other nodes; only together with peers or join"
+    )
+    peers: tuple[Peer, ...] = setting((), "name=host:port,...", "all nodes of a new cluster, the same list on each")
+    join: Address | None = setting(None, "host:port", "client address of any member of the cluster to join")
+    replication_factor: int | None = setting(
+        None, "nodes", "copies of each shard; left out, three or as many as there are nodes", least=1, most=7
+    )
+    cluster_secret: str = setting("", "", "proves the nodes of a cluster to each other", secret=True)
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """When rows are sealed, saved and refused."""
+
+    segment_bytes_max: int = setting(
+        256 * MIB,
+        "bytes",
+        "a growing segment of this size is sealed; larger ones search faster per row and take longer to build",
+        least=1 * KIB,
+    )
+    segment_age_s_max: float = setting(
+        600.0, "s", "a growing segment is sealed this long after its first row, so that its rows get an index", least=1
+    )
+    segment_idle_s_max: float = setting(
+        30.0,
+        "s",
+        "a growing segment is sealed when no row has come for this long: a load that ended is indexed",
+        least=1,
+    )
+    growing_bytes_max: int = setting(
+        1 * GIB, "bytes", "all growing segments together; above it the largest is sealed: bounds memory", least=1 * KIB
+    )
+    checkpoint_interval_s: float = setting(
+        60.0, "s", "at most this much log, in time, is replayed at a restart", least=0.1
+    )
+    journal_file_bytes_max: int = setting(
+        64 * MIB, "bytes", "the journal is cut by whole files of this size", least=4 * KIB, most=2 * GIB
+    )
+    journal_bytes_max: int = setting(
+        1 * GIB, "bytes", "a journal of this size makes a checkpoint at once: bounds disk and restart", least=8 * KIB
+    )
+    disk_reserve_bytes: int = setting(
+        256 * MIB,
+        "bytes",
+        "below this much free disk the node refuses writes and stays readable; room to compact and checkpoint",
+        least=0,
+    )
+
+
+@dataclass(frozen=True)
+class CompactionSettings:
+    """When sealed segments are rewritten."""
+
+    small_segment_fill_ratio: float = setting(
+        0.5, "ratio", "a sealed segment below this share of segment_bytes_max is merged with others", least=0, most=1
+    )
+    deleted_ratio: float = setting(
+        0.2, "ratio", "a segment with at least this share of deleted or expired rows is rewritten without them",
+        least=0.01, most=1,
+    )  # fmt: skip
+    segments_min: int = setting(
+        4, "segments", "small segments are merged when there are this many: fewer rewrites of the same rows", least=2
+    )
+    interval_s: float = setting(10.0, "s", "how often segments are looked at", least=0.1)
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How vector indexes are built."""
+
+    build_threads: int = setting(
+        0, "threads", "native threads of one index build; 0 takes every core, as a build is what the rest waits for",
+        least=0, most=1024,
+    )  # fmt: skip
+    rows_min: int = setting(
+        1024, "rows", "a segment with fewer rows gets no index: exact search is as fast there, and exact", least=0
+    )
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How many threads work beside the event loop."""
+
+    disk_threads: int = setting(2, "threads", "for fsync and LevelDB; they wait rather than compute", least=1, most=64)
+    search_threads: int = setting(
+        2, "threads", "for searches and queries; more than the cores only adds switching", least=1, most=256
+    )
+    build_threads: int = setting(
+        1, "threads", "index builds and compactions at the same time; a build has threads of its own", least=1, most=64
+    )
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """What clients may ask and how answers look."""
+
+    body_bytes_max: int = setting(
+        64 * MIB, "bytes", "a larger request body is refused while it arrives; Milvus's limit", least=1 * KIB, most=GIB
+    )
+    request_timeout_s: float = setting(
+        30.0, "s", "a request without a Request-Timeout header gets this long; Milvus's default", least=0.1, most=3600
+    )
+    requests_running_max: int = setting(
+        1024, "requests", "more at the same time are refused at once: a quick refusal instead of a slow death", least=1
+    )
+    collections_max: int = setting(
+        65_536, "collections", "more are refused: each costs memory in every shard; Milvus's limit", least=1
+    )
+    drain_s_max: float = setting(10.0, "s", "at SIGTERM running requests get this long to finish", least=0, most=600)
+    accept_int64: bool = setting(
+        True, "", "Int64 values are JSON numbers unless a client asks for strings (Accept-Type-Allow-Int64)"
+    )
+    legacy_array_response: bool = setting(
+        False, "", "Array values in the nested shape that clients up to Milvus 2.6 parse"
+    )
+    legacy_json_response: bool = setting(
+        False, "", "JSON values as strings, as clients up to Milvus 2.6 parse them"
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is written down about the node's life."""
+
+    level: LogLevel = setting(LogLevel.INFO, "", "least severe lines that are written")
+    format: LogFormat = setting(LogFormat.AUTO, "", "auto is text on a terminal and JSON otherwise")
+    loop_stall_ms: float = setting(
+        20.0, "ms", "a longer pause of the event loop is logged and counted: everybody waited", least=1, most=10_000
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one node. Built by `load` with their sources, or directly (in tests) with defaults."""
+
+    node: NodeSettings = NodeSettings()
+    storage: StorageSettings = StorageSettings()
+    compaction: CompactionSettings = CompactionSettings()
+    index: IndexSettings = IndexSettings()
+    workers: WorkerSettings = WorkerSettings()
+    api: ApiSettings = ApiSettings()
+    log: LogSettings = LogSettings()
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Key -> where the value came from, for every setting that is not a default."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What looked odd but is no error; logged at start."""
+
+    def __post_init__(self) -> None:
+        problems = [*_out_of_bounds(self), *_broken_relations(self)]
+        if problems:
+            raise SettingsError(problems)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the settings: which key, what about it, and where each value involved came from."""
+
+    key: str
+    text: str
+    source: str = ""
+    involved: tuple[str, ...] = ()
+    """Keys of the settings that a broken relation is between."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}" + (f" ({self.source})" if self.source else "")
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; names every problem at once, so that they are mended in one go."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{count} in the settings", *(f"  {problem}" for problem in problems)]))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting as the outside world sees it: its key and its three spellings."""
+
+    section: str
+    name: str
+    default: Any
+    type: str
+    unit: str
+    why: str
+    least: float | None
+    most: float | None
+    secret: bool
+
+    @property
+    def key(self) -> str:
+        return self.name if self.section == "node" else f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        return "ANNULUS_" + self.key.replace(".", "_").upper()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace(".", "-").replace("_", "-")
+
+    def show(self, value: Any) -> str:
+        """Return the value as a person would write it; a secret only says that it is there."""
+        if self.secret:
+            return "********" if value else ""
+        if value is None:
+            return ""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, tuple) and not isinstance(value, Address):
+            return ",".join(map(str, value))
+        if self.unit == "bytes":
+            return _show_bytes(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "node": NodeSettings,
+    "storage": StorageSettings,
+    "compaction": CompactionSettings,
+    "index": IndexSettings,
+    "workers": WorkerSettings,
+    "api": ApiSettings,
+    "log": LogSettings,
+}
+
+OPTIONS: tuple[Option, ...] = tuple(
+    Option(section=section, name=each.name, default=each.default, type=str(each.type), **each.metadata)
+    for section, settings_type in SECTIONS.items()
+    for each in fields(settings_type)
+)
+
+
+def _show_bytes(count: int) -> str:
+    for size, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if count and count % size == 0:
+            return f"{count // size}{unit}"
+    return str(count)
+
+
+# --- what must hold between values -------------------------------------------------------------------------------
+
+
+def _out_of_bounds(settings: Settings) -> Iterator[Problem]:
+    for option in OPTIONS:
+        value = getattr(getattr(settings, option.section), option.name)
+        if isinstance(value, (int, float)) and (text := bounds_text(option, value)):
+            yield Problem(option.key, f"{option.show(value)} {text}", _source(settings, option.key), (option.key,))
+
+
+def bounds_text(option: Option, value: float) -> str:
+    if option.least is not None and value < option.least:
+        return f"is below the least allowed, {option.show(option.least)}"
+    if option.most is not None and value > option.most:
+        return f"is above the most allowed, {option.show(option.most)}"
+    return ""
+
+
+def _broken_relations(settings: Settings) -> Iterator[Problem]:
+    """Yield a problem for each rule between settings that does not hold."""
+    node, storage = settings.node, settings.storage
+
+    def problem(key: str, text: str, *others: str) -> Problem:
+        involved = (key, *others)
+        return Problem(key, text, "; ".join(_source(settings, each) for each in involved), involved)
+
+    if storage.growing_bytes_max < storage.segment_bytes_max:
+        yield problem(
+            "storage.growing_bytes_max",
+            "must not be below storage.segment_bytes_max, else no segment ever fills",
+            "storage.segment_bytes_max",
+        )
+    if storage.journal_bytes_max < 2 * storage.journal_file_bytes_max:
+        yield problem(
+            "storage.journal_bytes_max",
+            "must be at least twice storage.journal_file_bytes_max: only whole files are cut, and one is being written",
+            "storage.journal_file_bytes_max",
+        )
+    if node.join is not None or any(peer.name != node.name for peer in node.peers):
+        key = "join" if node.join is not None else "peers"
+        yield problem(key, "clusters of several nodes are not available in this version; leave it out")
+        return
+    if node.replication_factor is not None and node.replication_factor > 1:
+        yield problem("replication_factor", "one node can hold only one copy of each shard; leave it out or write 1")
+    if node.peer_listen is not None and not node.peers:
+        yield problem("peer_listen", "makes sense only together with peers or join; leave it out")
+    if node.cluster_secret and not node.peers:
+        yield problem("cluster_secret", "makes sense only together with peers or join; leave it out")
+
+
+def _source(settings: Settings, key: str) -> str:
+    return f"{key} from {settings.sources.get(key, 'default')}"

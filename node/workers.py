@@ -1,0 +1,123 @@
+"""The executor seam: worker threads for what releases the GIL, so that the event loop never waits for it.
+
+A function given to a lane gets immutable inputs and returns a new object; the loop installs the result. Lanes keep
+kinds of work apart: an index build of a minute must not stand in front of an fsync of a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from enum import StrEnum
+from functools import partial
+from typing import Any, Protocol, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+log = logging.getLogger(__name__)
+
+
+class Lane(StrEnum):
+    """Which threads do the work."""
+
+    DISK = "disk"
+    """fsync, LevelDB, checkpoints: short, ordered by whoever asks, never skipped."""
+    SEARCH = "search"
+    """Searches and queries over segments: short, a client waits."""
+    BUILD = "build"
+    """Index builds and compactions: long, nobody waits."""
+
+
+class Executor(Protocol):
+    """What the loop may ask of threads; the simulation runs the work at once or later, as its seed says."""
+
+    async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
+        """Return `function(*args)` computed on a thread of the lane, or raise what it raised.
+
+        Cancelling the caller takes work that has not begun out of the queue. Work that has begun cannot be stopped:
+        it runs on, its result is dropped, and an exception of it is logged.
+        """
+        ...
+
+    def pending(self, lane: Lane) -> int:
+        """Return how many calls are queued or running: what overload refusals look at."""
+        ...
+
+
+class WorkersClosed(RuntimeError):
+    """Work was given to a lane after close: the caller outlived its room, which is a bug in the order of stopping."""
+
+
+class Workers:
+    """Real threads.
+
+    Invariants
+      1. Every call that was accepted is counted in `pending` until its thread is done with it, also when its caller
+         has gone away.
+      2. After `close` returns no thread of a lane runs.
+    """
+
+    def __init__(self, *, disk_threads: int = 2, search_threads: int = 2, build_threads: int = 1) -> None:
+        threads: Mapping[Lane, int] = {
+            Lane.DISK: disk_threads,
+            Lane.SEARCH: search_threads,
+            Lane.BUILD: build_threads,
+        }
+        self._pools = {
+            lane: ThreadPoolExecutor(max_workers=count, thread_name_prefix=f"annulus-{lane}")
+            for lane, count in threads.items()
+        }
+        self._unfinished: dict[Lane, set[Future[Any]]] = {lane: set() for lane in Lane}
+        self._closed = False
+
+    async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
+        if self._closed:
+            raise WorkersClosed(f"lane {lane} is closed")
+        loop = asyncio.get_running_loop()
+        # The context goes along so that what a thread logs carries the request id of its caller.
+        work = self._pools[lane].submit(copy_context().run, partial(function, *args))
+        unfinished = self._unfinished[lane]
+        unfinished.add(work)
+        waiter = asyncio.wrap_future(work, loop=loop)
+        work.add_done_callback(lambda done: _call_on(loop, unfinished.discard, done))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            work.add_done_callback(_report_unseen)
+            raise
+
+    def pending(self, lane: Lane) -> int:
+        return len(self._unfinished[lane])
+
+    async def close(self) -> None:
+        """Return when no work is left: queued builds are cancelled, everything else is finished first."""
+        self._closed = True
+        for work in list(self._unfinished[Lane.BUILD]):
+            work.cancel()
+        while left := [asyncio.wrap_future(work) for works in self._unfinished.values() for work in works]:
+            await asyncio.wait(left)
+            for work_done in left:  # its caller has it too; looked at here so that asyncio does not call it unseen
+                _ = work_done.cancelled() or work_done.exception()
+        for pool in self._pools.values():
+            pool.shutdown(wait=True)  # instant: the threads are idle
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    """Call on the loop, which owns the books; a loop that is already closed has no books left to keep."""
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
+
+def _report_unseen(work: Future[T]) -> None:
+    """Log the exception of work whose caller was cancelled: no one else will ever see it."""
+    if work.cancelled():
+        return
+    if (error := work.exception()) is not None:
+        log.error("abandoned work failed", exc_info=error)

@@ -1,0 +1,58 @@
+"""The system clock and what watches the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from node.clock import SystemClock, thread_cpu_s
+from node.watchdog import Stall, Watchdog
+
+
+def test_system_clock() -> None:
+    """Monotonic time does not go back; wall time is milliseconds since the epoch; CPU time stands still in a sleep."""
+    clock = SystemClock()
+    before_s, before_cpu_s = clock.monotonic_s(), thread_cpu_s()
+    time.sleep(0.05)
+    assert clock.monotonic_s() - before_s >= 0.05
+    assert thread_cpu_s() - before_cpu_s < 0.04
+    assert abs(clock.wall_ms() - time.time() * 1000) < 1000
+
+
+def block_the_loop(length_s: float) -> None:
+    time.sleep(length_s)
+
+
+def watch(lengths_s: list[float]) -> list[Stall]:
+    """Return the stalls seen while the loop is blocked for each of the lengths."""
+    stalls: list[Stall] = []
+
+    async def main() -> None:
+        watchdog = Watchdog(threshold_s=0.05, report=stalls.append)
+        watchdog.start()
+        try:
+            for length_s in lengths_s:
+                await asyncio.sleep(0.1)
+                block_the_loop(length_s)
+            await asyncio.sleep(0.1)
+        finally:
+            watchdog.stop()
+            watchdog.stop()
+
+    asyncio.run(main())
+    return stalls
+
+
+def test_a_stall_names_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Each stall is counted with its length; one place is logged once a minute, with our own line in it."""
+    with caplog.at_level(logging.WARNING):
+        stalls = [stall for stall in watch([0.3, 0.3]) if "block_the_loop" in stall.place]
+    assert len(stalls) == 2
+    assert all(stall.length_s >= 0.2 and stall.cpu_s < 0.15 for stall in stalls)
+    assert "tests/node/test_clock.py" in stalls[0].place
+    lines = [each.getMessage() for each in caplog.records if "block_the_loop" in each.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("event loop stalled stall_ms=")
