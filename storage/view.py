@@ -1,0 +1,227 @@
+"""What a reader sees of one segment: a frozen value that no later insert, delete or compaction touches.
+
+A view is made on the event loop in time proportional to the number of parts, not of rows, and read by any number of
+worker threads. A row is visible at tick T exactly when
+
+    expire_before <= inserted tick <= T < deleted tick
+
+Ticks of rows ascend within a segment (appends do, and compaction sorts), so the first half is a range of offsets.
+
+What is computed from a view and worth keeping (unit vectors of a part, the visible mask of a segment) is kept beside
+the immutable thing it belongs to. Two threads may both compute it; they get the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from index.flat import squared_lengths
+from index.metric import Metric, unit_rows
+from index.protocol import Distances, VectorIndex
+from storage.columns import Batch, Column, Mask, Matrix, Offsets, VectorColumn, concat_columns
+from storage.deletes import Deletes, Ticks
+from storage.key_lookup import KeyLookup, Keys
+from storage.schema import CollectionSchema
+from storage.stats import FieldStats
+from storage.types import FieldId, PartitionId, SegmentId, Tick
+
+UNIT_TOLERANCE: Final = 1e-6
+"""A vector whose squared length is this near to 1 is a unit vector: what float32 arithmetic leaves of normalising."""
+_MASKS_KEPT: Final = 4
+NEVER: Final = Tick(0)
+"""As `expire_before`: before every tick, so that no row has expired."""
+
+ReadColumn = Callable[[FieldId, Offsets | None], Column]
+"""Reads a column that is not in memory, or some of its rows, from chunks. Blocks."""
+
+
+def as_unit_rows(matrix: Matrix) -> Matrix:
+    """Return the rows at length 1: the matrix itself if they all are, within UNIT_TOLERANCE, else a copy.
+
+    Row by row, so that a row's cosine does not depend on which rows are stored beside it.
+    """
+    far = np.empty(len(matrix), np.bool_)
+    step = max(1, (1 << 20) // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step].astype(np.float64)
+        far[start : start + step] = np.abs(np.einsum("ij,ij->i", rows, rows) - 1.0) > UNIT_TOLERANCE
+    if not far.any():
+        return matrix
+    if far.all():
+        return unit_rows(matrix)
+    unit = matrix.copy()
+    unit[far] = unit_rows(matrix[far])
+    return unit
+
+
+class Part:
+    """Some consecutive rows of a segment in one batch, from offset `start` on."""
+
+    __slots__ = ("_prepared", "batch", "start")
+
+    def __init__(self, batch: Batch, start: int) -> None:
+        self.batch = batch
+        self.start = start
+        self._prepared: dict[tuple[FieldId, Metric], tuple[Matrix, Distances | None]] = {}
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.batch.rows
+
+    def prepared(self, field_id: FieldId, metric: Metric) -> tuple[Matrix, Distances | None]:
+        """Return (the vectors as exact search wants them, their squared lengths; COSINE needs none)."""
+        known = self._prepared.get((field_id, metric))
+        if known is None:
+            column = self.batch.columns[field_id]
+            assert isinstance(column, VectorColumn), f"field {field_id} holds no vectors"
+            if metric is Metric.COSINE:
+                known = (as_unit_rows(column.values), None)
+            else:
+                known = (column.values, squared_lengths(column.values))
+            self._prepared[(field_id, metric)] = known
+        return known
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentView:
+    """One segment at one moment."""
+
+    segment_id: SegmentId
+    partition_id: PartitionId
+    schema: CollectionSchema
+    parts: Sequence[Part]
+    """Ascending, without gaps; a sealed segment has one as a rule."""
+    ticks: Ticks
+    """(rows,) the tick at which each row was inserted, ascending."""
+    deletes: Deletes
+    keys: KeyLookup
+    indexes: Mapping[FieldId, VectorIndex] = field(default_factory=dict)
+    original: frozenset[FieldId] = frozenset()
+    """Indexed fields whose index holds the vectors as they were inserted, not scaled to length 1."""
+    stats: Mapping[FieldId, FieldStats] = field(default_factory=dict)
+    """Of sealed segments."""
+    sealed: bool = False
+    read_column: ReadColumn | None = None
+    _masks: dict[tuple[int, int, int], tuple[Mask, int]] = field(default_factory=dict, repr=False)
+
+    @property
+    def rows(self) -> int:
+        return len(self.ticks)
+
+    # visibility
+
+    def visible(self, tick: Tick, expire_before: Tick = NEVER) -> Mask:
+        """Return which rows are visible at the tick, (rows,) bool, not to be changed.
+
+        expire_before  rows inserted before it have expired; NEVER if rows do not expire
+        """
+        return self._visible(tick, expire_before)[0]
+
+    def visible_count(self, tick: Tick, expire_before: Tick = NEVER) -> int:
+        """Return how many rows are visible at the tick."""
+        return self._visible(tick, expire_before)[1]
+
+    def _visible(self, tick: Tick, expire_before: Tick) -> tuple[Mask, int]:
+        first = int(np.searchsorted(self.ticks, expire_before, side="left"))
+        last = int(np.searchsorted(self.ticks, tick, side="right"))
+        key = (first, last, self.deletes.count_at(tick))
+        known = self._masks.get(key)
+        if known is None:
+            mask = np.zeros(self.rows, np.bool_)
+            mask[first:last] = True
+            mask[self.deletes.dead_at(tick)] = False
+            mask.flags.writeable = False
+            known = mask, int(np.count_nonzero(mask))
+            while len(self._masks) >= _MASKS_KEPT:
+                self._masks.pop(next(iter(self._masks), key), None)
+            self._masks[key] = known
+        return known
+
+    def find(self, keys: Keys, tick: Tick, expire_before: Tick = NEVER) -> Offsets:
+        """Return the offsets of the visible rows with these primary keys, ascending. Scans nothing."""
+        offsets = self.keys.find(keys)
+        offsets = offsets[offsets < self.rows]
+        if len(offsets):
+            offsets = offsets[self.visible(tick, expire_before)[offsets]]
+        return offsets
+
+    # rows
+
+    def fetch(self, offsets: Offsets, field_ids: Sequence[FieldId]) -> Batch:
+        """Return these fields of these rows, in the order of the offsets, as they were inserted.
+
+        Reads chunks for what is not in memory: a released collection, and vectors of which the index keeps the
+        direction only. Raises ChunkDamaged.
+        """
+        return Batch({one: self._take(one, offsets) for one in field_ids}, len(offsets))
+
+    def whole(self) -> Batch:
+        """Return all rows with all their fields, as they were inserted: what is written to chunks."""
+        return Batch({one.id: self.column(one.id) for one in self.schema.fields}, self.rows)
+
+    def primary_keys(self, offsets: Offsets) -> Column:
+        """Return the primary keys of these rows."""
+        return self._take(self.schema.primary.id, offsets)
+
+    def column(self, field_id: FieldId) -> Column:
+        """Return a whole column, as it was inserted."""
+        return self._take(field_id, None)
+
+    def columns(self, field_ids: Sequence[FieldId]) -> Sequence[Part]:
+        """Return the parts with these fields in memory, reading what is not: what a filter evaluates."""
+        if all(one in part.batch.columns for part in self.parts for one in field_ids):
+            return self.parts
+        return (Part(Batch({one: self.column(one) for one in field_ids}, self.rows), 0),)
+
+    def _take(self, field_id: FieldId, offsets: Offsets | None) -> Column:
+        if all(field_id in part.batch.columns for part in self.parts) and self.parts:
+            return _gather([part.batch.columns[field_id] for part in self.parts], self.parts, offsets)
+        index = self.indexes.get(field_id)
+        if index is not None and field_id in self.original:
+            vectors = index.vectors()
+            return VectorColumn(vectors if offsets is None else vectors[offsets])
+        assert self.read_column is not None, f"field {field_id} of segment {self.segment_id} is nowhere"
+        return self.read_column(field_id, offsets)
+
+    # vectors
+
+    def matrix(self, field_id: FieldId, metric: Metric) -> Matrix:
+        """Return all vectors of a field as an index of this metric wants them, (rows, dim): what to build from."""
+        pieces = [matrix for _, matrix, _ in self.matrices(field_id, metric)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def matrices(self, field_id: FieldId, metric: Metric) -> list[tuple[int, Matrix, Distances | None]]:
+        """Return (first offset, vectors ready for exact search, squared lengths or None) for all rows, in order."""
+        if all(field_id in part.batch.columns for part in self.parts) and self.parts:
+            return [(part.start, *part.prepared(field_id, metric)) for part in self.parts]
+        index = self.indexes.get(field_id)
+        if index is not None and metric is Metric.COSINE and index.spec.metric is Metric.COSINE:
+            return [(0, index.vectors(), None)]
+        column = self._take(field_id, None)
+        assert isinstance(column, VectorColumn)
+        return [(0, as_unit_rows(column.values) if metric is Metric.COSINE else column.values, None)]
+
+
+def _gather(columns: list[Column], parts: Sequence[Part], offsets: Offsets | None) -> Column:
+    """Return the rows at the offsets (None: all) of columns that follow one another."""
+    if len(columns) == 1:
+        return columns[0] if offsets is None else columns[0].take(offsets)
+    if offsets is None:
+        return concat_columns(columns)
+    starts = np.array([part.start for part in parts], np.int64)
+    owners = np.searchsorted(starts, offsets, side="right") - 1
+    order = np.argsort(owners, kind="stable")
+    pieces = []
+    for owner in np.unique(owners).tolist():
+        mine = offsets[order[owners[order] == owner]]
+        pieces.append(columns[owner].take(mine - starts[owner]))
+    if not pieces:
+        return columns[0].take(offsets)
+    joined = pieces[0] if len(pieces) == 1 else concat_columns(pieces)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order), dtype=np.int64)
+    return joined.take(back)
