@@ -1,0 +1,449 @@
+"""One field's values, gathered one by one from a request and then made a column.
+
+A gatherer takes each value as JSON text (`add_json`: the literal is kept until the field's type has judged it, so
+nothing is rounded on the way) or as a Python value from CBOR (`add_plain`); `finish` gives the column. A null, or a key
+left out, is the field's default, else null where the field is nullable, else refused.
+
+Every refusal is a `Misfit`: words about the value alone; who gathers rows adds which row and which field.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from node.api.exact import NotExact, kind_of, loads, split_list
+from node.api.requests import plain
+from storage.columns import NUMPY_TYPES, ArrayColumn, Column, Mask, ScalarColumn, StringColumn, VectorColumn
+from storage.errors import BadJson
+from storage.schema import INTEGER_BITS, DataType, FieldSchema
+from storage.strings import StringArray
+
+JSON_BYTES_MAX: Final = 65_536
+"""Of one JSON document or one row's dynamic keys, as in Milvus."""
+FLOAT_MAX: Final = 3.4028235677973366e38
+"""Numbers of this size and above round to infinity as float32."""
+_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_floats = msgspec.json.Decoder(list[float])
+
+
+class Misfit(ValueError):
+    """A value does not fit its field; the message says why, with the value shortened."""
+
+
+class Gatherer(ABC):
+    """The values of one field so far. Subclasses say how a value is judged and what the column looks like."""
+
+    def __init__(self, field: FieldSchema) -> None:
+        self.field = field
+        self.values: list[Any] = []
+        self.nulls: list[int] = []
+
+    @abstractmethod
+    def from_json(self, text: bytes) -> Any:
+        """Return the value of a JSON text that is not null. Raises Misfit or NotExact."""
+
+    @abstractmethod
+    def from_plain(self, value: Any) -> Any:
+        """Return the checked value of a CBOR item that is not null. Raises Misfit or BadJson."""
+
+    @abstractmethod
+    def column(self, valid: Mask | None) -> Column: ...
+
+    @property
+    def blank(self) -> Any:
+        """What a null row holds."""
+        return 0
+
+    def add_json(self, text: bytes) -> None:
+        if text == b"null":
+            self.add_missing()
+        else:
+            self.values.append(self.from_json(text))
+
+    def add_plain(self, value: Any) -> None:
+        if value is None:
+            self.add_missing()
+        else:
+            self.values.append(self.from_plain(value))
+
+    def add_missing(self) -> None:
+        if self.field.default is not None:
+            self.values.append(self.field.default)
+        elif self.field.nullable:
+            self.nulls.append(len(self.values))
+            self.values.append(self.blank)
+        else:
+            raise Misfit("a value is required: the field is not nullable and has no default")
+
+    def finish(self) -> Column:
+        valid = None
+        if self.nulls:
+            valid = np.ones(len(self.values), np.bool_)
+            valid[self.nulls] = False
+            valid.flags.writeable = False
+        return self.column(valid)
+
+    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+        """Return the column whose values are the little-endian bytes `data`. Raises Misfit."""
+        raise Misfit(f"a {self.field.type} column is a list of values, not bytes")
+
+    def element_bytes(self) -> int:
+        """Return how many bytes one row takes in `from_buffer`; 0 if there is no such form."""
+        return 0
+
+
+def gatherer(field: FieldSchema) -> Gatherer:
+    """Return an empty gatherer for the field's values."""
+    kind = field.type
+    if kind is DataType.FLOAT_VECTOR:
+        return _Vectors(field)
+    if kind is DataType.ARRAY:
+        return _Arrays(field)
+    if kind is DataType.JSON:
+        return _Documents(field)
+    return _scalars(field, kind)
+
+
+def _scalars(field: FieldSchema, kind: DataType) -> Gatherer:
+    if kind is DataType.VARCHAR:
+        return _Texts(field)
+    if kind is DataType.BOOL:
+        return _Bools(field)
+    return _Integers(field, kind) if kind.is_integer else _Floats(field, kind)
+
+
+def shortened(value: object) -> str:
+    """Return the value as text for an error message, at most 60 characters of it."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# --- scalars -----------------------------------------------------------------------------------------------------
+
+
+class _Numbers(Gatherer):
+    """Fixed-width values: what bools, integers and floats share."""
+
+    def __init__(self, field: FieldSchema, kind: DataType) -> None:
+        super().__init__(field)
+        self.kind = kind
+        self.dtype = NUMPY_TYPES[kind]
+
+    def column(self, valid: Mask | None) -> Column:
+        values = np.array(self.values, self.dtype)
+        values.flags.writeable = False
+        return ScalarColumn(values, valid)
+
+    def element_bytes(self) -> int:
+        return self.dtype.itemsize
+
+    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+        values: npt.NDArray[Any] = np.frombuffer(data, self.dtype)
+        if valid is not None and not valid.all():
+            values = np.where(valid, values, self.dtype.type(0))
+            values.flags.writeable = False
+        return ScalarColumn(values, valid)
+
+
+class _Bools(_Numbers):
+    def __init__(self, field: FieldSchema) -> None:
+        super().__init__(field, DataType.BOOL)
+
+    def from_json(self, text: bytes) -> bool:
+        if text == b"true":
+            return True
+        if text == b"false":
+            return False
+        word = loads(text) if text[:1] == b'"' else text.decode("utf-8", "replace")
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        raise Misfit(f"{shortened(text)} is not a Bool")
+
+    def from_plain(self, value: Any) -> bool:
+        if type(value) is bool:
+            return value
+        word = str(value) if type(value) in (int, str) else ""
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+        raise Misfit(f"{shortened(value)} is not a Bool")
+
+    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+        if data.translate(None, b"\x00\x01"):
+            raise Misfit("the bytes of a Bool column are 0 and 1")
+        return super().from_buffer(data, rows, valid)
+
+
+class _Integers(_Numbers):
+    def __init__(self, field: FieldSchema, kind: DataType) -> None:
+        super().__init__(field, kind)
+        self.edge = 1 << (INTEGER_BITS[kind] - 1)
+
+    def from_json(self, text: bytes) -> int:
+        if text[:1] == b'"':
+            literal = loads(text)
+            try:
+                text = literal.encode("ascii")
+                msgspec.json.decode(text, type=float)  # the grammar of a JSON number, nothing more
+            except (UnicodeEncodeError, msgspec.MsgspecError):
+                raise Misfit(f"{shortened(literal)} is not an {self.kind}") from None
+        elif kind_of(text) != "number":
+            raise Misfit(f"{shortened(text)} is not an {self.kind}")
+        if len(text) <= 20 and not (b"." in text or b"e" in text or b"E" in text):
+            value = int(text)
+        else:
+            value = self._exact(text)
+        if not -self.edge <= value < self.edge:
+            raise Misfit(f"{shortened(text)} is out of the range of {self.kind}")
+        return value
+
+    def _exact(self, text: bytes) -> int:
+        """Return the integer that a literal with a fraction, an exponent or many digits stands for."""
+        try:
+            number = Decimal(text.decode())
+        except InvalidOperation:  # an exponent beyond all bounds
+            raise Misfit(f"{shortened(text)} is out of the range of {self.kind}") from None
+        if number and number.adjusted() > 20:
+            raise Misfit(f"{shortened(text)} is out of the range of {self.kind}")
+        if number != (whole := number.to_integral_value()):
+            raise Misfit(f"{shortened(text)} is not a whole number, as {self.kind} wants")
+        return int(whole)
+
+    def from_plain(self, value: Any) -> int:
+        kind = type(value)
+        if kind is float and value.is_integer():
+            value = int(value)
+        elif kind is str:
+            return self.from_json(msgspec.json.encode(value))
+        elif kind is not int:
+            raise Misfit(f"{shortened(value)} is not an {self.kind}")
+        if not -self.edge <= value < self.edge:
+            raise Misfit(f"{shortened(value)} is out of the range of {self.kind}")
+        return int(value)
+
+
+class _Floats(_Numbers):
+    def __init__(self, field: FieldSchema, kind: DataType) -> None:
+        super().__init__(field, kind)
+        self.edge = FLOAT_MAX if kind is DataType.FLOAT else float("inf")
+
+    def from_json(self, text: bytes) -> float:
+        literal = loads(text) if text[:1] == b'"' else None
+        try:
+            value = msgspec.json.decode(text if literal is None else literal.encode(), type=float)
+        except msgspec.MsgspecError as error:
+            if "out of range" in str(error):
+                raise Misfit(f"{shortened(text)} is out of the range of {self.kind}") from None
+            raise Misfit(f"{shortened(text)} is not a {self.kind}") from None
+        return self._ranged(value, text)
+
+    def from_plain(self, value: Any) -> float:
+        if type(value) is str:
+            return self.from_json(msgspec.json.encode(value))
+        if type(value) not in (int, float):
+            raise Misfit(f"{shortened(value)} is not a {self.kind}")
+        return self._ranged(float(value), value)
+
+    def _ranged(self, value: float, shown: object) -> float:
+        if not -self.edge < value < self.edge:
+            raise Misfit(f"{shortened(shown)} is out of the range of {self.kind}")
+        return value
+
+    def column(self, valid: Mask | None) -> Column:
+        with np.errstate(under="ignore"):
+            return super().column(valid)
+
+    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+        column = super().from_buffer(data, rows, valid)
+        assert isinstance(column, ScalarColumn)
+        if not np.isfinite(column.values).all():
+            row = int(np.argmin(np.isfinite(column.values)))
+            raise Misfit(f"row {row} is not a finite {self.kind}")
+        return column
+
+
+class _Texts(Gatherer):
+    """VarChar: `max_length` bounds the bytes of the UTF-8 text, as in Milvus. A number's literal is kept as it came."""
+
+    @property
+    def blank(self) -> Any:
+        return ""
+
+    def from_json(self, text: bytes) -> str:
+        first = text[:1]
+        if first == b'"':
+            return self._bounded(loads(text))
+        if first in (b"{", b"["):
+            raise Misfit(f"{shortened(text)} is not a VarChar but an {kind_of(text)}")
+        return self._bounded(text.decode())
+
+    def from_plain(self, value: Any) -> str:
+        if type(value) is not str:
+            raise Misfit(f"{shortened(value)} is not a VarChar but a {type(value).__name__}")
+        return self._bounded(value)
+
+    def _bounded(self, value: str) -> str:
+        limit = self.field.max_bytes
+        if len(value) * 4 > limit and (length := len(value.encode())) > limit:
+            raise Misfit(f"length of varchar field exceeds max length: length {length} bytes, max length {limit}")
+        return value
+
+    def column(self, valid: Mask | None) -> Column:
+        return StringColumn(StringArray.from_strings(self.values), valid)
+
+
+# --- documents, arrays, vectors ----------------------------------------------------------------------------------
+
+
+def document_text(value: Any) -> str:
+    """Return the canonical text of a JSON value: no spaces, keys in the order given. Raises Misfit if it is long."""
+    text = orjson.dumps(value)
+    if len(text) > JSON_BYTES_MAX:
+        raise Misfit(f"the JSON document has {len(text)} bytes, at most {JSON_BYTES_MAX} are allowed")
+    return text.decode()
+
+
+class _Documents(Gatherer):
+    """JSON. A text that itself holds an object is that object: Milvus's older clients send documents so."""
+
+    @property
+    def blank(self) -> Any:
+        return ""
+
+    def from_json(self, text: bytes) -> str:
+        return document_text(self._opened(loads(text)))
+
+    def from_plain(self, value: Any) -> str:
+        return document_text(self._opened(plain(value)))
+
+    def _opened(self, value: Any) -> Any:
+        if type(value) is str and value.lstrip()[:1] == "{":
+            try:
+                return loads(value.encode())
+            except NotExact:
+                return value
+        return value
+
+    def column(self, valid: Mask | None) -> Column:
+        return StringColumn(StringArray.from_strings(self.values), valid)
+
+
+class _Arrays(Gatherer):
+    """Arrays: each element is judged as a value of the element's type, and is never null."""
+
+    def __init__(self, field: FieldSchema) -> None:
+        super().__init__(field)
+        assert field.element is not None
+        self.items = _scalars(field, field.element)
+
+    @property
+    def blank(self) -> Any:
+        return []
+
+    def from_json(self, text: bytes) -> list[Any]:
+        if text[:1] != b"[":
+            raise Misfit(f"{shortened(text)} is not an array but a {kind_of(text)}")
+        elements = [bytes(element) for element in split_list(text)]
+        self._bound(len(elements))
+        if b"null" in elements:
+            raise Misfit(f"element {elements.index(b'null')} is null; an array's elements are not nullable")
+        return [self.items.from_json(element) for element in elements]
+
+    def from_plain(self, value: Any) -> list[Any]:
+        if type(value) is not list:
+            raise Misfit(f"{shortened(value)} is not an array but a {type(value).__name__}")
+        self._bound(len(value))
+        if None in value:
+            raise Misfit(f"element {value.index(None)} is null; an array's elements are not nullable")
+        return [self.items.from_plain(element) for element in value]
+
+    def _bound(self, length: int) -> None:
+        if length > self.field.capacity:
+            raise Misfit(f"array length {length} exceeds max capacity {self.field.capacity}")
+
+    def column(self, valid: Mask | None) -> Column:
+        offsets = np.zeros(len(self.values) + 1, np.int64)
+        np.cumsum([len(row) for row in self.values], out=offsets[1:])
+        offsets.flags.writeable = False
+        self.items.values = [element for row in self.values for element in row]
+        items = self.items.column(None)
+        assert isinstance(items, ScalarColumn | StringColumn)
+        return ArrayColumn(offsets, items, valid)
+
+
+class _Vectors(Gatherer):
+    """Float vectors, packed row by row into one block of float32."""
+
+    def __init__(self, field: FieldSchema) -> None:
+        super().__init__(field)
+        self.width = 4 * field.dim
+        self.packer = struct.Struct(f"<{field.dim}f")
+        self.block = bytearray()
+
+    def add_json(self, text: bytes) -> None:
+        if text == b"null":
+            self.add_missing()
+        try:
+            self._pack(_floats.decode(text))
+        except msgspec.ValidationError as error:
+            raise Misfit(f"{shortened(text)} is not a float vector: {error}") from None
+        except msgspec.DecodeError as error:
+            raise NotExact(f"invalid JSON: {error}") from None
+
+    def add_plain(self, value: Any) -> None:
+        if type(value) is bytes:
+            if len(value) != self.width:
+                raise Misfit(f"{self._unequal(len(value) / 4)}: {len(value)} bytes are not {self.width}")
+            self.block += value
+            return
+        if value is None:
+            self.add_missing()
+        if type(value) is not list or not set(map(type, value)) <= {int, float}:
+            raise Misfit(f"{shortened(value)} is not a float vector: numbers, or little-endian float32 bytes")
+        self._pack(value)
+
+    def _pack(self, numbers: list[float]) -> None:
+        if len(numbers) != self.field.dim:
+            raise Misfit(self._unequal(len(numbers)))
+        try:
+            self.block += self.packer.pack(*numbers)
+        except (OverflowError, struct.error):
+            raise Misfit("a component of the vector is too large for a float32") from None
+
+    def _unequal(self, dim: float) -> str:
+        return f"the dim ({dim:g}) of field data({self.field.name}) is not equal to schema dim ({self.field.dim})"
+
+    def from_json(self, text: bytes) -> Any:
+        raise AssertionError("vectors are packed as they come")
+
+    def from_plain(self, value: Any) -> Any:
+        raise AssertionError("vectors are packed as they come")
+
+    def column(self, valid: Mask | None) -> Column:
+        return self.from_buffer(bytes(self.block), len(self.block) // self.width, None)
+
+    def element_bytes(self) -> int:
+        return self.width
+
+    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+        if valid is not None:
+            raise Misfit("a vector is never null")
+        matrix = np.frombuffer(data, np.dtype("<f4")).reshape(rows, self.field.dim)
+        finite = np.isfinite(matrix)
+        if not finite.all():
+            row = int(np.argmin(finite.all(axis=1)))
+            raise Misfit(f"row {row}: a component of the vector is NaN or infinite")
+        return VectorColumn(matrix)
+
+
+__all__ = ["BadJson", "Gatherer", "Misfit", "document_text", "gatherer", "shortened"]
