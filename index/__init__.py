@@ -20,14 +20,16 @@ through. Graphs do lose their way when few rows pass, so each engine counts, and
 
 **Engines**, one door for each library:
 
-| index type | engine (module)                            | keeps                          | filter           | ef per query |
-|------------|--------------------------------------------|--------------------------------|------------------|--------------|
-| FLAT       | numpy (`flat.py`)                          | nothing but the matrix         | in the search    | -            |
-| HNSW       | nmslib (`hnsw.py`), or faiss by `engine`   | graph and a copy of the rows   | fetch and drop   | by taking turns |
-| AUTOINDEX  | faiss HNSW (`faiss_engine.py`)             | graph and the rows             | in the search    | yes          |
-| HNSW_SQ    | faiss HNSW over 8-bit rows                 | graph, codes, the given matrix | in the search    | yes          |
-| IVF_FLAT   | faiss inverted lists                       | lists, the given matrix        | in the search    | (nprobe) yes |
-| IVF_SQ8    | faiss inverted lists of 8-bit rows         | lists, the given matrix        | in the search    | (nprobe) yes |
+| index type | engine (module)                          | holds                    | a filter is      | at once        |
+|------------|------------------------------------------|--------------------------|------------------|----------------|
+| FLAT       | numpy (`flat.py`)                        | the given matrix         | in the search    | any            |
+| HNSW       | nmslib (`hnsw.py`), or faiss by `engine` | graph, rows, given rows  | fetch and drop   | of the same ef |
+| AUTOINDEX  | faiss HNSW (`faiss_engine.py`)           | graph, rows              | in the search    | any            |
+| HNSW_SQ    | faiss HNSW over 8-bit rows               | graph, codes, given rows | in the search    | any            |
+| IVF_FLAT   | faiss inverted lists                     | lists, given rows        | in the search    | any            |
+| IVF_SQ8    | faiss inverted lists of 8-bit rows       | codes, given rows        | in the search    | any            |
+
+No index writes the rows to disk a second time: `dump` leaves them out and `load` is handed them.
 
 Flow: `spec.py` turns names and parameters into an `IndexSpec`, `engines.py` builds or loads it, the result is a
 `VectorIndex` (`protocol.py`); `topk.py` merges the hits of several.

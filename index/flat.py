@@ -61,8 +61,6 @@ def nearest(
     hits = Hits.none(len(queries), k)
     if rows == 0 or k < 1:
         return hits
-    if squares is None and metric is not Metric.COSINE:
-        squares = squared_lengths(vectors)
     if chosen is not None and rows > _GATHER_FRACTION * len(vectors):
         approximate = _Approximate(vectors, metric, squares, hidden=~mask if mask is not None else None)
         chosen = None
@@ -77,7 +75,7 @@ def nearest(
         for line, query in enumerate(some):
             candidates = _candidates(distances[line], k, float(errors[line]), bounds)
             offsets = candidates if chosen is None else chosen[candidates]
-            _refine(query, vectors, offsets, metric, bounds, hits, start + line)
+            refine(query, vectors, offsets, metric, bounds, hits, start + line)
     return hits
 
 
@@ -136,12 +134,12 @@ class _Approximate:
     ) -> None:
         self._vectors, self._metric = vectors, metric
         self._chosen, self._hidden = chosen, hidden
-        self._squares = squares if squares is None or chosen is None else squares[chosen]
         self.rows = len(vectors) if chosen is None else len(chosen)
-        self._longest = 1.0 if self._squares is None else float(self._squares.max())
         # Rows are copied out once if they fit, else again for each block of queries.
         self._block = max(1, _SCRATCH_BYTES // (4 * max(1, vectors.shape[1])))
         self._gathered = vectors[chosen] if chosen is not None and self.rows <= self._block else None
+        self._squares = self._squared_lengths(squares)
+        self._longest = 1.0 if self._squares is None else float(self._squares.max())
 
     def distances(self, queries: Matrix) -> tuple[Distances, npt.NDArray[np.float64]]:
         """Return (q, rows) approximate distances, +inf where hidden, and (q,) the largest possible error.
@@ -170,6 +168,14 @@ class _Approximate:
         if self._hidden is not None:
             distances[:, self._hidden] = np.inf
         return distances, errors
+
+    def _squared_lengths(self, known: Distances | None) -> Distances | None:
+        if self._metric is Metric.COSINE:
+            return None
+        if known is not None:
+            return known if self._chosen is None else known[self._chosen]
+        starts = range(0, self.rows, self._block)
+        return np.concatenate([squared_lengths(self._rows(start, start + self._block)) for start in starts])
 
     def _rows(self, start: int, stop: int) -> Matrix:
         if self._chosen is None:
@@ -202,10 +208,14 @@ def _kth_smallest(distances: Distances, k: int) -> float:
     return float(np.partition(distances, k - 1)[k - 1]) if k <= len(distances) else float(np.inf)
 
 
-def _refine(
+def refine(
     query: Matrix, vectors: Matrix, offsets: Offsets, metric: Metric, bounds: Bounds, hits: Hits, line: int
 ) -> None:
-    """Write the best candidates by exact distance into one line of the hits. `offsets` ascend."""
+    """Write the best candidates by exact distance into one empty line of the hits.
+
+    query    (dim,) float32
+    offsets  the candidates, ascending and each once, so that a stable sort by distance gives ties to the lower
+    """
     distances = np.empty(len(offsets), dtype=np.float32)
     step = max(1, _SCRATCH_BYTES // (8 * max(1, vectors.shape[1])))
     for start in range(0, len(offsets), step):
@@ -214,9 +224,7 @@ def _refine(
     if not bounds.is_open:
         inside = (distances >= bounds.low) & (distances < bounds.high)
         offsets, distances = offsets[inside], distances[inside]
-    order = np.argsort(distances, kind="stable")[
-        : hits.offsets.shape[1]
-    ]  # stable over ascending offsets: ties repaired
+    order = np.argsort(distances, kind="stable")[: hits.offsets.shape[1]]
     hits.offsets[line, : len(order)] = offsets[order]
     hits.distances[line, : len(order)] = distances[order]
 

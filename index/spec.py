@@ -198,13 +198,16 @@ class SearchParams:
     range_filter: float | None = None
     """The inner limit of scores, inclusive."""
 
-    def ef_for(self, k: int) -> int:
-        """Return the candidates to keep for k hits: as asked, else by level, never fewer than k."""
-        return max(k, self.ef if self.ef is not None else EF_DEFAULT * (self.level or LEVEL_DEFAULT))
+    def ef_for(self, spec: IndexSpec, k: int) -> int:
+        """Return the candidates to keep for k hits: as asked, else by level (AUTOINDEX), never fewer than k."""
+        if self.ef is not None:
+            return max(k, self.ef)
+        level = self.level or LEVEL_DEFAULT if spec.index_type is IndexType.AUTOINDEX else LEVEL_DEFAULT
+        return max(k, EF_DEFAULT * level)
 
     def nprobe_for(self, lists: int) -> int:
         """Return how many of an index's lists to look into."""
-        return min(lists, self.nprobe if self.nprobe is not None else NPROBE_DEFAULT * (self.level or LEVEL_DEFAULT))
+        return min(lists, NPROBE_DEFAULT if self.nprobe is None else self.nprobe)
 
     def bounds(self, metric: Metric) -> Bounds:
         """Return the interval of internal distances that may appear."""

@@ -1,0 +1,397 @@
+"""DOOR to faiss: HNSW graphs, inverted lists, and both over rows of 8 bits a component.
+
+Memory. A flat graph's storage is the one copy of the rows: `vectors()` is a view of it, and whoever gave the matrix may
+drop it. The other kinds rank what they find by the given matrix, which they keep: their codes are lossy, or (IVF_FLAT)
+ordered by list.
+
+Disk. A dump holds what cannot be computed from the rows: the links of a graph, the centroids and the list of each row,
+the ranges of the 8-bit codes. Loading copies or encodes the rows again, which takes a thousandth of building.
+
+Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread. A build sets it for its time
+and puts it back; a search always runs on the calling thread alone, because the workers that call are the parallelism,
+and a second pool below them would fight with it. faiss releases the GIL in every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import faiss as _faiss
+import numpy as np
+import numpy.typing as npt
+
+from index.blob import pack, unpack
+from index.complete import complete
+from index.flat import squared_lengths
+from index.metric import Metric
+from index.protocol import (
+    BuildCancelled,
+    Cancelled,
+    Distances,
+    Hits,
+    IndexDamaged,
+    Mask,
+    Matrix,
+    Offsets,
+    Progress,
+)
+from index.spec import IndexSpec, IndexType, SearchParams
+
+faiss: Any = _faiss  # the stubs it ships lack half of what it exports
+
+_METRICS: Final = {
+    Metric.L2: faiss.METRIC_L2,
+    Metric.IP: faiss.METRIC_INNER_PRODUCT,
+    Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
+}
+_SLICE_ROWS: Final = 2_000
+"""Rows added between two looks at `cancelled`, for each thread: a second or two of work.
+
+One thread loses nothing by slices. With more, each slice ends with threads waiting for the last one, and its few rows
+of the upper levels keep only some busy: see `_PARALLEL_SLICE`."""
+_PARALLEL_SLICE: Final = 4
+"""How many times longer the slices of a parallel build are."""
+_LIST_SLICE_ROWS: Final = 32_768
+_TRAINING_ROUNDS: Final = 10
+"""Of k-means, as many as faiss itself makes for inverted lists."""
+_TRAINING_ROWS_PER_LIST_MIN: Final = 39
+"""faiss warns below this many training rows for each list: its centroids would follow single rows."""
+_TRAINING_ROWS_PER_LIST_MAX: Final = 256
+_SEED: Final = 1234
+_REFINED: Final = 2
+"""How many times k candidates of a lossy engine are ranked by exact distance."""
+_LINK_COST: Final = 1.5
+"""Cost of following one link of a graph, in rows compared by exact search, which reads memory in order."""
+
+
+def build_faiss(
+    spec: IndexSpec, vectors: Matrix, *, threads: int, progress: Progress, cancelled: Cancelled
+) -> GraphIndex | ListsIndex:
+    """Return a new index of one row or more. Raises BuildCancelled."""
+    with _threads(threads):
+        if spec.is_graph:
+            return _build_graph(spec, vectors, threads, progress, cancelled)
+        return _build_lists(spec, vectors, progress, cancelled)
+
+
+def load_faiss(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex | ListsIndex:
+    """Return the index that was dumped. Raises IndexDamaged if the blob is not one of these vectors."""
+    with _threads(1):
+        try:
+            return _load_graph(spec, blob, vectors) if spec.is_graph else _load_lists(spec, blob, vectors)
+        except RuntimeError as error:  # what faiss raises for bytes that make no sense
+            raise IndexDamaged(str(error)) from error
+
+
+class GraphIndex:
+    """An HNSW graph over float32 rows (AUTOINDEX, HNSW) or 8-bit rows (HNSW_SQ)."""
+
+    def __init__(self, spec: IndexSpec, graph: Any, given: Matrix) -> None:
+        self._spec = spec
+        self._graph = graph
+        self._is_lossy = spec.index_type is IndexType.HNSW_SQ
+        self._vectors = given if self._is_lossy else _storage_view(graph)
+        self._squares = _squares(spec.metric, self._vectors)
+
+    @property
+    def spec(self) -> IndexSpec:
+        return self._spec
+
+    @property
+    def rows(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def dim(self) -> int:
+        return int(self._vectors.shape[1])
+
+    @property
+    def memory_bytes(self) -> int:
+        hnsw = self._graph.hnsw
+        codes = self.rows * self.dim * (1 if self._is_lossy else 4)
+        # links, level and first link of each row
+        return codes + int(hnsw.neighbors.byte_size()) + self.rows * 12 + _nbytes(self._squares)
+
+    def search(self, queries: Matrix, k: int, *, params: SearchParams, mask: Mask | None = None) -> Hits:
+        ef = params.ef_for(self._spec, k)
+        degree = 2 * self._spec.graph_degree
+
+        def find(some: Matrix, wanted: int, passing: Mask | None, share: float) -> Offsets:
+            # The walk stops after `ef` rows, of which only a share passes.
+            kept = min(self.rows, int(ef / share))
+            fetched = min(_REFINED * wanted, kept, int(share * self.rows)) if self._is_lossy else wanted
+            return _search(self._graph, some, max(wanted, fetched), passing, faiss.SearchParametersHNSW(efSearch=kept))
+
+        return complete(
+            self,
+            find,
+            queries,
+            k,
+            params=params,
+            mask=mask,
+            cost=lambda share: _LINK_COST * degree * ef / share,
+            squares=self._squares,
+        )
+
+    def vectors(self) -> Matrix:
+        return self._vectors
+
+    def dump(self) -> bytes:
+        parts = [_serialised(self._graph, faiss.IO_FLAG_SKIP_STORAGE)]
+        if self._is_lossy:
+            parts.append(_trained(faiss.downcast_index(self._graph.storage).sq))
+        return pack(_kind(self._spec), self._spec.metric, rows=self.rows, dim=self.dim, parts=parts)
+
+
+class ListsIndex:
+    """Inverted lists of float32 rows (IVF_FLAT) or 8-bit rows (IVF_SQ8)."""
+
+    def __init__(self, spec: IndexSpec, lists: Any, list_of_row: npt.NDArray[np.int32], given: Matrix) -> None:
+        self._spec = spec
+        self._lists = lists
+        self._list_of_row = list_of_row
+        self._is_lossy = spec.index_type is IndexType.IVF_SQ8
+        self._vectors = given
+        self._squares = _squares(spec.metric, given)
+
+    @property
+    def spec(self) -> IndexSpec:
+        return self._spec
+
+    @property
+    def rows(self) -> int:
+        return len(self._vectors)
+
+    @property
+    def dim(self) -> int:
+        return int(self._vectors.shape[1])
+
+    @property
+    def memory_bytes(self) -> int:
+        per_row = int(self._lists.code_size) + 8 + 4  # its code, its offset, its list
+        return self.rows * per_row + int(self._lists.nlist) * self.dim * 4 + _nbytes(self._squares)
+
+    def search(self, queries: Matrix, k: int, *, params: SearchParams, mask: Mask | None = None) -> Hits:
+        nlist = int(self._lists.nlist)
+        nprobe = params.nprobe_for(nlist)
+
+        def find(some: Matrix, wanted: int, passing: Mask | None, share: float) -> Offsets:
+            fetched = min(_REFINED * wanted, int(share * self.rows)) if self._is_lossy else wanted
+            return _search(self._lists, some, max(wanted, fetched), passing, faiss.SearchParametersIVF(nprobe=nprobe))
+
+        return complete(
+            self,
+            find,
+            queries,
+            k,
+            params=params,
+            mask=mask,
+            cost=lambda share: nlist + self.rows * nprobe / nlist,
+            squares=self._squares,
+        )
+
+    def vectors(self) -> Matrix:
+        return self._vectors
+
+    def dump(self) -> bytes:
+        parts = [_serialised(self._lists.quantizer), self._list_of_row.tobytes()]
+        if self._is_lossy:
+            parts.append(_trained(self._lists.sq))
+        return pack(_kind(self._spec), self._spec.metric, rows=self.rows, dim=self.dim, parts=parts)
+
+
+def _build_graph(
+    spec: IndexSpec, vectors: Matrix, threads: int, progress: Progress, cancelled: Cancelled
+) -> GraphIndex:
+    rows, dim = vectors.shape
+    degree, metric = spec.graph_degree, _METRICS[spec.metric]
+    if spec.index_type is IndexType.HNSW_SQ:
+        graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, degree, metric)
+        graph.train(vectors)
+    else:
+        graph = faiss.IndexHNSWFlat(dim, degree, metric)
+    # More candidates than rows there are none, and faiss allots room for as many as it is told.
+    graph.hnsw.efConstruction = min(int(spec.params["efConstruction"]), max(rows, degree))
+    _reserve(graph, rows)
+    step = _SLICE_ROWS if threads == 1 else _SLICE_ROWS * threads * _PARALLEL_SLICE
+    for start in _slices(rows, step, progress, cancelled):
+        graph.add(vectors[start : start + step])
+    return GraphIndex(spec, graph, vectors)
+
+
+def _load_graph(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex:
+    rows, dim = vectors.shape
+    is_lossy = spec.index_type is IndexType.HNSW_SQ
+    parts = unpack(blob, _kind(spec), spec.metric, rows=rows, dim=dim, parts=2 if is_lossy else 1)
+    graph = faiss.deserialize_index(np.frombuffer(parts[0], dtype=np.uint8))
+    if not isinstance(graph, faiss.IndexHNSWSQ if is_lossy else faiss.IndexHNSWFlat):
+        raise IndexDamaged(f"a {type(graph).__name__}")
+    _check_graph(graph, rows, dim, _METRICS[spec.metric])
+    if is_lossy:
+        storage = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, _METRICS[spec.metric])
+        _train(storage, storage.sq, parts[1])
+    else:
+        storage = faiss.IndexFlat(dim, _METRICS[spec.metric])
+    storage.add(vectors)
+    graph.storage = storage
+    graph.own_fields = True  # the graph frees it, so Python must not
+    storage.this.disown()
+    return GraphIndex(spec, graph, vectors)
+
+
+def _check_graph(graph: Any, rows: int, dim: int, metric: int) -> None:
+    hnsw = graph.hnsw
+    if (graph.ntotal, graph.d, graph.metric_type) != (rows, dim, metric):
+        raise IndexDamaged(f"a graph of {graph.ntotal} x {graph.d}, metric {graph.metric_type}")
+    links = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+    if hnsw.levels.size() != rows or not 0 <= hnsw.entry_point < rows or links.min() < -1 or links.max() >= rows:
+        raise IndexDamaged("a graph with links to nowhere")
+
+
+def _build_lists(spec: IndexSpec, vectors: Matrix, progress: Progress, cancelled: Cancelled) -> ListsIndex:
+    rows = len(vectors)
+    nlist = max(1, min(int(spec.params["nlist"]), rows // _TRAINING_ROWS_PER_LIST_MIN))
+    quantizer = _trained_quantizer(spec.metric, vectors, nlist, cancelled)
+    lists = _empty_lists(spec, quantizer, nlist)
+    lists.train(vectors)  # the quantizer is trained already; this fits the ranges of the 8-bit codes, if any
+    list_of_row = np.empty(rows, dtype=np.int32)
+    for start in _slices(rows, _LIST_SLICE_ROWS, progress, cancelled):
+        some = vectors[start : start + _LIST_SLICE_ROWS]
+        assigned = np.ascontiguousarray(quantizer.search(some, 1)[1].reshape(-1), dtype=np.int64)
+        _add(lists, some, start, assigned)
+        list_of_row[start : start + len(some)] = assigned
+    return ListsIndex(spec, lists, list_of_row, vectors)
+
+
+def _load_lists(spec: IndexSpec, blob: bytes, vectors: Matrix) -> ListsIndex:
+    rows, dim = vectors.shape
+    is_lossy = spec.index_type is IndexType.IVF_SQ8
+    parts = unpack(blob, _kind(spec), spec.metric, rows=rows, dim=dim, parts=3 if is_lossy else 2)
+    quantizer = faiss.deserialize_index(np.frombuffer(parts[0], dtype=np.uint8))
+    list_of_row = np.frombuffer(parts[1], dtype=np.int32)
+    nlist = int(quantizer.ntotal)
+    if quantizer.d != dim or len(list_of_row) != rows or list_of_row.min() < 0 or list_of_row.max() >= nlist:
+        raise IndexDamaged("rows in lists that do not exist")
+    lists = _empty_lists(spec, quantizer, nlist)
+    if is_lossy:
+        _train(lists, lists.sq, parts[2])
+    lists.is_trained = True
+    for start in range(0, rows, _LIST_SLICE_ROWS):
+        stop = start + _LIST_SLICE_ROWS
+        _add(lists, vectors[start:stop], start, list_of_row[start:stop].astype(np.int64))
+    return ListsIndex(spec, lists, list_of_row, vectors)
+
+
+def _trained_quantizer(metric: Metric, vectors: Matrix, nlist: int, cancelled: Cancelled) -> Any:
+    """Return the centroids of the lists, by k-means on a sample; round by round, so that it can be cancelled."""
+    rows, dim = vectors.shape
+    quantizer = faiss.IndexFlat(dim, _METRICS[metric])
+    parameters = faiss.ClusteringParameters()
+    parameters.niter = 1
+    parameters.seed = _SEED
+    parameters.spherical = metric.is_similarity  # centroids of unequal length would draw rows by their length
+    parameters.min_points_per_centroid = 1  # a lone list of few rows needs no warning on stderr
+    parameters.max_points_per_centroid = _TRAINING_ROWS_PER_LIST_MAX
+    clustering = faiss.Clustering(dim, nlist, parameters)
+    for _ in range(_TRAINING_ROUNDS):  # each goes on from the centroids of the one before
+        if cancelled():
+            raise BuildCancelled(0, rows)
+        clustering.train(vectors, quantizer)
+    return quantizer
+
+
+def _empty_lists(spec: IndexSpec, quantizer: Any, nlist: int) -> Any:
+    dim, metric = quantizer.d, _METRICS[spec.metric]
+    if spec.index_type is IndexType.IVF_SQ8:
+        lists = faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, faiss.ScalarQuantizer.QT_8bit, metric)
+    else:
+        lists = faiss.IndexIVFFlat(quantizer, dim, nlist, metric)
+    return lists
+
+
+def _add(lists: Any, some: Matrix, first: int, assigned: npt.NDArray[np.int64]) -> None:
+    offsets = np.arange(first, first + len(some), dtype=np.int64)
+    lists.add_core(len(some), *(faiss.swig_ptr(array) for array in (some, offsets, assigned)))
+
+
+def _search(index: Any, queries: Matrix, k: int, mask: Mask | None, parameters: Any) -> Offsets:
+    """Return (q, k) offsets found, -1 for none."""
+    if mask is not None:
+        bits = np.packbits(mask, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        parameters.sel = selector
+    with _threads(1):
+        offsets: Offsets = index.search(queries, k, params=parameters)[1]
+    return offsets
+
+
+def _slices(rows: int, step: int, progress: Progress, cancelled: Cancelled) -> Iterator[int]:
+    """Yield the first row of each slice, telling the progress after it and asking before it whether to go on."""
+    for start in range(0, rows, step):
+        if cancelled():
+            raise BuildCancelled(start, rows)
+        yield start
+        progress(min(1.0, (start + step) / rows))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _reserve(graph: Any, rows: int) -> None:
+    """Allot the storage at once: growing by doubling leaves up to half of it unused, and never gives that back."""
+    codes = faiss.downcast_index(graph.storage).codes
+    codes.resize(rows * int(graph.storage.sa_code_size()))
+    codes.resize(0)
+
+
+class _Borrowed:
+    """Memory of a faiss index as numpy may see it; the array made of this keeps the index alive."""
+
+    def __init__(self, owner: Any, address: int, shape: tuple[int, int]) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"data": (address, True), "shape": shape, "typestr": "<f4", "version": 3}
+
+
+def _storage_view(graph: Any) -> Matrix:
+    address = int(faiss.downcast_index(graph.storage).get_xb())
+    view: Matrix = np.asarray(_Borrowed(graph, address, (graph.ntotal, graph.d)))
+    return view
+
+
+def _serialised(index: Any, flags: int = 0) -> bytes:
+    plain: npt.NDArray[np.uint8] = faiss.serialize_index(index, flags)
+    return plain.tobytes()
+
+
+def _trained(quantizer: Any) -> bytes:
+    ranges: Matrix = faiss.vector_to_array(quantizer.trained)
+    return ranges.tobytes()
+
+
+def _train(index: Any, quantizer: Any, trained: memoryview) -> None:
+    ranges = np.frombuffer(trained, dtype=np.float32)
+    if len(ranges) != 2 * index.d:
+        raise IndexDamaged(f"{len(ranges)} ranges for {index.d} dimensions")
+    faiss.copy_array_to_vector(ranges, quantizer.trained)
+    index.is_trained = True
+
+
+def _squares(metric: Metric, vectors: Matrix) -> Distances | None:
+    return None if metric is Metric.COSINE else squared_lengths(vectors)
+
+
+def _nbytes(squares: Distances | None) -> int:
+    return 0 if squares is None else squares.nbytes
+
+
+def _kind(spec: IndexSpec) -> str:
+    return f"faiss {IndexType.HNSW if spec.index_type is IndexType.AUTOINDEX else spec.index_type}"
