@@ -216,7 +216,8 @@ def recover(disk: Disk, directory: str) -> tuple[Survey, RecoveryReport]:
     disk.sync_directory(directory)
     for file in survey.files:
         assert file.handle is not None
-        if file.handle.size() > file.length:
+        # Longer: a torn end. Shorter: the last record is whole but for the zeros that pad it.
+        if file.handle.size() != file.length:
             file.handle.truncate(file.length)
         # What a killed process wrote but did not sync is readable now and would be believed from here on.
         if file.end_lsn > survey.durable_lsn:
