@@ -35,12 +35,12 @@ class Control(StateMachine):
 
     def checkpoint(self) -> bytes:
         """Return the whole state; `restore` takes it back."""
-        return cbor2.dumps({**self._dump_machine(), "catalog": self.catalog.to_bytes()})
+        return cbor2.dumps({**self.dump_machine(), "catalog": self.catalog.to_bytes()})
 
     @classmethod
     def restore(cls, raw: bytes) -> Control:
         data = cbor2.loads(raw)
         control = cls(0)
-        control._load_machine(data)
+        control.load_machine(data)
         control.catalog = Catalog.from_bytes(data["catalog"])
         return control

@@ -82,7 +82,7 @@ class StateMachine:
         """Change the state and return the outcome, or raise a deterministic error having changed nothing."""
         raise NotImplementedError
 
-    def _dump_machine(self) -> dict[str, Any]:
+    def dump_machine(self) -> dict[str, Any]:
         """Return position, tick and outcomes as plain data for the checkpoint."""
         outcomes = [
             [producer, sequence, [one.code, one.message] if isinstance(one, Rejected) else dict(one)]
@@ -90,7 +90,7 @@ class StateMachine:
         ]
         return {"position": self.position, "tick": self.tick, "outcomes": outcomes}
 
-    def _load_machine(self, data: Mapping[str, Any]) -> None:
+    def load_machine(self, data: Mapping[str, Any]) -> None:
         self.position, self.tick = Position(data["position"]), Tick(data["tick"])
         for producer, sequence, one in data["outcomes"]:
             self._outcomes[producer, sequence] = Rejected(*one) if isinstance(one, list) else one

@@ -1,0 +1,298 @@
+"""A shard's checkpoint: what a replica needs to restart without the beginning of its log.
+
+    freeze      on the loop: an immutable picture of the shard at one position, and what of it is in no chunk yet
+    write       on a worker: the missing chunks, then ONE synced batch with the manifest and the removal of garbage
+    install     on the loop: the shard notes what is in chunks now; the journal may be cut up to the position
+    restore     on a worker, at start: manifest and chunks to a shard, to which the log's tail is then applied
+
+The commit point is the synced batch. A crash before it leaves the old manifest with all its chunks, because garbage
+is removed only together with a manifest that does not need it; chunks written before such a crash are orphans, which
+the next start removes. (Spec: recovery storage, "the checkpoint is written last and only moves forward".)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import cbor2
+
+from cluster.shard import CollectionState, Shard, ShardIndex, StoredSegment
+from index.spec import IndexSpec
+from storage.chunks import ChunkStore
+from storage.columns import Batch
+from storage.deletes import DeleteLog, Ticks
+from storage.errors import ChunkDamaged
+from storage.growing import GrowingSegment
+from storage.keys import manifest_key
+from storage.schema import CollectionSchema
+from storage.sealed import SealedSegment, prepare_from_files
+from storage.segment_files import BlobFiles, GetChunk, SegmentFiles, read_blob, read_segment, write_blob, write_segment
+from storage.types import CollectionId, FieldId, IndexId, PartitionId, Position, SegmentId, ShardId, Tick
+from storage.view import SegmentView
+
+VERSION: Final = 1
+_PUT_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True)
+class FrozenSegment:
+    """One segment at the checkpoint's position; `files` is None while its rows are not all in chunks of their own."""
+
+    view: SegmentView
+    sealed: bool
+    created_tick: Tick
+    created_ms: int
+    spills: tuple[SegmentFiles, ...]
+    files: SegmentFiles | None
+    indexes: Mapping[IndexId, BlobFiles]
+    saved_deletes: BlobFiles | None
+    """The delete log as it was last written; still right if it has as many bytes as now."""
+
+
+@dataclass(frozen=True)
+class FrozenCollection:
+    facts: Mapping[str, Any]
+    segments: Sequence[FrozenSegment]
+
+
+@dataclass(frozen=True)
+class FrozenShard:
+    shard_id: ShardId
+    position: Position
+    machine: Mapping[str, Any]
+    next_segment: int
+    collections: Sequence[FrozenCollection]
+    garbage: frozenset[bytes]
+
+
+@dataclass
+class Written:
+    """What `write` put into chunks."""
+
+    position: Position
+    garbage: frozenset[bytes]
+    spills: dict[SegmentId, SegmentFiles] = field(default_factory=dict)
+    deletes: dict[SegmentId, BlobFiles] = field(default_factory=dict)
+
+
+class _Sealable(Protocol):
+    """What growing and sealed segments have in common here."""
+
+    @property
+    def segment_id(self) -> SegmentId: ...
+    def view(self) -> SegmentView: ...
+
+
+def freeze(shard: Shard) -> FrozenShard:
+    """Return the shard as it is now, in time proportional to its segments."""
+    collections = []
+    for state in shard.collections.values():
+        segments = [
+            FrozenSegment(
+                one.view(), False, one.created_tick, one.created_ms, one.spilled_files, None, {},
+                shard.saved_deletes.get(one.segment_id),
+            )
+            for one in state.growing.values()
+        ]  # fmt: skip
+        for stored in state.stored.values():
+            one_sealed = stored.segment
+            saved = shard.saved_deletes.get(one_sealed.segment_id)
+            view = one_sealed.view()
+            segments.append(
+                FrozenSegment(view, True, Tick(0), 0, stored.spills, one_sealed.files, dict(stored.indexes), saved)
+            )
+        collections.append(FrozenCollection(_collection_facts(state), segments))
+    garbage = frozenset(digest for digest in shard.garbage if digest not in shard.digests)
+    return FrozenShard(shard.shard_id, shard.position, shard.dump_machine(), shard.next_segment, collections, garbage)
+
+
+def write(frozen: FrozenShard, store: ChunkStore) -> Written:
+    """Write the missing chunks and commit the manifest. Raises OSError (a full disk changes nothing)."""
+    written = Written(frozen.position, frozen.garbage)
+    collections = []
+    for collection in frozen.collections:
+        segments = [_write_segment(frozen.shard_id, one, written, store) for one in collection.segments]
+        collections.append({**collection.facts, "segments": segments})
+    manifest = {
+        "version": VERSION,
+        "machine": frozen.machine,
+        "next_segment": frozen.next_segment,
+        "collections": collections,
+    }
+    store.commit(
+        [(manifest_key(frozen.shard_id), cbor2.dumps(manifest))],
+        chunk_deletes=[(frozen.shard_id, digest) for digest in sorted(frozen.garbage)],
+    )
+    return written
+
+
+def install(shard: Shard, written: Written) -> None:
+    """Note on the loop what the checkpoint wrote. Segments that went away meanwhile leave their chunks as garbage."""
+    shard.garbage -= written.garbage
+    growing: dict[SegmentId, GrowingSegment] = {}
+    stored: dict[SegmentId, StoredSegment] = {}
+    for state in shard.collections.values():
+        growing.update((one.segment_id, one) for one in state.growing.values())
+        stored.update(state.stored)
+    for segment_id, files in written.spills.items():
+        shard.remember(files.digests)
+        if segment_id in growing:
+            growing[segment_id].spilled(files)
+        elif segment_id in stored and not stored[segment_id].is_flushed:
+            stored[segment_id].spills += (files,)
+        else:
+            shard.forget(files.digests)
+    for segment_id, blob in written.deletes.items():
+        shard.remember(blob.digests)
+        if segment_id in growing or segment_id in stored:
+            old = shard.saved_deletes.get(segment_id)
+            shard.saved_deletes[segment_id] = blob
+        else:
+            old = blob
+        if old is not None:
+            shard.forget(old.digests)
+
+
+def restore(shard_id: ShardId, store: ChunkStore) -> Shard:
+    """Return the shard as its last checkpoint has it, or an empty one. Raises ChunkDamaged."""
+
+    def get(digest: bytes) -> bytes:
+        return store.get(shard_id, digest)
+
+    shard = Shard(shard_id, get)
+    raw = store.read(manifest_key(shard_id))
+    if raw is None:
+        return shard
+    manifest = cbor2.loads(raw)
+    if manifest["version"] != VERSION:
+        raise ChunkDamaged(
+            f"the manifest of shard {shard_id} has version {manifest['version']}, this program {VERSION}"
+        )
+    shard.load_machine(manifest["machine"])
+    shard.next_segment = manifest["next_segment"]
+    for facts in manifest["collections"]:
+        state = CollectionState(
+            CollectionId(facts["collection_id"]),
+            CollectionSchema.from_dict(facts["schema"]),
+            {PartitionId(one) for one in facts["partitions"]},
+            facts["properties"],
+            {
+                IndexId(i): ShardIndex(IndexId(i), FieldId(f), IndexSpec.from_dict(spec))
+                for i, f, spec in facts["indexes"]
+            },
+            None if facts["loaded"] is None else frozenset(facts["loaded"]),
+        )
+        shard.collections[state.collection_id] = state
+        for one in facts["segments"]:
+            _restore_segment(shard, state, one, get)
+    return shard
+
+
+def referenced(manifest_raw: bytes) -> Iterable[tuple[str, bytes]]:
+    """Yield (what for, digest) for every chunk that a manifest needs: what an offline check verifies."""
+    for facts in cbor2.loads(manifest_raw)["collections"]:
+        for one in facts["segments"]:
+            where = f"collection {facts['collection_id']} segment {one['segment_id']}"
+            for data in [*one["spills"], *([one["files"]] if one["files"] else [])]:
+                for field_id, refs in data["fields"].items():
+                    yield from ((f"{where} field {field_id}", ref[0]) for ref in refs)
+            for index_id, blob in one["indexes"]:
+                yield from ((f"{where} index {index_id}", ref[0]) for ref in blob["chunks"])
+            if one["deletes"]:
+                yield from ((f"{where} deletes", ref[0]) for ref in one["deletes"]["chunks"])
+
+
+def rows_from(view: SegmentView, first: int) -> tuple[Batch, Ticks]:
+    """Return the rows of a segment in memory from offset `first` on."""
+    pieces = [part.batch.slice(max(first - part.start, 0), part.batch.rows) for part in view.parts]
+    return Batch.concat([piece for piece in pieces if piece.rows]), view.ticks[first:]
+
+
+def put_chunks(store: ChunkStore, shard_id: ShardId, chunks: Iterable[tuple[bytes, bytes]]) -> None:
+    """Write chunks, a few MiB at a time."""
+    group: list[tuple[bytes, bytes]] = []
+    size = 0
+    for digest, data in chunks:
+        group.append((digest, data))
+        size += len(data)
+        if size >= _PUT_BYTES:
+            store.put_many(shard_id, group)
+            group, size = [], 0
+    if group:
+        store.put_many(shard_id, group)
+
+
+def _collection_facts(state: CollectionState) -> dict[str, Any]:
+    return {
+        "collection_id": state.collection_id,
+        "schema": state.schema.to_dict(),
+        "partitions": sorted(state.partitions),
+        "properties": dict(state.properties),
+        "indexes": [[one.index_id, one.field_id, one.spec.to_dict()] for one in state.indexes.values()],
+        "loaded": None if state.loaded is None else sorted(state.loaded),
+    }
+
+
+def _write_segment(shard_id: ShardId, one: FrozenSegment, written: Written, store: ChunkStore) -> dict[str, Any]:
+    view = one.view
+    spills = list(one.spills)
+    spilled_rows = sum(files.rows for files in spills)
+    if one.files is None and view.rows > spilled_rows:
+        files, chunks = write_segment(*rows_from(view, spilled_rows))
+        put_chunks(store, shard_id, chunks)
+        written.spills[view.segment_id] = files
+        spills.append(files)
+    deletes = one.saved_deletes
+    if len(view.deletes):
+        data = view.deletes.to_bytes()
+        if deletes is None or deletes.bytes != len(data):  # a delete log only grows
+            deletes, chunks = write_blob(data)
+            put_chunks(store, shard_id, chunks)
+            written.deletes[view.segment_id] = deletes
+    return {
+        "segment_id": view.segment_id,
+        "partition_id": view.partition_id,
+        "rows": view.rows,
+        "sealed": one.sealed,
+        "created_tick": one.created_tick,
+        "created_ms": one.created_ms,
+        "spills": [files.to_dict() for files in spills],
+        "files": None if one.files is None else one.files.to_dict(),
+        "indexes": [[index_id, blob.to_dict()] for index_id, blob in one.indexes.items()],
+        "deletes": None if deletes is None else deletes.to_dict(),
+    }
+
+
+def _restore_segment(shard: Shard, state: CollectionState, facts: Mapping[str, Any], get: GetChunk) -> None:
+    segment_id, partition_id = SegmentId(facts["segment_id"]), PartitionId(facts["partition_id"])
+    spills = tuple(SegmentFiles.from_dict(one) for one in facts["spills"])
+    deletes_blob = None if facts["deletes"] is None else BlobFiles.from_dict(facts["deletes"])
+    deletes = None if deletes_blob is None else read_blob(deletes_blob, get)
+    if deletes_blob is not None:
+        shard.saved_deletes[segment_id] = deletes_blob
+        shard.remember(deletes_blob.digests)
+    if facts["files"] is None:
+        growing = GrowingSegment(
+            segment_id, partition_id, state.schema, Tick(facts["created_tick"]), facts["created_ms"]
+        )
+        for files in spills:
+            shard.remember(files.digests)
+            growing.restore(*read_segment(files, get), files)
+        if deletes is not None:
+            growing.restore_deletes(deletes)
+        if facts["sealed"]:
+            state.stored[segment_id] = StoredSegment(SealedSegment.from_growing(growing), spills)
+        else:
+            state.growing[partition_id] = growing
+        return
+    files = SegmentFiles.from_dict(facts["files"])
+    shard.remember(files.digests)
+    log = DeleteLog(files.rows) if deletes is None else DeleteLog.from_bytes(deletes, files.rows)
+    rows = prepare_from_files(files, get, state.schema, released=not state.is_loaded(partition_id))
+    segment = SealedSegment.from_rows(segment_id, partition_id, state.schema, rows, files=files, get=get, deletes=log)
+    indexes = {IndexId(index_id): BlobFiles.from_dict(blob) for index_id, blob in facts["indexes"]}
+    for blob in indexes.values():
+        shard.remember(blob.digests)
+    state.stored[segment_id] = StoredSegment(segment, (), indexes)

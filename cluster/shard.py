@@ -1,0 +1,412 @@
+"""One replica's copy of one shard: the rows of its collections, driven by the shard's log.
+
+A segment's life is in the log, so every replica takes each step at the same position:
+
+    Insert -> growing --Seal--> sealed --Flushed--> flushed --Indexed--> indexed --Compacted / drops--> gone
+
+Invariants
+  1. Equal prefixes of the log give equal rows, deletes and segments on every replica (indexes are built once and
+     shipped).
+  2. Every live row of a collection is in exactly one segment.
+  3. A row is visible at tick T exactly when inserted tick <= T < deleted tick.
+  4. `digests` counts, for every chunk, the segments that need it; a chunk that none needs is garbage once a
+     checkpoint without it is durable.
+
+What takes time (writing chunks, building indexes, merging rows) is done elsewhere on frozen views, and comes back
+as a message; its product is handed over in memory (`hand_over`) to the replica that made it, and read from chunks by
+the others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from cluster.ddl import TTL_PROPERTY, released
+from cluster.machine import StateMachine
+from cluster.message import (
+    AlterCollection,
+    Compacted,
+    CreateCollection,
+    CreateIndex,
+    CreatePartition,
+    Delete,
+    DropCollection,
+    DropIndex,
+    DropPartition,
+    Flushed,
+    Indexed,
+    Insert,
+    LoadCollection,
+    Message,
+    ReleaseCollection,
+    Seal,
+    TruncateCollection,
+)
+from index.protocol import VectorIndex
+from index.spec import IndexSpec
+from storage.columns import Batch, BatchDamaged
+from storage.errors import BadRow, CollectionNotFound, Conflict, PartitionNotFound
+from storage.growing import GrowingSegment
+from storage.key_lookup import Keys, batch_keys
+from storage.schema import CollectionSchema
+from storage.sealed import SealedRows, SealedSegment, prepare, prepare_from_files
+from storage.segment_files import BlobFiles, GetChunk, SegmentFiles
+from storage.types import CollectionId, FieldId, IndexId, PartitionId, SegmentId, ShardId, Tick, tick_from_ms, tick_ms
+from storage.view import SegmentView
+
+SEGMENT_BITS: Final = 40
+"""A segment id is shard << 40 | number: unique in the cluster, given without asking anybody."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A vector index that sealed segments of a collection are to have."""
+
+    index_id: IndexId
+    field_id: FieldId
+    spec: IndexSpec
+
+
+@dataclass
+class StoredSegment:
+    """A sealed segment and what of it is in chunks; its rows are in `segment.files` once it is flushed."""
+
+    segment: SealedSegment
+    spills: tuple[SegmentFiles, ...] = ()
+    """The first rows, as checkpoints wrote them before it was flushed."""
+    indexes: dict[IndexId, BlobFiles] = field(default_factory=dict)
+
+    @property
+    def is_flushed(self) -> bool:
+        return self.segment.files is not None
+
+
+@dataclass
+class CollectionState:
+    """A collection as this shard has it."""
+
+    collection_id: CollectionId
+    schema: CollectionSchema
+    partitions: set[PartitionId]
+    properties: Mapping[str, str]
+    indexes: dict[IndexId, ShardIndex] = field(default_factory=dict)
+    loaded: frozenset[PartitionId] | None = frozenset()
+    growing: dict[PartitionId, GrowingSegment] = field(default_factory=dict)
+    stored: dict[SegmentId, StoredSegment] = field(default_factory=dict)
+
+    @property
+    def ttl_ms(self) -> int:
+        """Milliseconds after which a row expires; 0 for never."""
+        return int(self.properties.get(TTL_PROPERTY, 0)) * 1000
+
+    def is_loaded(self, partition_id: PartitionId) -> bool:
+        return self.loaded is None or partition_id in self.loaded
+
+    def segments(self) -> Iterable[GrowingSegment | SealedSegment]:
+        yield from self.growing.values()
+        for one in self.stored.values():
+            yield one.segment
+
+    def expire_before(self, now: Tick) -> Tick:
+        """Return the tick before which rows have expired at `now`; 0 if they never do."""
+        return tick_from_ms(max(0, tick_ms(now) - self.ttl_ms)) if self.ttl_ms else Tick(0)
+
+
+class Shard(StateMachine):
+    """The state machine of a shard. `get_chunk` reads a chunk, blocking, where a product was not handed over."""
+
+    def __init__(self, shard_id: ShardId, get_chunk: GetChunk) -> None:
+        super().__init__()
+        self.shard_id = shard_id
+        self.collections: dict[CollectionId, CollectionState] = {}
+        self.digests: Counter[bytes] = Counter()
+        self.garbage: set[bytes] = set()
+        """Chunks that no segment needs any more, to be removed with the next checkpoint."""
+        self.saved_deletes: dict[SegmentId, BlobFiles] = {}
+        """Delete logs as the last checkpoint wrote them."""
+        self.next_segment = 1
+        self.get_chunk = get_chunk
+        self._handed_indexes: dict[tuple[SegmentId, IndexId], VectorIndex] = {}
+        self._handed_rows: dict[tuple[SegmentId, ...], SealedRows] = {}
+
+    # what readers and background work ask for
+
+    def collection(self, collection_id: CollectionId) -> CollectionState:
+        found = self.collections.get(collection_id)
+        if found is None:
+            raise CollectionNotFound("", f"id {collection_id}")
+        return found
+
+    def views(
+        self,
+        collection_id: CollectionId,
+        partitions: Sequence[PartitionId] | None = None,
+        *,
+        growing: bool = True,
+    ) -> list[SegmentView]:
+        """Return what a reader sees now, by segment id; of these partitions only if any are named."""
+        state = self.collections.get(collection_id)
+        if state is None:
+            return []
+        found = [one.segment.view() for one in state.stored.values()]
+        if growing:
+            found += [one.view() for one in state.growing.values()]
+        wanted = None if partitions is None else set(partitions)
+        found = [one for one in found if wanted is None or one.partition_id in wanted]
+        return sorted(found, key=lambda one: one.segment_id)
+
+    def hand_over_index(self, segment_id: SegmentId, index_id: IndexId, index: VectorIndex) -> None:
+        """Keep an index that was built here until its `Indexed` is applied."""
+        self._handed_indexes[segment_id, index_id] = index
+
+    def hand_over_rows(self, inputs: Sequence[SegmentId], rows: SealedRows) -> None:
+        """Keep rows that were prepared here until the `Flushed` or `Compacted` of these segments is applied."""
+        self._handed_rows[tuple(inputs)] = rows
+
+    def take_back(self, inputs: Sequence[SegmentId]) -> None:
+        """Forget rows that were handed over: their message was not proposed after all."""
+        self._handed_rows.pop(tuple(inputs), None)
+
+    # applying
+
+    def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
+        match message:
+            case Insert():
+                return self._insert(message, body, tick)
+            case Delete(collection_id, keys, partitions):
+                wanted = np.frombuffer(keys, "<i8") if isinstance(keys, bytes) else list(keys)
+                return {"rows": self._delete(self.collection(collection_id), wanted, tick, partitions)}
+            case Seal(collection_id, segments):
+                return self._seal(collection_id, segments)
+            case Flushed(collection_id, segment_id, files):
+                return self._flushed(collection_id, segment_id, files)
+            case Indexed():
+                return self._indexed(message)
+            case Compacted():
+                return self._compacted(message)
+            case CreateCollection(collection_id, schema, partition_ids, properties):
+                if collection_id not in self.collections:
+                    self.collections[collection_id] = CollectionState(
+                        collection_id, CollectionSchema.from_dict(schema), set(partition_ids), dict(properties)
+                    )
+            case DropCollection(collection_id):
+                state = self.collections.pop(collection_id, None)
+                if state is not None:
+                    self._drop_rows(state)
+            case TruncateCollection(collection_id):
+                self._drop_rows(self.collection(collection_id))
+            case AlterCollection(collection_id, properties):
+                self.collection(collection_id).properties = dict(properties)
+            case CreatePartition(collection_id, partition_id):
+                self.collection(collection_id).partitions.add(partition_id)
+            case DropPartition(collection_id, partition_id):
+                state = self.collection(collection_id)
+                state.partitions.discard(partition_id)
+                self._drop_rows(state, partition_id)
+            case CreateIndex(collection_id, index_id, field_id, spec):
+                one = ShardIndex(index_id, field_id, IndexSpec.from_dict(spec))
+                self.collection(collection_id).indexes[index_id] = one
+            case DropIndex(collection_id, index_id):
+                self._drop_index(self.collection(collection_id), index_id)
+            case LoadCollection(collection_id, wanted_partitions):
+                state = self.collection(collection_id)
+                if wanted_partitions is None or state.loaded is None:
+                    state.loaded = None
+                else:
+                    state.loaded = state.loaded.union(wanted_partitions)
+            case ReleaseCollection(collection_id, unwanted):
+                self._release(self.collection(collection_id), unwanted)
+            case _:
+                raise BadRow(f"a shard does not know the message {message.kind}")
+        return {}
+
+    def _insert(self, message: Insert, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
+        state = self.collection(message.collection_id)
+        if message.partition_id not in state.partitions:
+            raise PartitionNotFound(f"id {message.partition_id}")
+        try:
+            batch = Batch.from_bytes(body)
+        except BatchDamaged as error:
+            raise BadRow(str(error)) from error
+        keys = batch_keys(batch, state.schema.primary.id)
+        if message.expected is not None:
+            self._check_expected(state, keys, message.expected, tick)
+        deleted = 0
+        if message.replace:
+            deleted = self._delete(state, _keys(message.delete_keys, keys), tick, None)
+        growing = state.growing.get(message.partition_id)
+        if growing is None:
+            growing = GrowingSegment(self._fresh_segment(), message.partition_id, state.schema, tick)
+            state.growing[message.partition_id] = growing
+        growing.append(batch, tick)
+        return {"rows": batch.rows, "deleted": deleted}
+
+    def _check_expected(self, state: CollectionState, keys: Keys, expected: Sequence[int], tick: Tick) -> None:
+        views = [one.view() for one in state.segments()]
+        for i, key in enumerate(keys):
+            one: Keys = np.array([key], np.int64) if isinstance(keys, np.ndarray) else [str(key)]
+            ticks = [t for view in views for t in view.ticks[view.find(one, tick)].tolist()]
+            if max(ticks, default=0) != expected[i]:
+                raise Conflict(f"row {key} was changed meanwhile; read it again and repeat")
+
+    @staticmethod
+    def _delete(state: CollectionState, keys: Keys, tick: Tick, partitions: Sequence[PartitionId] | None) -> int:
+        return sum(
+            one.delete(keys, tick) for one in state.segments() if partitions is None or one.partition_id in partitions
+        )
+
+    def _fresh_segment(self) -> SegmentId:
+        number = self.next_segment
+        self.next_segment += 1
+        return SegmentId((self.shard_id << SEGMENT_BITS) | number)
+
+    def _seal(self, collection_id: CollectionId, segments: Sequence[SegmentId] | None) -> Mapping[str, Any]:
+        state = self.collection(collection_id)
+        chosen = [one for one in state.growing.values() if segments is None or one.segment_id in segments]
+        for one in chosen:
+            del state.growing[one.partition_id]
+            state.stored[one.segment_id] = StoredSegment(SealedSegment.from_growing(one), one.spilled_files)
+        return {"segments": [one.segment_id for one in chosen]}
+
+    def _flushed(self, collection_id: CollectionId, segment_id: SegmentId, data: Any) -> Mapping[str, Any]:
+        rows = self._handed_rows.pop((segment_id,), None)
+        stored = self._stored(collection_id, segment_id)
+        if stored is None or stored.is_flushed:
+            return {}
+        segment = stored.segment
+        if rows is None:
+            view = segment.view()
+            rows = prepare(Batch.concat([part.batch for part in view.parts]), view.ticks, segment.schema)
+        files = SegmentFiles.from_dict(data)
+        self.digests.update(files.digests)
+        segment.flushed(rows, files, self.get_chunk)
+        for spill in stored.spills:
+            self.forget(spill.digests)
+        stored.spills = ()
+        if not self.collections[collection_id].is_loaded(segment.partition_id):
+            segment.release()
+        return {}
+
+    def _indexed(self, message: Indexed) -> Mapping[str, Any]:
+        built = self._handed_indexes.pop((message.segment_id, message.index_id), None)
+        stored = self._stored(message.collection_id, message.segment_id)
+        wanted = stored and self.collections[message.collection_id].indexes.get(message.index_id)
+        if not stored or not wanted or message.index_id in stored.indexes:
+            return {}
+        files = BlobFiles.from_dict(message.files)
+        stored.indexes[message.index_id] = files
+        self.digests.update(files.digests)
+        if built is not None and not stored.segment.released:
+            stored.segment.install_index(wanted.field_id, built)
+        return {}
+
+    def _compacted(self, message: Compacted) -> Mapping[str, Any]:
+        rows = self._handed_rows.pop(tuple(message.inputs), None)
+        state = self.collections.get(message.collection_id)
+        if state is None or any(one not in state.stored for one in message.inputs):
+            return {}  # dropped or truncated meanwhile
+        inputs = [state.stored[one] for one in message.inputs]
+        partition_id = inputs[0].segment.partition_id
+        files = SegmentFiles.from_dict(message.files)
+        self.digests.update(files.digests)
+        for one in inputs:
+            self._forget_segment(one)
+            del state.stored[one.segment.segment_id]
+        if files.rows == 0:
+            return {}
+        loaded = state.is_loaded(partition_id)
+        if rows is None:
+            rows = prepare_from_files(files, self.get_chunk, state.schema, released=not loaded)
+        output = SealedSegment.from_rows(
+            self._fresh_segment(), partition_id, state.schema, rows, files=files, get=self.get_chunk
+        )
+        self._delete_again(state, output, inputs, message.as_of)
+        if not loaded and not output.released:
+            output.release()
+        state.stored[output.segment_id] = StoredSegment(output)
+        return {"segment": output.segment_id}
+
+    @staticmethod
+    def _delete_again(
+        state: CollectionState, output: SealedSegment, inputs: Sequence[StoredSegment], as_of: Tick
+    ) -> None:
+        """Apply the deletes that reached the inputs after the merge had looked at them."""
+        later: dict[int, list[Keys]] = {}
+        for one in inputs:
+            view = one.segment.view()
+            missed = view.deletes.after(as_of)
+            for tick in np.unique(missed.ticks).tolist():
+                column = view.fetch(missed.offsets[missed.ticks == tick], [state.schema.primary.id])
+                later.setdefault(tick, []).append(batch_keys(column, state.schema.primary.id))
+        for tick in sorted(later):
+            for keys in later[tick]:
+                output.delete(keys, Tick(tick))
+
+    def _release(self, state: CollectionState, unwanted: Sequence[PartitionId] | None) -> None:
+        state.loaded = released(state.loaded, state.partitions, unwanted)
+        for one in state.stored.values():
+            if one.is_flushed and not state.is_loaded(one.segment.partition_id):
+                one.segment.release()
+
+    def _drop_index(self, state: CollectionState, index_id: IndexId) -> None:
+        dropped = state.indexes.pop(index_id, None)
+        for one in state.stored.values():
+            files = one.indexes.pop(index_id, None)
+            if files is not None:
+                self.forget(files.digests)
+            if dropped is not None:
+                one.segment.drop_index(dropped.field_id)
+
+    def _drop_rows(self, state: CollectionState, partition_id: PartitionId | None = None) -> None:
+        for growing in list(state.growing.values()):
+            if partition_id in (None, growing.partition_id):
+                self._forget_rows(growing.segment_id, growing.spilled_files)
+                del state.growing[growing.partition_id]
+        for segment_id, one in list(state.stored.items()):
+            if partition_id in (None, one.segment.partition_id):
+                self._forget_segment(one)
+                del state.stored[segment_id]
+
+    def _stored(self, collection_id: CollectionId, segment_id: SegmentId) -> StoredSegment | None:
+        state = self.collections.get(collection_id)
+        return None if state is None else state.stored.get(segment_id)
+
+    # chunks
+
+    def remember(self, digests: Iterable[bytes]) -> None:
+        """Count one more need of each of these chunks."""
+        self.digests.update(digests)
+
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """Count one need less of each; one that is needed no more is garbage."""
+        for digest in digests:
+            self.digests[digest] -= 1
+            if self.digests[digest] <= 0:
+                del self.digests[digest]
+                self.garbage.add(digest)
+
+    def _forget_segment(self, one: StoredSegment) -> None:
+        self._forget_rows(one.segment.segment_id, one.spills)
+        if one.segment.files is not None:
+            self.forget(one.segment.files.digests)
+        for files in one.indexes.values():
+            self.forget(files.digests)
+
+    def _forget_rows(self, segment_id: SegmentId, spills: Iterable[SegmentFiles]) -> None:
+        for spill in spills:
+            self.forget(spill.digests)
+        saved = self.saved_deletes.pop(segment_id, None)
+        if saved is not None:
+            self.forget(saved.digests)
+
+
+def _keys(chosen: Sequence[int | str] | None, own: Keys) -> Keys:
+    """Return the keys that an upsert deletes."""
+    if chosen is None:
+        return own
+    return np.array(chosen, np.int64) if isinstance(own, np.ndarray) else [str(one) for one in chosen]
