@@ -50,6 +50,10 @@ class Deletes:
         first = self.count_at(tick)
         return Deletes(self.offsets[first:], self.ticks[first:])
 
+    def to_bytes(self) -> bytes:
+        """Return the log for a checkpoint; equal logs give equal bytes."""
+        return _HEAD.pack(_MAGIC, 0, len(self)) + self.offsets.astype("<i8").tobytes() + self.ticks.tobytes()
+
 
 NO_DELETES: Final = Deletes(np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -108,11 +112,6 @@ class DeleteLog:
     def view(self) -> Deletes:
         """Return the deletes so far; later ones do not show in it."""
         return Deletes(self._offsets[: self._count], self._ticks[: self._count])
-
-    def to_bytes(self) -> bytes:
-        """Return the log for a checkpoint; equal logs give equal bytes."""
-        view = self.view()
-        return _HEAD.pack(_MAGIC, 0, len(view)) + view.offsets.astype("<i8").tobytes() + view.ticks.tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview, rows: int) -> DeleteLog:
