@@ -1,0 +1,237 @@
+"""python3 tools/bootstrap.py: from a clean clone to a running node, with nothing but Python and its standard library.
+
+Makes the project's own environment in .venv, then runs what was asked in it. This file and the two of ours that it
+imports are readable by any Python 3.7+.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Sequence  # noqa: UP035
+
+if not __package__:  # run as a script: its own directory is in front of the path, the project's root belongs there
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from tools.environment import PROJECT, Failure, make_environment, say, tail  # noqa: E402
+from tools.nodes import (  # noqa: E402
+    STOP_S_MAX,
+    free_port,
+    read,
+    read_nodes,
+    require_free,
+    show,
+    start_node,
+    state_of,
+    stop_node,
+    wait_ready,
+)
+
+CHECKS = (("tools.check", "--all"),)
+"""Modules that `test` runs, in order; all must pass."""
+
+
+def command_test(chosen: argparse.Namespace) -> int:
+    python = make_environment("dev")
+    failed = []
+    for module, *arguments in CHECKS:
+        if subprocess.run([str(python), "-m", module, *arguments], cwd=str(PROJECT)).returncode != 0:
+            failed.append(module)
+    say("all checks passed" if not failed else f"FAILED: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def command_demo(chosen: argparse.Namespace) -> int:
+    directory = Path(chosen.dir).resolve()
+    address = f"127.0.0.1:{chosen.port or free_port()}"
+    for old in read_nodes(directory):
+        if old.is_alive():
+            raise Failure(f"a demo runs already on {old.client_address} (pid {old.pid}). Use it, or stop it first.")
+    require_free(address)
+    python = make_environment("")
+    node, process = start_node(python, directory, name="demo", address=address)
+    try:
+        wait_ready(node, directory, process)
+        body_file = directory / "demo-search.json"
+        shown = _shortest(body_file)
+        demo = [str(python), "-m", "tools.demo", "--address", address, "--body-file", shown]
+        if subprocess.run(demo, env={**os.environ, "PYTHONPATH": str(PROJECT)}).returncode != 0:
+            raise Failure(f"the demo failed; the node's log is {directory / 'demo.log'}")
+        if chosen.once:
+            return 0
+        print(
+            f"\nData: {_shortest(directory)}. Log: {_shortest(directory / 'demo.log')}. Ctrl-C stops the node.",
+            flush=True,
+        )
+        status = process.wait()
+        raise Failure(
+            f"the node stopped by itself (status {status}). The end of its log:\n{tail(read(directory / 'demo.log'))}"
+        )
+    except KeyboardInterrupt:
+        print("\nstopping", file=sys.stderr)
+        return 0
+    finally:
+        if not stop_node(node, directory, process):
+            say(f"the node did not stop within {STOP_S_MAX:.0f} s and was killed")
+
+
+def command_up(chosen: argparse.Namespace) -> int:
+    if chosen.nodes != 1:
+        raise Failure("clusters of several nodes are not available in this version; use --nodes 1")
+    python = make_environment("")
+    directory = Path(chosen.dir).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    running = {node.name: node for node in read_nodes(directory) if node.is_alive()}
+    nodes = []
+    for number in range(chosen.nodes):
+        name, address = f"n{number + 1}", f"127.0.0.1:{chosen.base_port + number}"
+        process = None
+        if name in running:
+            node = running[name]
+            if node.client_address != address:
+                raise Failure(f"{name} of {directory} runs on {node.client_address} already; stop it first (down)")
+        else:
+            node, process = start_node(python, directory, name=name, address=address)
+        try:
+            wait_ready(node, directory, process)
+        except (Failure, KeyboardInterrupt):
+            if process is not None:
+                stop_node(node, directory, process)
+            raise
+        nodes.append(node)
+    show(nodes, as_json=chosen.json)
+    return 0
+
+
+def command_down(chosen: argparse.Namespace) -> int:
+    directory = Path(chosen.dir).resolve()
+    nodes = read_nodes(directory)
+    if not nodes:
+        say(f"no nodes in {directory}")
+    for node in nodes:
+        was_alive = node.is_alive()
+        gentle = stop_node(node, directory)
+        say(f"{node.name} {'stopped' if was_alive and gentle else 'killed' if was_alive else 'was not running'}")
+    return 0
+
+
+def command_status(chosen: argparse.Namespace) -> int:
+    """Exit 0 if every node is ready, else 1."""
+    directory = Path(chosen.dir).resolve()
+    nodes = read_nodes(directory)
+    if not nodes:
+        say(f"no nodes in {directory}")
+    show(nodes, as_json=chosen.json, states={node.name: state_of(node) for node in nodes})
+    return 0 if nodes and all(state_of(node) == "ready" for node in nodes) else 1
+
+
+def _shortest(path: Path) -> str:
+    """Return the path as seen from here, if that is shorter."""
+    relative = os.path.relpath(str(path))
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bootstrap.py",
+        description="Makes the project's environment (.venv, once) and runs Annulus in it. Needs only Python.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.required = True
+
+    demo = commands.add_parser(
+        "demo",
+        help="start a node, load a sample, search it, keep serving",
+        description="Start a node, load 3,000 WordNet rows, search them by example, and keep serving until Ctrl-C.",
+    )
+    demo.add_argument("--port", type=port, default=19530, help="port for clients (default 19530; 0: any free one)")
+    demo.add_argument("--dir", default="annulus-data/demo", help="where the node keeps its data (default %(default)s)")
+    demo.add_argument("--once", action="store_true", help="stop the node after the answers instead of serving on")
+
+    commands.add_parser(
+        "test",
+        help="run what CI runs",
+        description="Run what CI runs: format, lint, types, tests. Exit status 0 means that all passed.",
+    )
+
+    up = commands.add_parser(
+        "up",
+        help="start nodes on this machine, in the background",
+        description="Start nodes in the background and return when all are ready. Nodes that run already are kept.",
+    )
+    up.add_argument("--nodes", type=count, default=1, metavar="N", help="how many (default 1)")
+    up.add_argument(
+        "--base-port",
+        type=port_of_a_node,
+        default=19530,
+        metavar="P",
+        help="the first node serves clients on P, the second on P+1, ... (default 19530)",
+    )
+    up.set_defaults(wants_directory=True)
+
+    down = commands.add_parser(
+        "down", help="stop the nodes of a directory", description="Stop the nodes that `up` started in a directory."
+    )
+    status = commands.add_parser(
+        "status",
+        help="show the nodes of a directory",
+        description="Show the nodes that `up` started in a directory. Exit status 0 means that all are ready.",
+    )
+    for each in (up, down, status):
+        each.add_argument(
+            "--dir",
+            default="annulus-data/nodes",
+            metavar="DIR",
+            help="data, logs and pid files of the nodes (default %(default)s)",
+        )
+    for each in (up, status):
+        each.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    return parser.parse_args(arguments)
+
+
+def port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
+
+
+def port_of_a_node(text: str) -> int:
+    if port(text) == 0:
+        raise argparse.ArgumentTypeError("0 is not a port a node can be found on")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes")
+    return int(text)
+
+
+COMMANDS = {
+    "demo": command_demo,
+    "test": command_test,
+    "up": command_up,
+    "down": command_down,
+    "status": command_status,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a demo told to stop stops its node too
+    try:
+        return COMMANDS[chosen.command](chosen)
+    except Failure as failure:
+        say(f"bootstrap: {failure}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
