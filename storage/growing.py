@@ -32,7 +32,7 @@ class GrowingSegment:
     Invariants
       1. Rows, ticks and deletes only ever get more; a view is a prefix of all three.
       2. Parts follow one another without gaps from offset 0 and are never empty.
-      3. Rows [0, spilled_rows) are in `spills`.
+      3. Rows [0, spilled_rows) are in `spilled_files`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class GrowingSegment:
         self.nbytes = 0
         self.deletes = DeleteLog()
         self.keys = KeyDict()
-        self.spills: tuple[SegmentFiles, ...] = ()
+        self.spilled_files: tuple[SegmentFiles, ...] = ()
         self._parts: list[Part] = []
         self._ticks = np.empty(64, np.int64)
         self._view: SegmentView | None = None
@@ -73,7 +73,7 @@ class GrowingSegment:
 
     @property
     def spilled_rows(self) -> int:
-        return sum(files.rows for files in self.spills)
+        return sum(files.rows for files in self.spilled_files)
 
     def append(self, batch: Batch, tick: Tick) -> None:
         """Add the rows, all inserted at the tick. Cost: their keys, and the copying described above."""
@@ -130,7 +130,7 @@ class GrowingSegment:
     def spilled(self, files: SegmentFiles) -> None:
         """Note that the rows after those spilled before are in these files."""
         assert self.spilled_rows + files.rows <= self.rows, "more rows spilled than there are"
-        self.spills = (*self.spills, files)
+        self.spilled_files = (*self.spilled_files, files)
 
     def restore(self, batch: Batch, ticks: Ticks, files: SegmentFiles | None = None) -> None:
         """Add rows read back from files after a restart, before anything else is appended."""

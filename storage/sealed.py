@@ -166,10 +166,6 @@ class SealedSegment:
         return self.rows - len(self.deletes)
 
     @property
-    def is_loaded(self) -> bool:
-        return not self.released
-
-    @property
     def nbytes(self) -> int:
         """Bytes of rows and indexes in memory."""
         held = sum(part.batch.nbytes for part in self._parts) + self._ticks.nbytes + self._keys.nbytes
@@ -205,16 +201,12 @@ class SealedSegment:
 
     # steps of its life
 
-    def attach_files(self, files: SegmentFiles, get: GetChunk | None = None, rows: SealedRows | None = None) -> None:
-        """Note the chunks that hold the rows now: the segment is flushed.
-
-        get   reads them; without it nothing can be fetched once it is not in memory
-        rows  the same rows prepared, to take the place of the growing parts
-        """
-        assert files.rows == self.rows, "flushing moves rows, it does not change them"
-        self.files, self._get = files, get or self._get
+    def flushed(self, rows: SealedRows, files: SegmentFiles, get: GetChunk) -> None:
+        """Take the prepared rows in place of the growing parts; they are in these chunks now."""
+        assert len(rows.ticks) == self.rows == files.rows, "flushing moves rows, it does not change them"
+        self.files, self._get = files, get
         self._view = None
-        if rows is not None and not self.released:
+        if not self.released:
             self._take_rows(rows)
 
     def install_index(self, field_id: FieldId, index: VectorIndex) -> None:
@@ -228,7 +220,7 @@ class SealedSegment:
             self._drop_columns([field_id])
         self._view = None
 
-    def remove_index(self, field_id: FieldId, column: VectorColumn | None = None) -> None:
+    def drop_index(self, field_id: FieldId, column: VectorColumn | None = None) -> None:
         """Search this field exactly from now on.
 
         column  the vectors, read back by a worker with `read_original`; needed unless the index holds them

@@ -61,8 +61,9 @@ class SegmentFiles:
     def nbytes(self) -> int:
         return sum(ref.bytes for refs in self.fields.values() for ref in refs)
 
+    @property
     def digests(self) -> list[bytes]:
-        """Return every chunk, in the order of fields and rows; one that is used twice appears twice."""
+        """Every chunk, in the order of fields and rows; one that is used twice appears twice."""
         return [ref.digest for refs in self.fields.values() for ref in refs]
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,8 +84,8 @@ class BlobFiles:
     nbytes: int
     chunks: tuple[ChunkRef, ...]
 
+    @property
     def digests(self) -> list[bytes]:
-        """Return every chunk in order."""
         return [ref.digest for ref in self.chunks]
 
     def to_dict(self) -> dict[str, Any]:
