@@ -17,8 +17,8 @@ from typing import Sequence  # noqa: UP035
 if not __package__:  # run as a script: its own directory is in front of the path, the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tools.environment import PROJECT, Failure, make_environment, say, tail  # noqa: E402
-from tools.nodes import (  # noqa: E402
+from tools.environment import PROJECT, Failure, make_environment, say, tail
+from tools.nodes import (
     STOP_S_MAX,
     free_port,
     read,
