@@ -32,7 +32,7 @@ class PatternInvalid(ValueError):
 class StringArray:
     """An immutable array of str. Make one with `from_strings` or `from_buffers`."""
 
-    __slots__ = ("_array",)
+    __slots__ = ("__weakref__", "_array")  # caches hold arrays weakly
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -92,8 +92,9 @@ class StringArray:
         right = other._array if isinstance(other, StringArray) else pa.scalar(other, pa.large_string())
         return _mask(pc.call_function(_COMPARE[op], [self._array, right]))
 
-    def is_in(self, values: Iterable[str]) -> Mask:
-        return _mask(pc.is_in(self._array, value_set=pa.array(list(values), type=pa.large_string())))
+    def is_in(self, values: Iterable[str] | StringArray) -> Mask:
+        members = values if isinstance(values, StringArray) else StringArray.from_strings(list(values))
+        return _mask(pc.is_in(self._array, value_set=members._array))
 
     def starts_with(self, prefix: str) -> Mask:
         return _mask(pc.starts_with(self._array, prefix))
