@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import cbor2
 
@@ -25,7 +25,7 @@ from storage.columns import Batch
 from storage.deletes import DeleteLog, Ticks
 from storage.errors import ChunkDamaged
 from storage.growing import GrowingSegment
-from storage.keys import manifest_key
+from storage.keys import record_key
 from storage.schema import CollectionSchema
 from storage.sealed import SealedSegment, prepare_from_files
 from storage.segment_files import BlobFiles, GetChunk, SegmentFiles, read_blob, read_segment, write_blob, write_segment
@@ -33,7 +33,6 @@ from storage.types import CollectionId, FieldId, IndexId, PartitionId, Position,
 from storage.view import SegmentView
 
 VERSION: Final = 1
-_PUT_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,9 @@ class Written:
     deletes: dict[SegmentId, BlobFiles] = field(default_factory=dict)
 
 
-class _Sealable(Protocol):
-    """What growing and sealed segments have in common here."""
-
-    @property
-    def segment_id(self) -> SegmentId: ...
-    def view(self) -> SegmentView: ...
+def manifest_key(shard_id: ShardId) -> bytes:
+    """Return the key of a shard's manifest."""
+    return record_key("manifest", shard_id)
 
 
 def freeze(shard: Shard) -> FrozenShard:
@@ -210,20 +206,6 @@ def rows_from(view: SegmentView, first: int) -> tuple[Batch, Ticks]:
     return Batch.concat([piece for piece in pieces if piece.rows]), view.ticks[first:]
 
 
-def put_chunks(store: ChunkStore, shard_id: ShardId, chunks: Iterable[tuple[bytes, bytes]]) -> None:
-    """Write chunks, a few MiB at a time."""
-    group: list[tuple[bytes, bytes]] = []
-    size = 0
-    for digest, data in chunks:
-        group.append((digest, data))
-        size += len(data)
-        if size >= _PUT_BYTES:
-            store.put_many(shard_id, group)
-            group, size = [], 0
-    if group:
-        store.put_many(shard_id, group)
-
-
 def _collection_facts(state: CollectionState) -> dict[str, Any]:
     return {
         "collection_id": state.collection_id,
@@ -241,15 +223,15 @@ def _write_segment(shard_id: ShardId, one: FrozenSegment, written: Written, stor
     spilled_rows = sum(files.rows for files in spills)
     if one.files is None and view.rows > spilled_rows:
         files, chunks = write_segment(*rows_from(view, spilled_rows))
-        put_chunks(store, shard_id, chunks)
+        store.put_many(shard_id, chunks)
         written.spills[view.segment_id] = files
         spills.append(files)
     deletes = one.saved_deletes
     if len(view.deletes):
         data = view.deletes.to_bytes()
-        if deletes is None or deletes.bytes != len(data):  # a delete log only grows
+        if deletes is None or deletes.nbytes != len(data):  # a delete log only grows
             deletes, chunks = write_blob(data)
-            put_chunks(store, shard_id, chunks)
+            store.put_many(shard_id, chunks)
             written.deletes[view.segment_id] = deletes
     return {
         "segment_id": view.segment_id,

@@ -53,10 +53,10 @@ class JournalWriter:
 
     async def close(self) -> None:
         """Return when what was appended is written, or cannot be because the disk is full."""
-        while self._running is not None and not self._full:
-            await asyncio.sleep(0.001)
-        if self._running is not None:
-            self._running.cancel()
+        while (running := self._running) is not None:
+            if self._full:
+                running.cancel()
+            await asyncio.wait({running})
 
     async def _drain(self) -> None:
         try:
