@@ -175,9 +175,9 @@ class RaftGroup:
         self._leading_term: int | None = None
         self._in_flight_bytes = 0
         self._due = True
-        self._adapter = _LogAdapter(log, committed=self._delivered)
+        adapter = _LogAdapter(log, committed=self._delivered)
         _WORLD.enter(*self._world)
-        self._core = _Core(_Node(me), _conf(self.config, self._adapter), _NoPeers(None, None, None))
+        self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), _NoPeers(None, None, None))
 
     # ---- what callers see
 
@@ -218,8 +218,7 @@ class RaftGroup:
         if self._in_flight_bytes and self._in_flight_bytes + len(payload) > self.config.in_flight_bytes_max:
             raise Overloaded(f"group {self.group_id} has {self._in_flight_bytes} bytes under way; try again shortly")
         self._in_flight_bytes += len(payload)
-        self._adapter.queued += 1
-        self._core._applyCommand(_Proposal(payload), None)
+        self._core.proposals.append(payload)
         self._due = True
 
     def tick(self, max_bytes: int = SLICE_BYTES) -> list[RaftEvent]:
@@ -229,7 +228,7 @@ class RaftGroup:
         """
         _WORLD.enter(*self._world)
         self._core.doTick(0.0)
-        self._due = self._adapter.queued > 0
+        self._due = False
         events: list[RaftEvent] = []
         if self._leading_term is not None and self._leading_term != self._led_term():
             events.append(LostLeadership(self._leading_term))
@@ -280,15 +279,6 @@ class RaftGroup:
 # ---- what PySyncObj sees
 
 
-class _Proposal:
-    """The caller's bytes on their way through PySyncObj's queue; told from its own no-op by type, not by a prefix."""
-
-    __slots__ = ("payload",)
-
-    def __init__(self, payload: bytes) -> None:
-        self.payload = payload
-
-
 class _Stored:
     """An entry's command as PySyncObj sees it: a length. The bytes stay in the journal until somebody sends them."""
 
@@ -329,8 +319,6 @@ class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no typ
     def __init__(self, log: GroupLog, *, committed: int) -> None:
         self._log = log
         self._committed = committed
-        self.queued = 0
-        """Proposals that wait in PySyncObj's queue."""
 
     def __len__(self) -> int:
         return self._log.last_position - self._log.base_position + 1
@@ -339,12 +327,12 @@ class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no typ
         return _Entries(self._log, range(self._log.base_position, self._log.last_position + 1))[place]
 
     def add(self, command: object, idx: int, term: int) -> None:
-        if isinstance(command, _Proposal):
-            self.queued -= 1
-            self._log.append(command.payload, idx, term)
-        else:
-            assert command == _NO_OP, "nothing but no-ops and our proposals goes into the log"
-            self._log.append(b"", idx, term)
+        assert command == _NO_OP, "PySyncObj itself adds nothing but no-ops"
+        self._log.append(b"", idx, term)
+
+    def propose(self, payload: bytes, term: int) -> None:
+        """Add a caller's entry at the end."""
+        self._log.append(payload, self._log.last_position + 1, term)
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:  # noqa: N802, N803  # PySyncObj's names
         self._log.truncate_from(self._log.base_position + entryFrom)
@@ -390,13 +378,22 @@ class _NoPeers(_TransportBase):  # type: ignore[misc]
 
 
 class _Core(SyncObj):  # type: ignore[misc]
-    """PySyncObj with its private parts replaced that pickle, apply or write files."""
+    """PySyncObj with those parts replaced that queue, forward, apply, pickle or write files."""
 
-    def __init__(self, me: _Node, conf: SyncObjConf, transport: _TransportBase) -> None:
+    def __init__(self, me: _Node, adapter: _LogAdapter, conf: SyncObjConf, transport: _TransportBase) -> None:
         super().__init__(me, [], conf, nodeClass=_Node, transport=transport)
+        self.adapter = adapter
+        self.proposals: list[bytes] = []
         self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex
         # A lone voter has nobody to wait for.
         self._SyncObj__raftElectionDeadline = -inf
+
+    def _checkCommandsToApply(self) -> None:  # noqa: N802
+        """Add what was proposed. Without leadership it is dropped: PySyncObj would forward it, or keep it for later."""
+        if self._isLeader():
+            for payload in self.proposals:
+                self.adapter.propose(payload, self.raftCurrentTerm)
+        self.proposals.clear()
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
         """Apply is only a number here; returns whether there is a newer commit index to tell peers."""
@@ -422,7 +419,6 @@ def _conf(config: RaftConfig, adapter: _LogAdapter) -> SyncObjConf:
         raftMinTimeout=config.election_s_min,
         raftMaxTimeout=config.election_s_max,
         connectionTimeout=config.election_s_max,
-        commandsQueueSize=0,
         dynamicMembershipChange=False,
         useFork=False,
     )

@@ -479,7 +479,9 @@ class Journal:
     def _roll_for(self, size: int) -> None:
         """Begin a new file if the current one has records and no room for `size` more bytes."""
         file = self._files[-1]
-        if file.length + size > self.file_bytes_max and file.length > file.header_bytes:
+        # Without the header, whose size grows with the groups and may alone exceed a small limit.
+        filled = file.length - file.header_bytes
+        if filled and filled + size > self.file_bytes_max:
             self._begin_file()
 
     def _begin_file(self) -> None:
