@@ -1,0 +1,363 @@
+"""Handlers of rows: insert, upsert, delete, get, query, search."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from node.api.calls import Call, Handler
+from node.api.exact import NotExact, loads, split_list
+from node.api.replies import rows_reply, search_reply, success, write_reply
+from node.api.requests import parse_bool, parse_int
+from node.api.routes import QUERY_UNSUPPORTED, SEARCH_UNSUPPORTED, unsupported_given
+from node.api.rows import Write, rows_from_cbor, rows_from_json
+from node.api.schemas import consistency
+from node.api.values import shortened
+from node.service import ReadOptions, SearchRequest
+from storage.columns import Batch
+from storage.errors import (
+    BadJson,
+    BadPrimaryKey,
+    InvalidParameter,
+    MissingParameter,
+    UnsupportedOperation,
+)
+from storage.schema import CollectionSchema, DataType, FieldSchema
+
+Envelope = Mapping[str, Any]
+WINDOW_MAX: Final = 16_384
+"""Of limit, of limit + offset, and of query vectors in one search: Milvus's limits."""
+OFFLOAD_BYTES_MIN: Final = 64 << 10
+"""Smaller bodies are decoded on the loop: it takes less time there than to wake a thread."""
+_HINTS: Final = frozenset({"hints", "iterator"})
+_queries = msgspec.json.Decoder(list[list[float]])
+
+
+# --- writes ------------------------------------------------------------------------------------------------------
+
+
+async def insert(call: Call) -> Envelope:
+    batch = await _batch(call, Write.INSERT)
+    result = await call.service.insert(call.database, call.collection, batch, call.values["partitionName"])
+    return write_reply(result, "insert", call.style)
+
+
+async def upsert(call: Call) -> Envelope:
+    for one in call.values["fieldOps"] or ():
+        op = one.get("op") if isinstance(one, dict) else one
+        if str(op).upper() != "REPLACE":
+            raise UnsupportedOperation(f"fieldOps with op {shortened(op)} are not supported; REPLACE is")
+    partial = call.values["partialUpdate"]
+    batch = await _batch(call, Write.PARTIAL if partial else Write.UPSERT)
+    result = await call.service.upsert(
+        call.database, call.collection, batch, call.values["partitionName"], partial=partial
+    )
+    return write_reply(result, "upsert", call.style)
+
+
+async def delete(call: Call) -> Envelope:
+    count = await call.service.delete(
+        call.database, call.collection, call.values["filter"], call.values["exprParams"], call.values["partitionName"]
+    )
+    return success({"deleteCount": count}, cost=0)
+
+
+async def _batch(call: Call, write: Write) -> Batch:
+    """Return the request's rows; a large body is decoded on a thread that often lets the loop go first."""
+    schema = await call.service.collection_schema(call.database, call.collection)
+    data = call.values["data"]
+    decode = rows_from_json if isinstance(data, msgspec.Raw) else rows_from_cbor
+    if isinstance(data, msgspec.Raw) and len(memoryview(data)) < OFFLOAD_BYTES_MIN:
+        return decode(data, schema, write)
+    batch: Batch = await call.offload(decode, data, schema, write, _breathe)
+    return batch
+
+
+def _breathe() -> None:
+    time.sleep(0)  # gives the interpreter to whoever waits for it
+
+
+# --- reads -------------------------------------------------------------------------------------------------------
+
+
+async def get(call: Call) -> Envelope:
+    schema = await call.service.collection_schema(call.database, call.collection)
+    ids = _keys(call.values["id"], schema.primary)
+    rows = await call.service.get(call.database, call.collection, ids, _options(call, ("*",)))
+    return rows_reply(rows, call.style)
+
+
+async def query(call: Call) -> Envelope:
+    values = call.values
+    if name := unsupported_given(values, QUERY_UNSUPPORTED):
+        raise UnsupportedOperation(f"{name} is not supported by this server")
+    options = _options(call, ("*",))
+    limit, offset = values["limit"], values["offset"]
+    if limit < 0 or offset < 0 or limit + offset > WINDOW_MAX:
+        raise InvalidParameter(
+            "invalid max query result window, (offset+limit) should be in range "
+            f"[1, {WINDOW_MAX}], but got {limit + offset} (offset {offset}, limit {limit}): invalid parameter"
+        )
+    if limit == 0 and not options.filter.strip() and "count(*)" not in options.output_fields:
+        raise InvalidParameter("empty expression should be used with limit: invalid parameter")
+    rows = await call.service.query(call.database, call.collection, options, limit=limit, offset=offset)
+    return rows_reply(rows, call.style)
+
+
+async def search(call: Call) -> Envelope:
+    values = call.values
+    if name := unsupported_given(values, SEARCH_UNSUPPORTED):
+        raise UnsupportedOperation(f"{name} is not supported by this server")
+    schema = await call.service.collection_schema(call.database, call.collection)
+    limit, offset = values["limit"], values["offset"]
+    _check_window(limit, offset)
+    given = values["searchParams"]
+    params = _search_params(given, values["params"]) if given or values["params"] else {}
+    vectors, ids = _queries_of(values, schema)
+    ignore_growing = False
+    metric, round_decimal = "", -1
+    if params:
+        ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
+        metric = str(_pop(params, "metricType", "metric_type") or "")
+        round_decimal = _round_decimal(_pop(params, "roundDecimal", "round_decimal"))
+        if params.get("group_by_field"):
+            raise UnsupportedOperation("group_by_field is not supported by this server")
+        for name in _HINTS:
+            params.pop(name, None)
+    request = SearchRequest(
+        vectors=vectors,
+        ids=ids,
+        anns_field=values["annsField"],
+        limit=limit,
+        offset=offset,
+        metric_type=metric,
+        params=params,
+        round_decimal=round_decimal,
+    )
+    options = _options(call, (), ignore_growing=ignore_growing)
+    return search_reply(await call.service.search(call.database, call.collection, request, options), call.style)
+
+
+def _options(call: Call, output: Sequence[str], *, ignore_growing: bool = False) -> ReadOptions:
+    values = call.values
+    asked = values["outputFields"]
+    return ReadOptions(
+        partitions=values["partitionNames"],
+        filter=values.get("filter", ""),
+        params=values.get("exprParams") or {},
+        output_fields=output if asked is None else asked,
+        consistency=consistency(values["consistencyLevel"]),
+        ignore_growing=ignore_growing,
+        explain=values.get("explain", False),
+    )
+
+
+def _check_window(limit: int, offset: int) -> None:
+    if not 1 <= limit <= WINDOW_MAX:
+        raise InvalidParameter(
+            f"topk [{limit}] is invalid, it should be in range [1, {WINDOW_MAX}], but got {limit}: invalid parameter"
+        )
+    if not 0 <= offset <= WINDOW_MAX:
+        raise InvalidParameter(
+            f"offset [{offset}] is invalid, it should be in range [0, {WINDOW_MAX}], but got {offset}: "
+            "invalid parameter"
+        )
+    if limit + offset > WINDOW_MAX:
+        raise InvalidParameter(
+            f"offset+topk [{limit + offset}] is invalid, it should be in range [1, {WINDOW_MAX}], "
+            f"but got {limit + offset}: invalid parameter"
+        )
+
+
+def _search_params(given: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the search parameters of all three places as one map. Raises InvalidParameter where they disagree."""
+    merged = dict(given)
+    nested = merged.pop("params", None)
+    if nested is not None and not isinstance(nested, dict):
+        raise InvalidParameter("searchParams.params must be an object: invalid parameter")
+    for more in (nested or {}, old):
+        for key, value in more.items():
+            if key in merged and merged[key] != value:
+                raise InvalidParameter(
+                    f"ambiguous parameter: {key[:80]} is given as {shortened(merged[key])} and as {shortened(value)}: "
+                    "invalid parameter"
+                )
+            merged[key] = value
+    return merged
+
+
+def _pop(params: dict[str, Any], *names: str) -> Any:
+    """Remove a parameter under all its names and return its value. Raises InvalidParameter if they disagree."""
+    found = [params.pop(name) for name in names if name in params]
+    if len(found) > 1 and found[0] != found[1]:
+        raise InvalidParameter(f"ambiguous parameter: {' and '.join(names)} differ: invalid parameter")
+    return found[0] if found else None
+
+
+def _round_decimal(value: Any) -> int:
+    if value is None:
+        return -1
+    decimals = parse_int(value, "round_decimal")
+    if not -1 <= decimals <= 6:
+        raise InvalidParameter(f"round_decimal [{decimals}] is invalid, it should be -1 or an integer in range [0, 6]")
+    return decimals
+
+
+# --- queries and keys --------------------------------------------------------------------------------------------
+
+
+def _queries_of(
+    values: Mapping[str, Any], schema: CollectionSchema
+) -> tuple[npt.NDArray[np.float32] | None, list[int | str] | None]:
+    """Return (vectors, None) or (None, primary keys). Raises the errors of a request that gives neither or both."""
+    data, ids = values["data"], values["ids"]
+    if data is not None and ids is not None:
+        raise InvalidParameter("data and ids are mutually exclusive: invalid parameter")
+    if ids is not None:
+        return None, _search_ids(ids, schema.primary)
+    if data is None:
+        raise MissingParameter("missing required parameters, error: data or ids is required")
+    field = _anns_field(values["annsField"], schema)
+    vectors = _json_queries(data, field) if isinstance(data, msgspec.Raw) else _cbor_queries(data, field)
+    if len(vectors) > WINDOW_MAX:
+        raise InvalidParameter(
+            f"nq [{len(vectors)}] is invalid, it should be in range [1, {WINDOW_MAX}], but got {len(vectors)}: "
+            "invalid parameter"
+        )
+    return vectors, None
+
+
+def _anns_field(name: str, schema: CollectionSchema) -> FieldSchema:
+    vectors = schema.vectors
+    if not name:
+        if len(vectors) == 1:
+            return vectors[0]
+        raise BadJson(
+            "can only accept json format request, error: search without annsField, but already found multiple vector "
+            f"fields: [{', '.join(one.name for one in vectors)}]"
+        )
+    for one in vectors:
+        if one.name == name:
+            return one
+    raise BadJson(f"can only accept json format request, error: cannot find a vector field named: {name[:80]}")
+
+
+@lru_cache(maxsize=256)
+def _packer(dim: int) -> struct.Struct:
+    return struct.Struct(f"<{dim}f")
+
+
+def _json_queries(data: msgspec.Raw, field: FieldSchema) -> npt.NDArray[np.float32]:
+    try:
+        rows = _queries.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadJson(
+            f"can only accept json format request, error: data should be a list of vectors for field {field.name}, "
+            f"each a list of {field.dim} numbers: {error}"
+        ) from None
+    return _packed(rows, field)
+
+
+def _packed(rows: Sequence[Sequence[float]], field: FieldSchema) -> npt.NDArray[np.float32]:
+    if not rows:
+        raise MissingParameter("missing required parameters, error: data is required and holds no vector")
+    dim = field.dim
+    for row in rows:
+        if len(row) != dim:
+            raise _unequal(dim, len(row))
+    packer = _packer(dim)
+    try:
+        block = packer.pack(*rows[0]) if len(rows) == 1 else b"".join([packer.pack(*row) for row in rows])
+    except (OverflowError, struct.error):
+        raise BadJson("a component of a query vector is too large for a float32") from None
+    return np.frombuffer(block, np.dtype("<f4")).reshape(len(rows), dim)
+
+
+def _cbor_queries(data: Any, field: FieldSchema) -> npt.NDArray[np.float32]:
+    dim = field.dim
+    if type(data) is list and data and all(type(row) is bytes for row in data):
+        for row in data:
+            if len(row) != 4 * dim:
+                raise _unequal(dim, len(row) / 4)
+        data = data[0] if len(data) == 1 else b"".join(data)
+    if type(data) is bytes:
+        if not data or len(data) % (4 * dim):
+            raise _unequal(dim, len(data) / 4)
+        vectors = np.frombuffer(data, np.dtype("<f4")).reshape(-1, dim)
+    elif type(data) is list and all(type(row) is list and set(map(type, row)) <= {int, float} for row in data):
+        vectors = _packed(data, field)
+    else:
+        raise BadJson(f"data should be a list of vectors for field {field.name}: lists of numbers or byte strings")
+    if not np.isfinite(vectors).all():
+        raise BadJson("a component of a query vector is NaN or infinite")
+    return vectors
+
+
+def _unequal(dim: int, got: float) -> BadJson:
+    return BadJson(
+        f"can only accept json format request, error: dimension: {dim}, but length of []float: {got:g}: "
+        f"invalid parameter[expected=FloatVector]"
+    )
+
+
+def _keys(given: Any, primary: FieldSchema) -> list[int | str]:
+    """Return the primary keys of a `get`. Raises BadPrimaryKey."""
+    try:
+        if isinstance(given, msgspec.Raw):
+            text = bytes(given)
+            given = [loads(bytes(item)) for item in split_list(given)] if text[:1] == b"[" else loads(text)
+    except NotExact as error:
+        raise BadPrimaryKey(f"please check the primary key and its' type can only in [int, string], {error}") from None
+    keys = []
+    for value in given if type(given) is list else [given]:
+        key = _key(value, primary)
+        if key is None:
+            raise BadPrimaryKey(
+                "please check the primary key and its' type can only in [int, string], "
+                f"error: {shortened(value)} is no {primary.type} for field {primary.name}"
+            )
+        keys.append(key)
+    return keys
+
+
+def _search_ids(given: Any, primary: FieldSchema) -> list[int | str]:
+    if type(given) is not list:
+        raise InvalidParameter("ids should be a list of primary keys: invalid parameter")
+    if not given:
+        raise MissingParameter("missing required parameters, error: ids is required and holds no key")
+    keys = []
+    for value in given:
+        key = _key(value, primary)
+        if key is None or key == "":
+            raise InvalidParameter(
+                f"ids: {shortened(value)} is no {primary.type} for primary key {primary.name}: invalid parameter"
+            )
+        keys.append(key)
+    return keys
+
+
+def _key(value: Any, primary: FieldSchema) -> int | str | None:
+    """Return the value as a primary key, digits in text being an Int64 key; None if it is none."""
+    kind = type(value)
+    if primary.type is DataType.VARCHAR:
+        return str(value) if kind is str else None
+    if kind is str and len(value) <= 20 and value.isascii() and value.removeprefix("-").isdigit():
+        value, kind = int(value), int
+    return int(value) if kind is int and -(1 << 63) <= value < 1 << 63 else None
+
+
+HANDLERS: Final[Mapping[str, Handler]] = {
+    "insert": insert,
+    "upsert": upsert,
+    "delete": delete,
+    "get": get,
+    "query": query,
+    "search": search,
+}

@@ -1,0 +1,148 @@
+"""Results into replies, JSON or CBOR, with as few steps between column and byte as there can be.
+
+JSON: float32 values in their shortest form (orjson prints numpy's own types), vectors straight from their matrix, JSON
+documents embedded as the text they are stored as, Int64 as numbers or, when the client asks, as text. CBOR: the same
+rows, vectors as byte strings of little-endian float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cbor2
+import numpy as np
+import orjson
+
+from node.service import Rows, SearchResult, WriteResult
+from storage.columns import ArrayColumn, Column, ScalarColumn, VectorColumn
+from storage.schema import DataType, FieldSchema
+
+_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
+_LEGACY_KIND: Final = {
+    DataType.BOOL: "BoolData", DataType.INT8: "IntData", DataType.INT16: "IntData", DataType.INT32: "IntData",
+    DataType.INT64: "LongData", DataType.FLOAT: "FloatData", DataType.DOUBLE: "DoubleData",
+    DataType.VARCHAR: "StringData",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a client wants its answer."""
+
+    cbor: bool = False
+    int64_text: bool = False
+    """Int64 values as strings, for clients whose numbers are doubles."""
+    legacy_arrays: bool = False
+    legacy_json: bool = False
+
+
+def encode(envelope: Mapping[str, Any], style: Style) -> bytes:
+    """Return the body of a reply."""
+    if style.cbor:
+        return cbor2.dumps(envelope)
+    return orjson.dumps(envelope, option=_OPTIONS)
+
+
+def success(data: Any, **siblings: Any) -> dict[str, Any]:
+    """Return the envelope of a success; siblings of None are left out."""
+    return {"code": 0, "data": data} | {name: value for name, value in siblings.items() if value is not None}
+
+
+def rows_reply(rows: Rows, style: Style) -> dict[str, Any]:
+    """Return the envelope of a query or get."""
+    if rows.count is not None:
+        data: Any = [{"count(*)": str(rows.count) if style.int64_text else rows.count}]
+    else:
+        data = _rows(rows, style)
+    return success(data, cost=0, explain=list(rows.explain) or None)
+
+
+def search_reply(result: SearchResult, style: Style) -> dict[str, Any]:
+    """Return the envelope of a search: the hits of all queries in order, each with its distance."""
+    data = _rows(result.rows, style, result.scores)
+    envelope = {"code": 0, "cost": 0, "data": data}
+    if data:
+        envelope["topks"] = list(result.topks)
+    if result.rows.explain:
+        envelope["explain"] = list(result.rows.explain)
+    return envelope
+
+
+def write_reply(result: WriteResult, verb: str, style: Style) -> dict[str, Any]:
+    """Return the envelope of an insert or upsert; `verb` begins the names of its numbers."""
+    keys = result.primary_keys
+    shown: Any = keys
+    if isinstance(keys, np.ndarray):
+        shown = keys.tolist()
+        if style.int64_text:
+            shown = list(map(str, shown))
+    elif style.cbor:
+        shown = list(keys)
+    return success({f"{verb}Count": result.rows, f"{verb}Ids": shown}, cost=0)
+
+
+def _rows(rows: Rows, style: Style, scores: Any = None) -> list[dict[str, Any]]:
+    """Return each row as a dict whose values the encoder takes: the primary key first, then the fields asked for."""
+    schema, batch = rows.schema, rows.batch
+    primary = schema.primary
+    names = [primary.name]
+    columns = [_values(primary, batch.columns[primary.id], style)] if batch.rows else []
+    for name in rows.fields:
+        if name != primary.name:
+            names.append(name)
+            if batch.rows:
+                one = schema.by_name[name]
+                columns.append(_values(one, batch.columns[one.id], style))
+    shown = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    dynamic = schema.dynamic
+    if dynamic is not None and dynamic.id in batch.columns and (rows.dynamic_keys is None or rows.dynamic_keys):
+        for row, text in zip(shown, batch.columns[dynamic.id].to_list(), strict=True):
+            if text and text != "{}":
+                document = orjson.loads(text)
+                if rows.dynamic_keys is None:
+                    row.update(document)
+                else:
+                    row.update((key, document[key]) for key in rows.dynamic_keys if key in document)
+    if scores is not None:
+        for row, score in zip(shown, scores.tolist() if style.cbor else scores, strict=True):
+            row["distance"] = score
+    return shown
+
+
+def _values(one: FieldSchema, column: Column, style: Style) -> Sequence[Any]:
+    """Return the column's values, one per row, in the form that the encoder takes."""
+    if isinstance(column, VectorColumn):
+        return [row.tobytes() for row in column.values] if style.cbor else list(column.values)
+    if isinstance(column, ScalarColumn):
+        if column.values.dtype == np.float32 and not style.cbor:
+            singles = list(column.values)  # numpy's float32 prints as short as it can; a double of it would not
+            if column.valid is None:
+                return singles
+            return [value if live else None for value, live in zip(singles, column.valid.tolist(), strict=True)]
+        values = column.to_list()
+        if style.int64_text and column.values.dtype == np.int64:
+            return [None if value is None else str(value) for value in values]
+        return values
+    if isinstance(column, ArrayColumn):
+        return _arrays(one, column, style)
+    values = column.to_list()
+    if one.type is not DataType.JSON or style.legacy_json:
+        return values
+    if style.cbor:
+        return [None if text is None else orjson.loads(text) for text in values]
+    return [None if text is None else orjson.Fragment(text) for text in values]
+
+
+def _arrays(one: FieldSchema, column: ArrayColumn, style: Style) -> list[Any]:
+    assert one.element is not None
+    items = _values(FieldSchema(one.name, one.element), column.items, style)
+    rows: list[Any] = [items[a:b] for a, b in itertools.pairwise(column.offsets.tolist())]
+    if style.legacy_arrays:
+        kind = _LEGACY_KIND[one.element]
+        rows = [{"Data": {kind: {"data": row}}} for row in rows]
+    if column.valid is None:
+        return rows
+    return [row if live else None for row, live in zip(rows, column.valid.tolist(), strict=True)]

@@ -1,0 +1,480 @@
+"""Every route of the API in one table, with its request's shape: what the server serves and what the description shows.
+
+Routes of Milvus that are not served answer 3000 with the sentence of their group, so that a client learns at once that
+it is not its request that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from node.api.requests import Field, Kind, Shape
+
+BASE: Final = "/v2/vectordb"
+
+
+@dataclass(frozen=True)
+class Route:
+    """One POST route. `handler` names the function that serves it; none means that it answers `unsupported`."""
+
+    path: str
+    shape: Shape
+    doc: str
+    handler: str = ""
+    data: str = "{}"
+    """What `data` of a success holds, for the description."""
+    mutates: bool = False
+    """A mutation is never cancelled half way: when its time is up it goes on, and the client is told so."""
+    plan: str = ""
+    """What kind of plan a filter of this route makes, for the error text."""
+    unsupported: str = ""
+
+    @property
+    def full_path(self) -> str:
+        return BASE + self.path
+
+
+def _text(name: str, doc: str, *, required: bool = False, default: str = "") -> Field:
+    return Field(name, Kind.TEXT, doc, None if required else default, required)
+
+
+DB = _text("dbName", "database; else the DB-Name header, else `default`")
+COLLECTION = _text("collectionName", "collection, by name or alias", required=True)
+PARTITION = _text("partitionName", "partition", required=True)
+PARTITION_OPTIONAL = _text("partitionName", "partition to write to; `_default` if not given")
+PARTITIONS = Field("partitionNames", Kind.TEXTS, "partitions; all if not given", ())
+FILTER = _text("filter", "boolean expression over fields")
+EXPR_PARAMS = Field("exprParams", Kind.MAP, "values of the filter's {templates}", {})
+OUTPUT = Field("outputFields", Kind.TEXTS, "fields and dynamic keys to return; `*` for all, `count(*)` for the number")
+CONSISTENCY = _text("consistencyLevel", "Strong, Session, Bounded, Eventually; the collection's if not given")
+EXPLAIN = Field("explain", Kind.BOOL, "also return how each segment was searched and why", False)
+PROPERTIES = Field("properties", Kind.MAP, "properties by name; values become text", {})
+PROPERTY_KEYS = Field("propertyKeys", Kind.TEXTS, "names of properties to drop", ())
+
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_ROW = {"type": "object", "additionalProperties": True}
+ROWS = Field(
+    "data",
+    Kind.RAW,
+    "rows, each an object of field -> value. As CBOR: the same with FloatVector as a byte string of little-endian "
+    "float32, or a map of columns, field -> list of values or byte string of all rows' values, little-endian, in the "
+    "field's own width (or {values, valid} with one byte per row, 0 for null)",
+    required=True,
+    schema={"anyOf": [{"type": "array", "items": _ROW}, _ROW]},
+)
+VECTORS = Field(
+    "data",
+    Kind.RAW,
+    "query vectors. As CBOR: a list whose vectors may be byte strings of little-endian float32, or one byte string "
+    "with all of them",
+    schema={"type": "array", "items": _NUMBERS},
+)
+IDS = Field(
+    "id",
+    Kind.RAW,
+    "one primary key or a list; Int64 keys may be text",
+    required=True,
+    schema={
+        "anyOf": [
+            {"type": ["integer", "string"]},
+            {"type": "array", "items": {"type": ["integer", "string"]}},
+        ]
+    },
+)
+
+INDEX_PARAM = Shape(
+    "IndexParam",
+    (
+        _text("fieldName", "field to index", default=""),
+        _text("indexName", "name of the index; the field's if not given"),
+        _text("indexType", "AUTOINDEX, FLAT, HNSW, IVF_FLAT, ...; may also be params.index_type"),
+        _text("metricType", "L2, IP or COSINE"),
+        Field("params", Kind.MAP, "build parameters: M, efConstruction, nlist, ...", {}),
+    ),
+)
+FIELD_SCHEMA = Shape(
+    "FieldSchema",
+    (
+        _text("fieldName", "name"),
+        _text("dataType", "type, exact case"),
+        _text("elementDataType", "type of an Array's elements"),
+        Field("isPrimary", Kind.BOOL, "the primary key", False),
+        Field("isPartitionKey", Kind.BOOL, "rows are spread over partitions by this field", False),
+        Field("isClusteringKey", Kind.BOOL, "kept for description", False),
+        Field("nullable", Kind.BOOL, "null is a value", False),
+        Field("defaultValue", Kind.ANY, "value of rows that give none"),
+        Field("elementTypeParams", Kind.MAP, "dim, max_length (bytes), max_capacity, ...", {}),
+        Field("typeParams", Kind.MAP, "the same, under its other name", {}),
+        _text("description", "for people"),
+        Field("fields", Kind.ANY, "struct fields: not supported"),
+        _text("externalField", "not supported"),
+    ),
+)
+SCHEMA = Shape(
+    "CollectionSchema",
+    (
+        Field("autoID", Kind.BOOL, "primary keys are generated", False),
+        Field("enableDynamicField", Kind.BOOL, "rows may have keys that are no field", False),
+        Field("fields", Kind.OBJECTS, "the fields", (), shape=FIELD_SCHEMA),
+        Field("structFields", Kind.ANY, "not supported"),
+        Field("functions", Kind.ANY, "not supported"),
+        _text("externalSource", "not supported"),
+        _text("externalSpec", "not supported"),
+    ),
+)
+CREATE = Shape(
+    "CollectionReq",
+    (
+        DB,
+        _text("collectionName", "name of the new collection", required=True),
+        Field("dimension", Kind.INT32, "quick mode: components of the vectors", 0),
+        _text("vectorFieldType", "quick mode: FloatVector"),
+        _text("metricType", "quick mode: L2, IP or COSINE (default)"),
+        _text("idType", "quick mode: Int64 (default) or VarChar (then params.max_length)"),
+        Field("autoID", Kind.BOOL, "quick mode: primary keys are generated", False),
+        _text("primaryFieldName", "quick mode: `id` if not given"),
+        _text("vectorFieldName", "quick mode: `vector` if not given"),
+        _text("description", "for people"),
+        CONSISTENCY,
+        Field(
+            "params",
+            Kind.MAP,
+            "enableDynamicField (quick mode; default true), max_length, shardsNum, partitionsNum, ttlSeconds, "
+            "consistencyLevel, partitionKeyIsolation",
+            {},
+        ),
+        PROPERTIES,
+        Field("schema", Kind.OBJECT, "schema mode: the fields", shape=SCHEMA),
+        Field("indexParams", Kind.OBJECTS, "schema mode: indexes; with them it is loaded too", (), shape=INDEX_PARAM),
+    ),
+)
+_SEARCH_UNSUPPORTED: Final = (
+    "groupingField",
+    "functionScore",
+    "orderByFields",
+    "groupByFields",
+    "functionChains",
+    "searchAggregation",
+)
+
+
+def _unsupported_fields(*names: str) -> tuple[Field, ...]:
+    return tuple(Field(name, Kind.ANY, "not supported: answers 3000") for name in names)
+
+
+SEARCH = Shape(
+    "SearchReqV2",
+    (
+        DB,
+        COLLECTION,
+        VECTORS,
+        Field("ids", Kind.ANY, "instead of data: primary keys whose stored vectors are the queries"),
+        _text("annsField", "vector field; may be left out where there is only one"),
+        FILTER,
+        Field("limit", Kind.INT32, "hits per query vector, 1 to 16384", 100),
+        Field("offset", Kind.INT32, "hits to skip; limit + offset at most 16384", 0),
+        OUTPUT,
+        PARTITIONS,
+        Field(
+            "searchParams",
+            Kind.MAP,
+            "flat or in params: metricType, ef, nprobe, level, radius, range_filter, ignoreGrowing, round_decimal",
+            {},
+        ),
+        Field("params", Kind.MAP, "the same as searchParams.params, under its old name", {}),
+        CONSISTENCY,
+        EXPR_PARAMS,
+        EXPLAIN,
+        *_unsupported_fields(*_SEARCH_UNSUPPORTED),
+    ),
+)
+QUERY = Shape(
+    "QueryReqV2",
+    (
+        DB,
+        COLLECTION,
+        FILTER,
+        Field("limit", Kind.INT32, "rows to return; 0 for no limit, which needs a filter", 100),
+        Field("offset", Kind.INT32, "rows to skip", 0),
+        OUTPUT,
+        PARTITIONS,
+        EXPR_PARAMS,
+        CONSISTENCY,
+        EXPLAIN,
+        *_unsupported_fields("orderByFields", "groupByFields"),
+    ),
+)
+GET = Shape("CollectionIDReq", (DB, COLLECTION, IDS, OUTPUT, PARTITIONS, CONSISTENCY))
+INSERT = Shape("CollectionDataReq", (DB, COLLECTION, PARTITION_OPTIONAL, ROWS))
+UPSERT = Shape(
+    "CollectionDataReq",
+    (
+        DB,
+        COLLECTION,
+        PARTITION_OPTIONAL,
+        ROWS,
+        Field("partialUpdate", Kind.BOOL, "rows hold the key and the fields to change, the same in every row", False),
+        *_unsupported_fields("fieldOps"),
+    ),
+)
+DELETE = Shape(
+    "CollectionFilterReq",
+    (DB, COLLECTION, _text("filter", "which rows to delete", required=True), PARTITION_OPTIONAL, EXPR_PARAMS),
+)
+NAMED = Shape("CollectionNameReq", (DB, COLLECTION))
+DATABASE = Shape("DatabaseReq", (_text("dbName", "database", required=True),))
+DATABASE_PROPERTIES = Shape("DatabaseReqWithProperties", (_text("dbName", "database", required=True), PROPERTIES))
+ALIAS = Shape("AliasCollectionReq", (DB, COLLECTION, _text("aliasName", "alias", required=True)))
+INDEX = Shape("IndexReq", (DB, COLLECTION, _text("indexName", "index", required=True)))
+ONE_PARTITION = Shape("PartitionReq", (DB, COLLECTION, PARTITION))
+SOME_PARTITIONS = Shape(
+    "PartitionsReq", (DB, COLLECTION, Field("partitionNames", Kind.TEXTS, "partitions", None, required=True))
+)
+NOTHING = Shape("EmptyReq")
+
+_SERVED: Final = (
+    Route("/server/version", NOTHING, "Version of the server.", "server_version", "{version}"),
+    Route(
+        "/segments/describe",
+        Shape(
+            "SegmentReq",
+            (
+                Field("collectionID", Kind.INT64, "collection", 0),
+                Field("segmentIDs", Kind.INTS, "segments; all of the collection if not given", ()),
+            ),
+        ),
+        "Segments of a collection.",
+        "describe_segments",
+        "{segmentInfos: [...]}",
+    ),
+    # collections
+    Route(
+        "/collections/create",
+        CREATE,
+        "Create a collection: quick (a dimension is enough) or with a schema.",
+        "create_collection",
+        mutates=True,
+    ),
+    Route("/collections/list", Shape("DatabaseReq", (DB,)), "Names of the collections.", "list_collections", "[names]"),
+    Route("/collections/has", NAMED, "Whether the collection exists.", "has_collection", "{has: bool}"),
+    Route("/collections/describe", NAMED, "Schema, indexes, aliases and state.", "describe_collection", "{...}"),
+    Route("/collections/get_stats", NAMED, "Number of rows.", "collection_stats", "{rowCount: int}"),
+    Route(
+        "/collections/get_load_state",
+        Shape("CollectionLoadReq", (DB, COLLECTION, PARTITIONS)),
+        "Whether the collection is loaded.",
+        "load_state",
+        "{loadState, loadProgress}",
+    ),
+    Route("/collections/load", NAMED, "Make the collection searchable.", "load_collection", mutates=True),
+    Route("/collections/refresh_load", NAMED, "Load what came after the load.", "load_collection", mutates=True),
+    Route("/collections/release", NAMED, "Free the memory of the collection.", "release_collection", mutates=True),
+    Route("/collections/drop", NAMED, "Drop the collection, if it exists.", "drop_collection", mutates=True),
+    Route("/collections/truncate", NAMED, "Delete all rows.", "truncate_collection", mutates=True),
+    Route(
+        "/collections/rename",
+        Shape(
+            "RenameCollectionReq",
+            (
+                DB,
+                COLLECTION,
+                _text("newCollectionName", "the new name", required=True),
+                _text("newDbName", "the new database; the same if not given"),
+            ),
+        ),
+        "Rename the collection.",
+        "rename_collection",
+        mutates=True,
+    ),
+    Route("/collections/flush", NAMED, "Seal what was inserted before, on disk.", "flush", mutates=True),
+    Route(
+        "/collections/compact",
+        Shape("CompactReq", (DB, COLLECTION, Field("isClustering", Kind.BOOL, "ignored", False))),
+        "Start merging segments.",
+        "compact",
+        "{compactionID: int}",
+        mutates=True,
+    ),
+    Route(
+        "/collections/get_compaction_state",
+        Shape("GetCompactionStateReq", (Field("jobID", Kind.INT64, "compactionID of compact", 0),)),
+        "How far a compaction is.",
+        "compaction_state",
+        "{compactionID, state, executingPlanNumber, timeoutPlanNumber, completedPlanNumber}",
+    ),
+    Route(
+        "/collections/alter_properties",
+        Shape("CollectionReqWithProperties", (DB, COLLECTION, PROPERTIES)),
+        "Set properties, such as collection.ttl.seconds.",
+        "alter_collection",
+        mutates=True,
+    ),
+    Route(
+        "/collections/drop_properties",
+        Shape("DropCollectionPropertiesReq", (DB, COLLECTION, PROPERTY_KEYS)),
+        "Drop properties.",
+        "alter_collection",
+        mutates=True,
+    ),
+    # partitions
+    Route("/partitions/list", NAMED, "Names of the partitions.", "list_partitions", "[names]"),
+    Route("/partitions/create", ONE_PARTITION, "Create a partition.", "create_partition", mutates=True),
+    Route("/partitions/drop", ONE_PARTITION, "Drop a released partition.", "drop_partition", mutates=True),
+    Route("/partitions/has", ONE_PARTITION, "Whether the partition exists.", "has_partition", "{has: bool}"),
+    Route("/partitions/get_stats", ONE_PARTITION, "Number of rows.", "partition_stats", "{rowCount: int}"),
+    Route("/partitions/load", SOME_PARTITIONS, "Make partitions searchable.", "load_collection", mutates=True),
+    Route("/partitions/release", SOME_PARTITIONS, "Free their memory.", "release_collection", mutates=True),
+    # indexes
+    Route("/indexes/list", NAMED, "Names of the indexes.", "list_indexes", "[names]"),
+    Route("/indexes/describe", INDEX, "Type, parameters and progress.", "describe_index", "[{...}]"),
+    Route(
+        "/indexes/create",
+        Shape(
+            "IndexParamReq",
+            (
+                DB,
+                COLLECTION,
+                Field("indexParams", Kind.OBJECTS, "the indexes to create", None, required=True, shape=INDEX_PARAM),
+            ),
+        ),
+        "Create indexes.",
+        "create_index",
+        mutates=True,
+    ),
+    Route("/indexes/drop", INDEX, "Drop an index of a released collection.", "drop_index", mutates=True),
+    Route(
+        "/indexes/alter_properties",
+        Shape("IndexReqWithProperties", (*INDEX.fields, PROPERTIES)),
+        "Set properties of an index.",
+        "alter_index",
+        mutates=True,
+    ),
+    Route(
+        "/indexes/drop_properties",
+        Shape("DropIndexPropertiesReq", (*INDEX.fields, PROPERTY_KEYS)),
+        "Drop properties of an index.",
+        "alter_index",
+        mutates=True,
+    ),
+    # aliases
+    Route(
+        "/aliases/list",
+        Shape("OptionalCollectionNameReq", (DB, _text("collectionName", "only aliases of this collection"))),
+        "Aliases.",
+        "list_aliases",
+        "[aliases]",
+    ),
+    Route(
+        "/aliases/describe",
+        Shape("AliasReq", (DB, _text("aliasName", "alias", required=True))),
+        "What an alias stands for.",
+        "describe_alias",
+        "{dbName, collectionName, aliasName}",
+    ),
+    Route("/aliases/create", ALIAS, "Give a collection one more name.", "create_alias", mutates=True),
+    Route("/aliases/alter", ALIAS, "Point an alias at another collection.", "alter_alias", mutates=True),
+    Route(
+        "/aliases/drop",
+        Shape("AliasReq", (DB, _text("aliasName", "alias", required=True))),
+        "Drop an alias.",
+        "drop_alias",
+        mutates=True,
+    ),
+    # databases
+    Route("/databases/create", DATABASE_PROPERTIES, "Create a database.", "create_database", mutates=True),
+    Route("/databases/list", NOTHING, "Names of the databases.", "list_databases", "[names]"),
+    Route("/databases/describe", DATABASE, "Id and properties.", "describe_database", "{dbName, dbID, properties}"),
+    Route("/databases/alter", DATABASE_PROPERTIES, "Set properties.", "alter_database", mutates=True),
+    Route("/databases/alter_properties", DATABASE_PROPERTIES, "Set properties.", "alter_database", mutates=True),
+    Route(
+        "/databases/drop_properties",
+        Shape("DropDatabasePropertiesReq", (_text("dbName", "database", required=True), PROPERTY_KEYS)),
+        "Drop properties.",
+        "alter_database",
+        mutates=True,
+    ),
+    Route("/databases/drop", DATABASE, "Drop an empty database.", "drop_database", mutates=True),
+    # entities
+    Route("/entities/insert", INSERT, "Insert rows.", "insert", "{insertCount, insertIds}", mutates=True),
+    Route(
+        "/entities/upsert",
+        UPSERT,
+        "Insert rows, replacing those with the same key.",
+        "upsert",
+        "{upsertCount, upsertIds}",
+        mutates=True,
+    ),
+    Route(
+        "/entities/delete",
+        DELETE,
+        "Delete the rows that match a filter.",
+        "delete",
+        "{deleteCount: int}",
+        mutates=True,
+        plan="delete",
+    ),
+    Route("/entities/get", GET, "Rows by primary key.", "get", "[row]", plan="query"),
+    Route("/entities/query", QUERY, "Rows that match a filter.", "query", "[row]", plan="query"),
+    Route("/entities/search", SEARCH, "Nearest rows of each query vector.", "search", "[row]", plan="query"),
+)
+
+_UNSUPPORTED: Final[Mapping[str, str]] = {
+    "hybrid search is not supported by this server: search each field and merge the hits by rank": (
+        "/entities/hybrid_search /entities/advanced_search"
+    ),
+    "a collection's fields are fixed when it is created: create a new collection and insert the rows there": (
+        "/collections/fields/add /collections/fields/alter_properties /collections/fields/drop "
+        "/collections/struct_fields/add"
+    ),
+    "functions are not supported by this server: compute vectors before inserting them": (
+        "/collections/add_function /collections/alter_function /collections/drop_function "
+        "/collections/add_function_field /collections/drop_function_field /common/run_analyzer"
+    ),
+    "there are no users, roles or privileges on this server: restrict who can reach its address": (
+        "/users/list /users/describe /users/create /users/update_password /users/drop /users/grant_role "
+        "/users/revoke_role /roles/list /roles/describe /roles/create /roles/drop /roles/alter /roles/grant_privilege "
+        "/roles/revoke_privilege /roles/grant_privilege_v2 /roles/revoke_privilege_v2 /privilege_groups/create "
+        "/privilege_groups/drop /privilege_groups/list /privilege_groups/add_privileges_to_group "
+        "/privilege_groups/remove_privileges_from_group"
+    ),
+    "bulk import is not supported by this server: use entities/insert, as CBOR columns for speed": (
+        "/jobs/import/create /jobs/import/list /jobs/import/describe /jobs/import/get_progress /jobs/import/commit "
+        "/jobs/import/abort"
+    ),
+    "snapshots are not implemented by this server (not implemented)": (
+        "/snapshots/create /snapshots/drop /snapshots/describe /snapshots/list /snapshots/pin /snapshots/unpin "
+        "/snapshots/restore /jobs/snapshot/describe /jobs/snapshot/list /jobs/snapshot/export "
+        "/jobs/snapshot/export/describe /jobs/snapshot/restore_external"
+    ),
+    "there are no resource groups on this server: all nodes are alike": (
+        "/resource_groups/create /resource_groups/drop /resource_groups/describe /resource_groups/list "
+        "/resource_groups/alter /resource_groups/transfer_replica"
+    ),
+    "file resources are not supported by this server": (
+        "/file_resources/add /file_resources/remove /file_resources/list"
+    ),
+    "external collections are not supported by this server": (
+        "/jobs/external_collection/refresh /jobs/external_collection/describe /jobs/external_collection/list"
+    ),
+    "there are no quotas on this server: see /metrics for its load": "/quotacenter/describe",
+}
+
+ROUTES: Final[tuple[Route, ...]] = (
+    *_SERVED,
+    *(
+        Route(path, NOTHING, "Not supported.", unsupported=sentence)
+        for sentence, paths in _UNSUPPORTED.items()
+        for path in paths.split()
+    ),
+)
+
+
+def unsupported_given(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Return the first of the names that a request gives a value for, or ""."""
+    return next((name for name in names if values.get(name)), "")
+
+
+SEARCH_UNSUPPORTED: Final = _SEARCH_UNSUPPORTED
+QUERY_UNSUPPORTED: Final = ("orderByFields", "groupByFields")

@@ -1,0 +1,320 @@
+"""The HTTP server: the aiohttp application, and what every request goes through on its way to its handler and back.
+
+There is no chain of middlewares: `_serve` is the one function around every handler. It gives the request an id, counts
+it, reads the body within bounds, decodes it, lets the handler work until its time is up, and turns whatever comes out
+into a reply. What goes wrong on the way becomes code and message; nothing but the handler's own bug is a 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import orjson
+from aiohttp import ClientError, hdrs, web
+
+from node.api import collections, entities
+from node.api.calls import Call, Handler
+from node.api.faults import Refusal, crash, refusal
+from node.api.openapi import document
+from node.api.replies import Style, encode
+from node.api.requests import CBOR, JSON, decode_cbor, decode_json
+from node.api.routes import ROUTES, Route
+from node.clock import Clock
+from node.logs import request_id
+from node.metrics import CONTENT_TYPE as METRICS_TYPE
+from node.metrics import Metrics
+from node.service import Service
+from node.settings import ApiSettings
+from node.workers import Executor, Lane
+from storage.errors import AnnulusError, BadJson, InvalidParameter, Overloaded, RequestTimeout, UnsupportedOperation
+
+log = logging.getLogger(__name__)
+
+JSON_TYPE: Final = "application/json; charset=utf-8"
+SMALL_BODY_BYTES: Final = 64 << 10
+"""Bodies up to here are not counted against the memory for bodies: the number of requests bounds them."""
+BODIES_MAX: Final = 4
+"""Bodies of the largest size that may be in memory at once; more are refused as overload."""
+DECODE_OFFLOAD_BYTES_MIN: Final = 512 << 10
+TIMEOUT_S_MAX: Final = 3600
+REQUEST_ID_CHARS_MAX: Final = 128
+TOO_LARGE_CODE: Final = 1102
+_HANDLERS: Final[Mapping[str, Handler]] = {**collections.HANDLERS, **entities.HANDLERS}
+_CORS: Final = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "*",
+    "Access-Control-Allow-Methods": "POST, GET, OPTIONS",
+    "X-Content-Type-Options": "nosniff",
+}
+_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+
+class TooLarge(Exception):
+    """The body is larger than the limit."""
+
+
+def make_app(
+    service: Service,
+    settings: ApiSettings,
+    metrics: Metrics,
+    *,
+    clock: Clock,
+    executor: Executor,
+    ready: Callable[[], str] = lambda: "",
+    standard_status: bool = False,
+) -> web.Application:
+    """Return the application. `ready` says why the node does not serve yet, or "" when it does.
+
+    `standard_status` shows errors with their own HTTP status instead of Milvus's 200.
+    """
+    server = _Server(service, settings, metrics, clock, executor, ready, standard_status)
+    # The body limit is kept by `_read`, which can say so in the API's own words.
+    app = web.Application(client_max_size=2 * settings.body_bytes_max)
+    for route in ROUTES:
+        app.router.add_post(route.full_path, server.endpoint(route))
+    app.router.add_get("/healthz", server.healthz)
+    app.router.add_get("/readyz", server.readyz)
+    app.router.add_get("/metrics", server.metrics_page)
+    app.router.add_get("/openapi.json", server.openapi)
+    app.router.add_route("*", "/{path:.*}", server.elsewhere)
+    app.on_cleanup.append(server.drain)
+    return app
+
+
+class _Server:
+    def __init__(
+        self,
+        service: Service,
+        settings: ApiSettings,
+        metrics: Metrics,
+        clock: Clock,
+        executor: Executor,
+        ready: Callable[[], str],
+        standard_status: bool,
+    ) -> None:
+        self.service = service
+        self.settings = settings
+        self.metrics = metrics
+        self.clock = clock
+        self.executor = executor
+        self.ready = ready
+        self.standard_status = standard_status
+        self.running = 0
+        self.body_bytes = 0
+        self.abandoned: set[asyncio.Future[Any]] = set()
+        """Mutations whose client was told that the time is up; they go on."""
+        self.ids = itertools.count(1)
+        self.id_prefix = secrets.token_hex(4)
+        self.described = b""
+        self.styles = {
+            (cbor, text): Style(cbor, text, settings.legacy_array_response, settings.legacy_json_response)
+            for cbor in (False, True)
+            for text in (False, True)
+        }
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    def endpoint(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return the function that serves a route."""
+        handler = _HANDLERS[route.handler] if route.handler else _unsupported
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            return await self._serve(request, route, handler)
+
+        return serve
+
+    async def _serve(self, request: web.Request, route: Route, handler: Handler) -> web.StreamResponse:
+        headers = request.headers
+        identity = self._identity(headers.get("X-Request-Id"))
+        token = request_id.set(identity)
+        began_s = self.clock.monotonic_s()
+        self.metrics.request_begun()
+        self.running += 1
+        style = self._style(headers)
+        code = 0
+        try:
+            try:
+                body = encode(await self._answer(request, route, handler, style), style)
+                return _response(200, body, style, identity)
+            except AnnulusError as error:
+                refused = refusal(error, plan=route.plan, standard_status=self.standard_status)
+            except TooLarge:
+                refused = self._too_large()
+            except Exception:
+                log.exception("request failed unexpectedly route=%s", route.path)
+                refused = crash(identity)
+            code = refused.code
+            body = encode({"code": code, "message": refused.message}, style)
+            response = _response(refused.status, body, style, identity, refused.headers)
+            if refused.code == TOO_LARGE_CODE:
+                response.force_close()
+            return response
+        except asyncio.CancelledError:
+            code = -1
+            raise
+        finally:
+            self.running -= 1
+            self.metrics.request_ended(route=route.path, code=code, seconds=self.clock.monotonic_s() - began_s)
+            request_id.reset(token)
+
+    async def _answer(self, request: web.Request, route: Route, handler: Handler, style: Style) -> Mapping[str, Any]:
+        """Return the envelope of a success. Raises errors of `storage.errors` and TooLarge."""
+        if self.running > self.settings.requests_running_max:
+            raise Overloaded(
+                f"{self.running} requests are running, {self.settings.requests_running_max} at most may: try again soon"
+            )
+        headers = request.headers
+        timeout_s = self._timeout_s(headers.get("Request-Timeout"))
+        mutation: asyncio.Future[Mapping[str, Any]] | None = None
+        held = [0]
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._read(request, held)
+                cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
+                decode = decode_cbor if cbor else decode_json
+                if len(body) < DECODE_OFFLOAD_BYTES_MIN:
+                    values = decode(body, route.shape)
+                else:
+                    values = await self._offload(decode, body, route.shape)
+                database = values.get("dbName") or headers.get("DB-Name") or "default"
+                call = Call(self.service, route, values, database, style, self._offload)
+                if not route.mutates:
+                    return await handler(call)
+                mutation = asyncio.ensure_future(handler(call))
+                return await asyncio.shield(mutation)
+        except TimeoutError:
+            if mutation is None:
+                raise RequestTimeout("request timeout") from None
+            self._abandon(mutation, route)
+            raise RequestTimeout("request timeout: the change may still be made, look before repeating it") from None
+        except asyncio.CancelledError:
+            if mutation is not None:
+                self._abandon(mutation, route)
+            raise
+        finally:
+            self.body_bytes -= held[0]
+
+    async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await self.executor.run(Lane.SEARCH, function, *args)
+
+    async def _read(self, request: web.Request, held: list[int]) -> bytes:
+        """Return the body; `held[0]` counts the bytes that are held against the memory for bodies."""
+        limit = self.settings.body_bytes_max
+        length = request.content_length
+        if length is not None and length > limit:
+            raise TooLarge
+        try:
+            if length is not None and length <= SMALL_BODY_BYTES and hdrs.CONTENT_ENCODING not in request.headers:
+                return await request.read()
+            chunks = []
+            async for chunk in request.content.iter_any():
+                held[0] += len(chunk)
+                self.body_bytes += len(chunk)
+                if held[0] > limit:
+                    raise TooLarge
+                if self.body_bytes > BODIES_MAX * limit:
+                    raise Overloaded("the memory for request bodies is in use: try again soon")
+                chunks.append(chunk)
+            return b"".join(chunks)
+        except (web.RequestPayloadError, ClientError, ConnectionError) as error:
+            raise BadJson(
+                f"can only accept json format request, error: the body did not arrive whole: {type(error).__name__}"
+            ) from None
+
+    def _abandon(self, mutation: asyncio.Future[Mapping[str, Any]], route: Route) -> None:
+        self.abandoned.add(mutation)
+
+        def done(mutation: asyncio.Future[Mapping[str, Any]]) -> None:
+            self.abandoned.discard(mutation)
+            if not mutation.cancelled() and (error := mutation.exception()) is not None:
+                log.warning("request failed after its time was up route=%s error=%r", route.path, error)
+
+        mutation.add_done_callback(done)
+
+    async def drain(self, app: web.Application) -> None:
+        """Return when the abandoned mutations are done, or the time for that is up."""
+        if self.abandoned:
+            await asyncio.wait(self.abandoned, timeout=self.settings.drain_s_max)
+
+    # --- headers -------------------------------------------------------------------------------------------------
+
+    def _identity(self, given: str | None) -> str:
+        """Return the request's id: the client's if it is short and printable, else a new one."""
+        if given and len(given) <= REQUEST_ID_CHARS_MAX and given.isascii() and given.isprintable():
+            return given
+        return f"{self.id_prefix}-{next(self.ids):x}"
+
+    def _style(self, headers: Mapping[str, str]) -> Style:
+        accept = headers.get(hdrs.ACCEPT, "")
+        cbor = CBOR in accept
+        if cbor == (JSON in accept):  # neither or both: answer in the form of the question
+            cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
+        numbers = headers.get("Accept-Type-Allow-Int64", "")
+        text = numbers in _FALSE if numbers in _TRUE or numbers in _FALSE else not self.settings.accept_int64
+        return self.styles[cbor, text]
+
+    def _timeout_s(self, given: str | None) -> float:
+        if given is None:
+            return self.settings.request_timeout_s
+        text = given.strip()
+        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+            raise InvalidParameter(
+                f"Request-Timeout parse failed, err: {given[:40]!r} is not a number of seconds above 0: "
+                "invalid parameter"
+            )
+        return float(min(int(text), TIMEOUT_S_MAX))
+
+    def _too_large(self) -> Refusal:
+        limit = self.settings.body_bytes_max
+        return Refusal(413, TOO_LARGE_CODE, f"the request body is too large: at most {limit} bytes are accepted", {})
+
+    # --- pages ---------------------------------------------------------------------------------------------------
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return _page(200, {"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        reason = self.ready()
+        return _page(503, {"status": "not ready", "reason": reason}) if reason else _page(200, {"status": "ready"})
+
+    async def metrics_page(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        if not self.described:
+            self.described = orjson.dumps(document())
+        return web.Response(body=self.described, headers={hdrs.CONTENT_TYPE: JSON_TYPE, **_CORS})
+
+    async def elsewhere(self, request: web.Request) -> web.Response:
+        """Answer what no route serves: a browser's preflight anywhere, else 404."""
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers=_CORS)
+        return web.Response(status=404, text="404 page not found", headers=_CORS)
+
+
+async def _unsupported(call: Call) -> Mapping[str, Any]:
+    raise UnsupportedOperation(call.route.unsupported)
+
+
+def _response(
+    status: int, body: bytes, style: Style, identity: str, more: Mapping[str, str] | None = None
+) -> web.Response:
+    headers = {
+        hdrs.CONTENT_TYPE: CBOR if style.cbor else JSON_TYPE,
+        "Access-Control-Allow-Origin": "*",
+        "X-Content-Type-Options": "nosniff",
+        "X-Request-Id": identity,
+    }
+    if more:
+        headers.update(more)
+    return web.Response(body=body, status=status, headers=headers)
+
+
+def _page(status: int, content: Mapping[str, str]) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(content), headers={hdrs.CONTENT_TYPE: JSON_TYPE})
