@@ -80,3 +80,8 @@ def describe(key: bytes) -> str:
         return str(parse(key))
     except ValueError:
         return f"unknown key {key.hex()}"
+
+
+def manifest_key(shard_id: ShardId) -> bytes:
+    """Return the key of the record that says what a shard's checkpoint holds."""
+    return record_key("manifest", shard_id)

@@ -22,11 +22,12 @@ from index.metric import Metric
 from index.protocol import VectorIndex
 from storage.columns import Batch, Column, Offsets, VectorColumn
 from storage.deletes import DeleteLog, Ticks
+from storage.filter import FieldStats
 from storage.growing import GrowingSegment
 from storage.key_lookup import KeyLookup, Keys, sorted_lookup
 from storage.schema import CollectionSchema
 from storage.segment_files import GetChunk, SegmentFiles, read_column, read_rows, read_segment
-from storage.stats import FieldStats, batch_stats
+from storage.stats import batch_stats
 from storage.types import FieldId, PartitionId, SegmentId, Tick
 from storage.view import Part, ReadColumn, SegmentView, as_unit_rows
 

@@ -22,11 +22,24 @@ import numpy as np
 from index.flat import squared_lengths
 from index.metric import Metric, unit_rows
 from index.protocol import Distances, VectorIndex
-from storage.columns import Batch, Column, Mask, Matrix, Offsets, VectorColumn, concat_columns
+from storage.columns import (
+    NUMPY_TYPES,
+    ArrayColumn,
+    Batch,
+    Column,
+    Mask,
+    Matrix,
+    Offsets,
+    ScalarColumn,
+    StringColumn,
+    VectorColumn,
+    concat_columns,
+)
 from storage.deletes import Deletes, Ticks
+from storage.filter import FieldStats
 from storage.key_lookup import KeyLookup, Keys
-from storage.schema import CollectionSchema
-from storage.stats import FieldStats
+from storage.schema import CollectionSchema, DataType, FieldSchema
+from storage.strings import StringArray
 from storage.types import FieldId, PartitionId, SegmentId, Tick
 
 UNIT_TOLERANCE: Final = 1e-6
@@ -56,6 +69,23 @@ def as_unit_rows(matrix: Matrix) -> Matrix:
     unit = matrix.copy()
     unit[far] = unit_rows(matrix[far])
     return unit
+
+
+def empty_column(one: FieldSchema) -> Column:
+    """Return a column of this field with no rows."""
+    nothing = StringArray.from_strings([])
+    match one.type:
+        case DataType.FLOAT_VECTOR:
+            return VectorColumn(np.empty((0, one.dim), np.float32))
+        case DataType.VARCHAR | DataType.JSON:
+            return StringColumn(nothing)
+        case DataType.ARRAY:
+            assert one.element is not None, "an array has an element type"
+            is_text = one.element is DataType.VARCHAR
+            items = StringColumn(nothing) if is_text else ScalarColumn(np.empty(0, NUMPY_TYPES[one.element]))
+            return ArrayColumn(np.zeros(1, np.int64), items)
+        case _:
+            return ScalarColumn(np.empty(0, NUMPY_TYPES[one.type]))
 
 
 class Part:
@@ -163,9 +193,9 @@ class SegmentView:
         """Return all rows with all their fields, as they were inserted: what is written to chunks."""
         return Batch({one.id: self.column(one.id) for one in self.schema.fields}, self.rows)
 
-    def primary_keys(self, offsets: Offsets) -> Column:
-        """Return the primary keys of these rows."""
-        return self._take(self.schema.primary.id, offsets)
+    def take(self, field_id: FieldId, offsets: Offsets) -> Column:
+        """Return one field of these rows, see `fetch`."""
+        return self._take(field_id, offsets)
 
     def column(self, field_id: FieldId) -> Column:
         """Return a whole column, as it was inserted."""
@@ -178,6 +208,8 @@ class SegmentView:
         return (Part(Batch({one: self.column(one) for one in field_ids}, self.rows), 0),)
 
     def _take(self, field_id: FieldId, offsets: Offsets | None) -> Column:
+        if self.rows == 0:
+            return empty_column(self.schema.by_id[field_id])
         if all(field_id in part.batch.columns for part in self.parts) and self.parts:
             return _gather([part.batch.columns[field_id] for part in self.parts], self.parts, offsets)
         index = self.indexes.get(field_id)
