@@ -17,11 +17,11 @@ from typing import Sequence  # noqa: UP035
 if not __package__:  # run as a script: its own directory is in front of the path, the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tools.environment import PROJECT, Failure, make_environment, say, tail
+from tools.environment import PROJECT, Failure, make_environment, say
 from tools.nodes import (
     STOP_S_MAX,
     free_port,
-    read,
+    log_end,
     read_nodes,
     require_free,
     show,
@@ -68,9 +68,7 @@ def command_demo(chosen: argparse.Namespace) -> int:
             flush=True,
         )
         status = process.wait()
-        raise Failure(
-            f"the node stopped by itself (status {status}). The end of its log:\n{tail(read(directory / 'demo.log'))}"
-        )
+        raise Failure(f"the node stopped by itself (status {status}). {log_end(node, directory)}")
     except KeyboardInterrupt:
         print("\nstopping", file=sys.stderr)
         return 0

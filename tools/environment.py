@@ -27,17 +27,14 @@ class Failure(Exception):
     """The command cannot go on; the message is all a person needs to see."""
 
 
-def choose_python(own_version: tuple[int, ...], own_path: str, ask: Callable[[str], tuple[int, ...] | None]) -> str:
-    """Return the path of a supported Python: this one if it will do, else one that `ask` finds on the PATH.
-
-    ask  name -> (major, minor) of what really runs under that name, or None
-    """
+def choose_python(own_version: tuple[int, ...], own_path: str, find: Callable[[tuple[int, int]], str | None]) -> str:
+    """Return the path of a supported Python: this one if it will do, else the newest that `find` finds."""
     if own_version[:2] in SUPPORTED:
         return own_path
-    for major, minor in SUPPORTED:
-        name = f"python{major}.{minor}"
-        if ask(name) == (major, minor):
-            return name
+    for version in SUPPORTED:
+        found = find(version)
+        if found is not None:
+            return found
     have = ".".join(map(str, own_version[:2]))
     reason = (
         "plyvel, which stores the data, has no wheel for 3.13 yet"
@@ -50,16 +47,23 @@ def choose_python(own_version: tuple[int, ...], own_path: str, ask: Callable[[st
     )
 
 
-def version_of(name: str) -> tuple[int, ...] | None:
-    """Return (major, minor) of the interpreter called `name`; None if there is none or it does not run.
+def find_python(version: tuple[int, int]) -> str | None:
+    """Return the path of a Python of this version on the PATH, or None.
 
-    It is run rather than only found: version managers put names on the PATH that lead to nothing.
+    Each is run rather than only found: version managers put names on the PATH that lead to nothing.
     """
-    if shutil.which(name) is None:
-        return None
+    for directory in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(directory, "python{}.{}".format(*version))
+        if os.access(path, os.X_OK) and version_of(path) == version:
+            return path
+    return None
+
+
+def version_of(python: str) -> tuple[int, ...] | None:
+    """Return (major, minor) of an interpreter; None if it does not run."""
     question = "import sys; print(*sys.version_info[:2])"
     try:
-        answer = subprocess.run([name, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
+        answer = subprocess.run([python, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
         return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
@@ -92,7 +96,7 @@ def make_environment(extras: str) -> Path:
 
     A stamp is written last, so an installation that was interrupted is taken up again; what is there already is kept.
     """
-    chosen = choose_python(sys.version_info[:2], sys.executable, version_of)
+    chosen = choose_python(sys.version_info[:2], sys.executable, find_python)
     version = version_of(chosen) if chosen != sys.executable else sys.version_info[:2]
     stamp = stamp_of(".".join(map(str, version or ())), extras)
     python = ENVIRONMENT / "bin" / "python"

@@ -20,6 +20,11 @@ STOP_S_MAX = 60.0
 """How long a node may take to drain and checkpoint before it is killed."""
 
 
+_children: list[subprocess.Popen[bytes]] = []
+"""What this process started. Kept because a Popen that is collected complains of its running child, and a child that
+has ended must be waited for, else it stays as a zombie."""
+
+
 class Node(NamedTuple):
     """A node started by `up` or `demo`, as written in its pid file."""
 
@@ -29,6 +34,8 @@ class Node(NamedTuple):
     data_directory: str
     started: str
     """When the kernel says that the process began: a pid alone may belong to another by now."""
+    log_bytes: int
+    """How long the log was when the node was started: what comes after is this run's."""
 
     def is_alive(self) -> bool:
         return bool(self.started) and _started(self.pid) == self.started
@@ -67,7 +74,9 @@ def start_node(python: Path, directory: Path, *, name: str, address: str) -> tup
             cwd=str(PROJECT),
             start_new_session=True,  # Ctrl-C is for us; the node is told to stop by SIGTERM
         )
-    node = Node(name, address, process.pid, str(data), _started(process.pid))
+        log_bytes = output.tell()
+    _children.append(process)
+    node = Node(name, address, process.pid, str(data), _started(process.pid), log_bytes)
     path = directory / f"{name}.node.json"
     unfinished = directory / f"{name}.node.json.new"
     unfinished.write_text(json.dumps(node._asdict()), encoding="utf-8")
@@ -77,15 +86,12 @@ def start_node(python: Path, directory: Path, *, name: str, address: str) -> tup
 
 def wait_ready(node: Node, directory: Path, process: subprocess.Popen[bytes] | None = None) -> None:
     """Return when the node answers /readyz with 200. Raises Failure, with the end of its log, if it dies or hangs."""
-    log = directory / f"{node.name}.log"
     until_s = time.monotonic() + READY_S_MAX
     while not node.is_ready():
         if process.poll() is not None if process else not node.is_alive():
-            raise Failure(f"node {node.name} stopped while starting. The end of {log}:\n{tail(read(log))}")
+            raise Failure(f"node {node.name} stopped while starting. {log_end(node, directory)}")
         if time.monotonic() > until_s:
-            raise Failure(
-                f"node {node.name} is not ready after {READY_S_MAX:.0f} s. The end of {log}:\n{tail(read(log))}"
-            )
+            raise Failure(f"node {node.name} is not ready after {READY_S_MAX:.0f} s. {log_end(node, directory)}")
         time.sleep(0.05)
 
 
@@ -93,11 +99,11 @@ def stop_node(node: Node, directory: Path, process: subprocess.Popen[bytes] | No
     """Stop the node and forget its pid file; returns False if it had to be killed."""
     gentle = True
     if node.is_alive():
-        os.kill(node.pid, signal.SIGTERM)
+        _signal(node, signal.SIGTERM)
         until_s = time.monotonic() + STOP_S_MAX
         while node.is_alive() and (process is None or process.poll() is None):
             if time.monotonic() > until_s:
-                os.kill(node.pid, signal.SIGKILL)
+                _signal(node, signal.SIGKILL)
                 gentle = False
                 break
             time.sleep(0.05)
@@ -130,11 +136,27 @@ def http_status(address: str, path: str) -> int | None:
     connection = http.client.HTTPConnection(address, timeout=2)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
     except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
+
+
+def log_end(node: Node, directory: Path) -> str:
+    """Return where the node's log is and how it ends, as far as this run wrote it."""
+    log = directory / f"{node.name}.log"
+    with open(str(log), "rb") as file:
+        file.seek(max(node.log_bytes, log.stat().st_size - 65_536))
+        said = file.read().decode(errors="replace")
+    return f"The end of {log}:\n{tail(said)}"
+
+
+def _signal(node: Node, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(node.pid, number)
 
 
 def _started(pid: int) -> str:
@@ -174,7 +196,3 @@ def show(nodes: Sequence[Node], *, as_json: bool, states: dict[str, str] | None 
     widths = {column: max(len(column), *(len(str(row[column])) for row in rows)) for column in columns}
     for row in [{column: column.replace("_", " ") for column in columns}, *rows]:
         print("  ".join(f"{row[column]!s:<{widths[column]}}" for column in columns).rstrip())
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
