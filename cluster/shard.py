@@ -313,7 +313,7 @@ class Shard(StateMachine):
         inputs = [state.stored[one] for one in message.inputs]
         partition_id = inputs[0].segment.partition_id
         files = SegmentFiles.from_dict(message.files)
-        self.digests.update(files.digests)
+        self.digests.update(files.digests)  # before the inputs let go of theirs, which may be the same
         for one in inputs:
             self._forget_segment(one)
             del state.stored[one.segment.segment_id]

@@ -93,7 +93,7 @@ class Node:
         self._watcher: asyncio.Task[None] | None = None
         self._control_saved = 0
         self._store_failed = False
-        self._ddl_running: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     # start and stop
 
@@ -159,8 +159,8 @@ class Node:
         """Return when everything acknowledged is in a checkpoint and nothing runs any more."""
         if self._watcher is not None:
             self._watcher.cancel()
-        if self._ddl_running:
-            await asyncio.wait(self._ddl_running)
+        if self._background:
+            await asyncio.wait(self._background)
         for upkeep in self.upkeep.values():
             await upkeep.stop()
         try:
@@ -179,6 +179,11 @@ class Node:
             self.failed.set_result(error)
             for host in self._groups.values():
                 host.stop()
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold on to a background task until it ends, and wait for it when the node stops."""
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     @property
     def catalog(self) -> Catalog:
@@ -204,8 +209,7 @@ class Node:
                 if "task" in outcome:
                     task: Any = outcome["task"]
                     finishing = asyncio.get_running_loop().create_task(self._finish(Task(**task)))
-                    self._ddl_running.add(finishing)
-                    finishing.add_done_callback(self._ddl_running.discard)
+                    self.keep(finishing)
                     await asyncio.shield(finishing)
         finally:
             if not lock.locked():
@@ -275,6 +279,10 @@ class Node:
             if upkeep.is_dirty:
                 await upkeep.checkpoint()
         await self._checkpoint_control()
+
+    async def give_back_space(self) -> None:
+        """Let the chunk store return the room of removed chunks to the file system."""
+        await self.seams.executor.run(Lane.BUILD, self.seams.store.compact)
 
     async def _checkpoint_control(self) -> None:
         control = self.control.machine

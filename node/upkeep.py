@@ -16,8 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from storage.compaction import CompactionSettings, Plan, choose, merge, segment_stats
-
 from cluster.checkpoint import freeze, install, rows_from, write
 from cluster.message import Compacted, Flushed, Indexed, Message, Seal
 from cluster.shard import CollectionState, Shard, ShardIndex, StoredSegment
@@ -30,6 +28,7 @@ from node.metrics import Metrics
 from node.settings import Settings
 from node.workers import Executor, Lane
 from storage.chunks import ChunkStore
+from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
 from storage.errors import AnnulusError, ChunkDamaged
 from storage.growing import GrowingSegment
 from storage.sealed import SealedRows, prepare, prepare_from_files
@@ -83,6 +82,7 @@ class Upkeep:
         self._chunks = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._wakers: list[asyncio.Event] = []
+        self._changed = asyncio.Event()
         self._busy: set[SegmentId] = set()
         self._unusable: set[tuple[SegmentId, IndexId]] = set()
         self.builds: dict[tuple[SegmentId, IndexId], BuildProgress] = {}
@@ -107,6 +107,13 @@ class Upkeep:
         """Something was applied: look again."""
         for waker in self._wakers:
             waker.set()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, wanted: Callable[[], bool]) -> None:
+        """Return when this is so of the shard; looked at after everything that is applied."""
+        while not wanted():
+            await self._changed.wait()
 
     async def stop(self) -> None:
         for progress in self.builds.values():
@@ -373,9 +380,10 @@ class Upkeep:
         """Merge and rewrite whatever can shrink, whether or not it is due."""
         eager = CompactionSettings(
             segment_bytes_max=self._settings.storage.segment_bytes_max,
-            small_segment_fill_ratio=1.0,
-            deleted_ratio=0.0,
-            segments_min=2,
+            small_ratio_max=0.99,
+            full_ratio_min=1.0,
+            garbage_ratio_min=1e-9,
+            inputs_min=2,
         )
         state = self.shard.collections.get(collection_id)
         while state is not None and (plans := self._plans(state, eager)):
@@ -385,40 +393,42 @@ class Upkeep:
         chosen = self._settings.compaction
         return CompactionSettings(
             segment_bytes_max=self._settings.storage.segment_bytes_max,
-            small_segment_fill_ratio=chosen.small_segment_fill_ratio,
-            deleted_ratio=chosen.deleted_ratio,
-            segments_min=chosen.segments_min,
+            small_ratio_max=chosen.small_segment_fill_ratio,
+            garbage_ratio_min=chosen.deleted_ratio,
+            inputs_min=chosen.segments_min,
         )
 
     def _plans(self, state: CollectionState, settings: CompactionSettings) -> Sequence[Plan]:
         expire_before = state.expire_before(self._hybrid.stamp())
-        stats = [
-            segment_stats(one.segment, expire_before)
+        facts = [
+            facts_of(one.segment.view(), one.segment.files.nbytes, tick=self.shard.tick, expire_before=expire_before)
             for one in state.stored.values()
-            if one.is_flushed and one.segment.segment_id not in self._busy
+            if one.segment.files is not None and one.segment.segment_id not in self._busy
         ]
-        return choose(stats, settings)
+        return choose(facts, settings)
 
     async def _compact(self, state: CollectionState, plan: Plan) -> None:
-        inputs = [state.stored[one] for one in plan.segments]
+        inputs = [state.stored[one] for one in plan.inputs]
         views = [one.segment.view() for one in inputs]
         as_of = self.shard.tick
         expire_before = state.expire_before(self._hybrid.stamp())
-        self._busy.update(plan.segments)
+        self._busy.update(plan.inputs)
         self.compactions_running += 1
         try:
             rows = await self._executor.run(Lane.BUILD, _merge, views, as_of, expire_before)
             async with self._chunks:
-                files = await self._executor.run(Lane.DISK, self._write_prepared, rows)
-                self.shard.hand_over_rows(plan.segments, rows)
+                files = SegmentFiles(0, {})
+                if rows.batch.rows:
+                    files = await self._executor.run(Lane.DISK, self._write_prepared, rows)
+                self.shard.hand_over_rows(plan.inputs, rows)
                 try:
                     await self._propose(
-                        Compacted(state.collection_id, plan.segments, as_of, expire_before, files.to_dict())
+                        Compacted(state.collection_id, plan.inputs, as_of, expire_before, files.to_dict())
                     )
                 finally:
-                    self.shard.take_back(plan.segments)
+                    self.shard.take_back(plan.inputs)
         finally:
-            self._busy.difference_update(plan.segments)
+            self._busy.difference_update(plan.inputs)
             self.compactions_running -= 1
         self.compactions_done += 1
         log.info(

@@ -1,0 +1,249 @@
+"""Writes: rows to partitions, partitions to shards, one message a shard and partition, acknowledged when applied.
+
+One request is atomic per shard, not across shards. Retries inside the node repeat a message under its own producer
+and sequence, so a write whose outcome was unknown is never applied twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.catalog import DEFAULT_PARTITION, Collection
+from cluster.message import Delete, Insert
+from cluster.route import hash_keys, split
+from node.node import Node
+from node.service import WriteResult
+from node.workers import Lane
+from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn
+from storage.errors import BadRow, Conflict, InvalidParameter
+from storage.key_lookup import Keys, batch_keys
+from storage.schema import DataType, FieldSchema
+from storage.strings import StringArray
+from storage.types import PartitionId
+from storage.view import SegmentView
+
+CONFLICT_RETRIES_MAX = 16
+
+
+class Writer:
+    """Turns batches into messages. One per node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def insert(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
+        """Add the rows; return when they are durable and visible."""
+        self._check(batch)
+        batch, keys = self._with_keys(collection, batch)
+        outcomes = await self._send(collection, batch, self._partitions_of(collection, batch, partition))
+        rows = sum(int(one["rows"]) for one in outcomes)
+        self._node.metrics.rows_inserted(rows)
+        return WriteResult(rows, keys)
+
+    async def upsert(self, collection: Collection, batch: Batch, partition: str, *, partial: bool) -> WriteResult:
+        """Replace the rows with these primary keys; of several rows with one key the last counts."""
+        self._check(batch)
+        primary = collection.schema.primary
+        if primary.id not in batch.columns:
+            raise BadRow(f"upsert needs the primary key field {primary.name} in every row")
+        if partial:
+            return await self._upsert_partial(collection, _last_of_each_key(batch, primary), partition)
+        batch = _last_of_each_key(batch, primary)
+        old_keys: Sequence[int | str] | None = None
+        if primary.auto_id:
+            old_keys = list(_plain(batch_keys(batch, primary.id)))
+            columns = {i: column for i, column in batch.columns.items() if i != primary.id}
+            batch = Batch(columns, batch.rows)
+        batch, keys = self._with_keys(collection, batch)
+        groups = self._partitions_of(collection, batch, partition)
+        if old_keys is not None:
+            await self.delete_keys(collection, _typed(old_keys, primary), None)
+        outcomes = await self._send(collection, batch, groups, replace_rows=old_keys is None)
+        rows = sum(int(one["rows"]) for one in outcomes)
+        self._node.metrics.rows_inserted(rows)
+        return WriteResult(rows, keys)
+
+    async def delete_keys(self, collection: Collection, keys: Keys, partitions: Sequence[PartitionId] | None) -> int:
+        """Delete the rows with these primary keys; return how many there were."""
+        shards = collection.shards
+        messages = []
+        for shard_id, offsets in zip(shards, split(keys, len(shards)), strict=True):
+            if len(offsets) == 0:
+                continue
+            if isinstance(keys, np.ndarray):
+                mine: bytes | list[str] = keys[offsets].astype("<i8").tobytes()
+            else:
+                mine = [keys[i] for i in offsets.tolist()]
+            messages.append((shard_id, Delete(collection.collection_id, mine, partitions)))
+        outcomes = await asyncio.gather(
+            *(self._node.shards[shard_id].change(message) for shard_id, message in messages)
+        )
+        rows = sum(int(str(one["rows"])) for one in outcomes)
+        self._node.metrics.rows_deleted(rows)
+        return rows
+
+    async def _send(
+        self,
+        collection: Collection,
+        batch: Batch,
+        groups: Sequence[tuple[PartitionId, npt.NDArray[np.int64] | None]],
+        *,
+        replace_rows: bool = False,
+        expected: npt.NDArray[np.int64] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Propose one message per partition and virtual channel that has rows; return their outcomes."""
+        primary = collection.schema.primary.id
+        proposals = []
+        for partition_id, chosen in groups:
+            rows = batch if chosen is None else batch.take(chosen)
+            ways = split(batch_keys(rows, primary), len(collection.shards))
+            for shard_id, offsets in zip(collection.shards, ways, strict=True):
+                if len(offsets) == 0:
+                    continue
+                mine = rows if len(offsets) == rows.rows else rows.take(offsets)
+                message = Insert(collection.collection_id, partition_id, replace_rows)
+                if expected is not None:
+                    inside = offsets if chosen is None else chosen[offsets]
+                    message = replace(message, expected=expected[inside].tolist())
+                proposals.append(self._node.shards[shard_id].change(message, mine.to_bytes()))
+        return list(await asyncio.gather(*proposals))
+
+    def _check(self, batch: Batch) -> None:
+        self._node.check_writable()
+        if batch.rows == 0:
+            raise InvalidParameter("no rows were given")
+
+    def _with_keys(self, collection: Collection, batch: Batch) -> tuple[Batch, Keys]:
+        """Return the batch with a primary key column, and the keys."""
+        primary = collection.schema.primary
+        if primary.id in batch.columns:
+            return batch, batch_keys(batch, primary.id)
+        if not primary.auto_id:
+            raise BadRow(f"field {primary.name} is the primary key and is missing")
+        first = self._node.hybrid.stamp(batch.rows)
+        ids = np.arange(first, first + batch.rows, dtype=np.int64)
+        column: Column = ScalarColumn(ids)
+        if primary.type is DataType.VARCHAR:
+            column = StringColumn(StringArray.from_strings([str(one) for one in ids.tolist()]))
+        batch = Batch({primary.id: column, **batch.columns}, batch.rows)
+        return batch, batch_keys(batch, primary.id)
+
+    def _partitions_of(
+        self, collection: Collection, batch: Batch, partition: str
+    ) -> list[tuple[PartitionId, npt.NDArray[np.int64] | None]]:
+        """Return (partition, offsets of its rows); None for all rows."""
+        key = collection.schema.partition_key
+        if key is None:
+            return [(collection.partition(partition or DEFAULT_PARTITION), None)]
+        if partition:
+            raise InvalidParameter("not support manually specifying the partition names if partition key mode is used")
+        ids = [collection.partitions[name] for name in sorted(collection.partitions, key=partition_number)]
+        owner = hash_keys(batch_keys(batch, key.id)) % np.uint64(len(ids))
+        return [
+            (partition_id, offsets)
+            for number, partition_id in enumerate(ids)
+            if len(offsets := np.flatnonzero(owner == np.uint64(number)))
+        ]
+
+    # partial updates
+
+    async def _upsert_partial(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
+        """Merge the given fields into the rows that exist; whoever changes them meanwhile makes us read again."""
+        for _ in range(CONFLICT_RETRIES_MAX):
+            merged, expected = await self._node.seams.executor.run(
+                Lane.SEARCH, self._merge_partial, collection, batch, self._views(collection)
+            )
+            groups = self._partitions_of(collection, merged, partition)
+            try:
+                outcomes = await self._send(collection, merged, groups, replace_rows=True, expected=expected)
+            except Conflict:
+                continue
+            return WriteResult(
+                sum(int(one["rows"]) for one in outcomes), batch_keys(merged, collection.schema.primary.id)
+            )
+        raise Conflict("the rows are being changed by others all the time; try again")
+
+    def _views(self, collection: Collection) -> list[SegmentView]:
+        shards = sorted(set(collection.shards))
+        return [
+            view for shard_id in shards for view in self._node.shards[shard_id].machine.views(collection.collection_id)
+        ]
+
+    def _merge_partial(
+        self, collection: Collection, batch: Batch, views: Sequence[SegmentView]
+    ) -> tuple[Batch, npt.NDArray[np.int64]]:
+        """Return (whole rows, for each the insert tick of the row it replaces, 0 if it is new)."""
+        schema = collection.schema
+        keys = batch_keys(batch, schema.primary.id)
+        tick = self._node.hybrid.stamp()
+        newest: dict[int | str, tuple[int, SegmentView, int]] = {}
+        for view in views:
+            offsets = view.find(keys, tick)
+            found = _plain(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
+            for offset, key in zip(offsets.tolist(), found, strict=True):
+                inserted = int(view.ticks[offset])
+                if key not in newest or newest[key][0] < inserted:
+                    newest[key] = (inserted, view, offset)
+        wanted = list(_plain(keys))
+        expected = np.array([newest[key][0] if key in newest else 0 for key in wanted], np.int64)
+        missing = [one for one in schema.fields if one.id not in batch.columns]
+        fresh = [key for key in wanted if key not in newest]
+        required = [one.name for one in missing if not one.nullable and one.default is None and not one.dynamic]
+        if fresh and required:
+            raise BadRow(f"row {fresh[0]} does not exist, so every field must be given: {', '.join(required)} missing")
+        columns: dict[Any, Column] = dict(batch.columns)
+        for one in missing:
+            pieces = []
+            for key in wanted:
+                if key in newest:
+                    _, view, offset = newest[key]
+                    pieces.append(view.fetch(np.array([offset], np.int64), [one.id]))
+                else:
+                    pieces.append(Batch({one.id: absent_column(one, 1)}, 1))
+            columns[one.id] = Batch.concat(pieces).columns[one.id]
+        return Batch(columns, batch.rows), expected
+
+
+def absent_column(one: FieldSchema, rows: int) -> Column:
+    """Return a column of rows that say nothing about a field: its default, or null."""
+    valid = None if one.default is not None else np.zeros(rows, np.bool_)
+    if one.type in (DataType.VARCHAR, DataType.JSON):
+        text = "" if one.default is None else str(one.default)
+        return StringColumn(StringArray.from_strings([text] * rows), valid)
+    if one.type is DataType.ARRAY:
+        items: ScalarColumn | StringColumn = StringColumn(StringArray.from_strings([]))
+        if one.element is not DataType.VARCHAR:
+            assert one.element is not None
+            items = ScalarColumn(np.zeros(0, NUMPY_TYPES[one.element]))
+        return ArrayColumn(np.zeros(rows + 1, np.int64), items, valid)
+    return ScalarColumn(np.full(rows, 0 if one.default is None else one.default, NUMPY_TYPES[one.type]), valid)
+
+
+def partition_number(name: str) -> int:
+    """Return the number at the end of a hidden partition's name (`_default_3`)."""
+    _, _, number = name.rpartition("_")
+    return int(number) if number.isdigit() else 0
+
+
+def _last_of_each_key(batch: Batch, primary: FieldSchema) -> Batch:
+    keys = _plain(batch_keys(batch, primary.id))
+    last = {key: offset for offset, key in enumerate(keys)}
+    if len(last) == batch.rows:
+        return batch
+    return batch.take(np.array(sorted(last.values()), np.int64))
+
+
+def _plain(keys: Keys) -> Sequence[int | str]:
+    return keys.tolist() if isinstance(keys, np.ndarray) else keys
+
+
+def _typed(keys: Sequence[int | str], primary: FieldSchema) -> Keys:
+    if primary.type is DataType.INT64:
+        return np.array(keys, np.int64)
+    return [str(key) for key in keys]
