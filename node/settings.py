@@ -127,14 +127,25 @@ class CompactionSettings:
     """When sealed segments are rewritten."""
 
     small_segment_fill_ratio: float = setting(
-        0.5, "ratio", "a sealed segment below this share of segment_bytes_max is merged with others", least=0, most=1
+        0.5,
+        "ratio",
+        "a sealed segment below this share of segment_bytes_max is small, and merged with others",
+        least=0.01,
+        most=0.8,  # from 0.85 on a segment counts as full
     )
     deleted_ratio: float = setting(
-        0.2, "ratio", "a segment with at least this share of deleted or expired rows is rewritten without them",
-        least=0.01, most=1,
-    )  # fmt: skip
+        0.2,
+        "ratio",
+        "a segment with at least this share of deleted or expired rows is rewritten without them",
+        least=0.01,
+        most=1,
+    )
     segments_min: int = setting(
-        4, "segments", "small segments are merged when there are this many: fewer rewrites of the same rows", least=2
+        4,
+        "segments",
+        "small segments are merged when there are this many: fewer rewrites of the same rows",
+        least=2,
+        most=30,  # as many are merged at once
     )
     interval_s: float = setting(10.0, "s", "how often segments are looked at", least=0.1)
 
@@ -184,6 +195,9 @@ class ApiSettings:
     drain_s_max: float = setting(10.0, "s", "at SIGTERM running requests get this long to finish", least=0, most=600)
     accept_int64: bool = setting(
         True, "", "Int64 values are JSON numbers unless a client asks for strings (Accept-Type-Allow-Int64)"
+    )
+    standard_error_status: bool = setting(
+        False, "", "errors have HTTP statuses of their own instead of 200, which Milvus's clients expect"
     )
     legacy_array_response: bool = setting(
         False, "", "Array values in the nested shape that clients up to Milvus 2.6 parse"
