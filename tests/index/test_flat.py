@@ -1,0 +1,153 @@
+"""Exact search against sorting everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import index.flat
+from index.flat import FlatIndex, exact_distances, load_flat, nearest, squared_lengths, within
+from index.metric import Bounds, Metric
+from index.protocol import Hits, IndexDamaged, Matrix
+from index.spec import parse_index_spec
+from tests.index.strategies import assert_sound, clustered, dumb_nearest
+
+METRICS = list(Metric)
+
+
+def small_integers(seed: int, rows: int, dim: int) -> Matrix:
+    """Return rows of few different values: plenty of ties, and no rounding at all."""
+    return np.random.default_rng(seed).integers(-2, 3, (rows, dim)).astype(np.float32)
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    rows=st.integers(0, 300),
+    dim=st.integers(1, 9),
+    queries=st.integers(1, 4),
+    k=st.integers(1, 40),
+    metric=st.sampled_from([Metric.L2, Metric.IP]),
+    share=st.sampled_from([None, 0.0, 0.02, 0.2, 0.6, 1.0]),
+    scratch=st.sampled_from([256, 4096, 1 << 25]),
+)
+@settings(max_examples=200, deadline=None)
+def test_equals_sorting_everything(
+    seed: int, rows: int, dim: int, queries: int, k: int, metric: Metric, share: float | None, scratch: int
+) -> None:
+    """Offsets, ties and distances are exactly those of a full sort, for any mask and any size of blocks."""
+    vectors, asked = small_integers(seed, rows, dim), small_integers(seed + 1, queries, dim)
+    mask = None if share is None else np.random.default_rng(seed).random(rows) < share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index.flat, "_SCRATCH_BYTES", scratch)
+        hits = nearest(asked, vectors, k, metric=metric, mask=mask)
+    truth = dumb_nearest(asked, vectors, k, metric, mask)
+    np.testing.assert_array_equal(hits.offsets, truth.offsets)
+    np.testing.assert_array_equal(hits.distances, truth.distances)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("known_squares", [False, True])
+def test_equals_sorting_everything_on_real_numbers(metric: Metric, known_squares: bool) -> None:
+    """Rounding in the first pass never changes the answer."""
+    vectors, queries = clustered(1, 3000, 24, metric), clustered(2, 5, 24, metric)
+    mask = np.random.default_rng(3).random(3000) < 0.5
+    squares = squared_lengths(vectors) if known_squares else None
+    for passing in (None, mask, mask & (np.arange(3000) % 7 == 0)):
+        hits = nearest(queries, vectors, 30, metric=metric, mask=passing, squares=squares)
+        np.testing.assert_array_equal(hits.offsets, dumb_nearest(queries, vectors, 30, metric, passing).offsets)
+        assert_sound(hits, queries, vectors, metric, passing)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_rows_come_in_order_of_offset(metric: Metric) -> None:
+    """Rows equal bit for bit are equally far wherever they stand, so the lowest offsets win."""
+    row = clustered(5, 1, 37, metric)
+    others = clustered(6, 1003, 37, metric)
+    twins = np.array([1, 17, 64, 65, 500, 777, 1001, 1002])
+    others[twins] = row
+    hits = nearest(row, others, 5, metric=Metric.L2)
+    assert hits.offsets[0].tolist() == twins[:5].tolist()
+    assert len(set(hits.distances[0].tolist())) == 1
+
+
+def test_near_zero_distances_survive_far_from_the_origin() -> None:
+    """|a - b|^2 by expansion loses every digit out there; the answer does not."""
+    rng = np.random.default_rng(8)
+    vectors = (1e4 + rng.normal(size=(2000, 16))).astype(np.float32)
+    queries = vectors[:3] + np.float32(0.01)
+    hits = nearest(np.ascontiguousarray(vectors[:3]), vectors, 4, metric=Metric.L2)
+    assert hits.offsets[:, 0].tolist() == [0, 1, 2]
+    assert hits.distances[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert (hits.distances >= 0).all()
+    np.testing.assert_array_equal(
+        nearest(queries, vectors, 4, metric=Metric.L2).offsets, dumb_nearest(queries, vectors, 4, Metric.L2).offsets
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-20, 1e18, 1e20, 3e38])
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_finite_component_can_be_searched(scale: float, metric: Metric) -> None:
+    """Neither overflow nor underflow costs a hit, makes a nan, or warns."""
+    with np.errstate(over="ignore"):
+        vectors = np.clip(clustered(1, 200, 8, Metric.COSINE) * np.float32(scale), -3.4e38, 3.4e38).astype(np.float32)
+    vectors = metric.normalise(vectors)
+    hits = nearest(vectors[:3], vectors, 10, metric=metric)
+    assert hits.counts.tolist() == [10, 10, 10]
+    assert np.isfinite(hits.distances).all()
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    k=st.integers(1, 30),
+    metric=st.sampled_from([Metric.L2, Metric.IP]),
+    low=st.one_of(st.none(), st.integers(-10, 30)),
+    high=st.one_of(st.none(), st.integers(-10, 60)),
+)
+@settings(max_examples=150, deadline=None)
+def test_bounds_keep_the_nearest_inside_them(
+    seed: int, k: int, metric: Metric, low: int | None, high: int | None
+) -> None:
+    """A search with bounds gives the k nearest of the rows inside, low end included, high end not."""
+    vectors, queries = small_integers(seed, 200, 5), small_integers(seed + 1, 3, 5)
+    bounds = Bounds(-np.inf if low is None else low, np.inf if high is None else high)
+    everything = dumb_nearest(queries, vectors, 200, metric)
+    truth = within(everything, bounds)
+    hits = nearest(queries, vectors, k, metric=metric, bounds=bounds)
+    np.testing.assert_array_equal(hits.offsets, truth.offsets[:, :k])
+    np.testing.assert_array_equal(hits.distances, truth.distances[:, :k])
+
+
+def test_within_moves_what_stays_to_the_left() -> None:
+    """Dropped hits leave no holes, and the rest keeps its order."""
+    hits = Hits(np.array([[4, 2, 9, -1]]), np.array([[1.0, 2.0, 3.0, np.inf]], dtype=np.float32))
+    kept = within(hits, Bounds(2.0, 3.5))
+    assert kept.offsets.tolist() == [[2, 9, -1, -1]]
+    assert kept.distances.tolist() == [[2.0, 3.0, np.inf, np.inf]]
+
+
+def test_a_distance_does_not_depend_on_the_neighbours() -> None:
+    """The same two vectors are equally far whether asked alone, in a batch, or among other rows."""
+    vectors, queries = clustered(1, 500, 33, Metric.L2), clustered(2, 4, 33, Metric.L2)
+    together = exact_distances(queries, vectors, metric=Metric.IP)
+    alone = [
+        [exact_distances(query[None, :], row[None, :], metric=Metric.IP)[0, 0] for row in vectors[490:]]
+        for query in queries
+    ]
+    np.testing.assert_array_equal(together[:, 490:], alone)
+
+
+def test_wrong_dims_are_a_bug() -> None:
+    """A query of another dim is refused, not broadcast."""
+    with pytest.raises(ValueError, match="dim 3"):
+        nearest(np.zeros((1, 3), np.float32), np.zeros((5, 4), np.float32), 1, metric=Metric.L2)
+
+
+def test_flat_index_loads_from_its_dump_only() -> None:
+    """A flat dump says what it is; anything else is damaged."""
+    vectors = clustered(1, 10, 4, Metric.L2)
+    spec = parse_index_spec("FLAT", "L2", {})
+    assert load_flat(spec, FlatIndex(spec, vectors).dump(), vectors).rows == 10
+    with pytest.raises(IndexDamaged):
+        load_flat(spec, b"annulus", vectors)
