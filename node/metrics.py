@@ -41,7 +41,7 @@ class PlanKind(StrEnum):
 
 
 class Metrics:
-    """Counters, gauges and histograms of one node; each method takes about a microsecond, on any thread."""
+    """Counters, gauges and histograms of one node; each method takes a few microseconds, on any thread."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
