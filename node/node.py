@@ -49,8 +49,8 @@ WATCH_S: Final = 0.5
 CONTROL_ENTRIES_MAX: Final = 1_000
 """Catalogue changes between two checkpoints of it."""
 
-_IDENTITY_KEY: Final = record_key("identity")
-_CATALOG_KEY: Final = record_key("catalog")
+IDENTITY_KEY: Final = record_key("identity")
+CATALOG_KEY: Final = record_key("catalog")
 
 
 class Dice(Protocol):
@@ -105,7 +105,11 @@ class Node:
         directory = f"{self.settings.node.data}/journal"
         self.journal = await run(disk_lane, self._open_journal, directory, storage.journal_file_bytes_max)
         report = self.journal.report
-        log.info("journal opened %s", report)
+        log.info("journal opened files=%d records=%d torn_bytes=%d", report.files, report.records, report.torn_bytes)
+        if report.torn_bytes:
+            log.warning(
+                "cut a torn end that was never acknowledged file=%s bytes=%d", report.torn_file, report.torn_bytes
+            )
         self._writer = JournalWriter(
             self.journal,
             self.seams.executor,
@@ -116,7 +120,7 @@ class Node:
             on_fatal=self.fail,
         )
         producer = Producer(f"{self.settings.node.name}/{self.seams.dice.getrandbits(64):016x}")
-        raw = await run(disk_lane, self.seams.store.read, _CATALOG_KEY)
+        raw = await run(disk_lane, self.seams.store.read, CATALOG_KEY)
         control = Control(shard_count) if raw is None else await run(disk_lane, Control.restore, raw)
         self.control = self._host("control", CONTROL_GROUP, control, producer, lambda: None)
         self._control_saved = control.position
@@ -289,7 +293,7 @@ class Node:
         if control.position > self._control_saved:
             position = control.position
             raw = control.checkpoint()
-            await self.seams.executor.run(Lane.DISK, self.seams.store.commit, [(_CATALOG_KEY, raw)])
+            await self.seams.executor.run(Lane.DISK, self.seams.store.commit, [(CATALOG_KEY, raw)])
             self._control_saved = position
             self.control.raft.trim(position)
 
@@ -329,10 +333,10 @@ class Node:
     def _identify(self) -> int:
         """Return the number of shards of this data directory, made when it is first used."""
         node = self.settings.node
-        raw = self.seams.store.read(_IDENTITY_KEY)
+        raw = self.seams.store.read(IDENTITY_KEY)
         if raw is None:
             identity = {"format": FORMAT, "node": node.name, "shards": node.shards}
-            self.seams.store.commit([(_IDENTITY_KEY, cbor2.dumps(identity))])
+            self.seams.store.commit([(IDENTITY_KEY, cbor2.dumps(identity))])
             return node.shards
         identity = cbor2.loads(raw)
         if identity["format"] != FORMAT:

@@ -1,0 +1,145 @@
+"""The command line: `annulus serve|status|config|check`, the same as `python -m node`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from node.config import config_flags, describe, from_flags
+from node.settings import Settings, SettingsError
+from storage.errors import AnnulusError
+
+EXIT_USAGE = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="annulus", message="annulus %(version)s")
+def main() -> None:
+    """Annulus: a vector database that speaks Milvus's API and needs no other server.
+
+    Start with `annulus serve`; it keeps its data in ./annulus-data and answers on 127.0.0.1:19530.
+    """
+
+
+@main.command()
+@config_flags
+def serve(**flags: Any) -> None:
+    """Start a node and serve until SIGTERM or Ctrl-C."""
+    settings = _settings(flags)
+    from node.app import run
+    from node.logs import setup
+
+    setup(settings.log.level, settings.log.format)
+    try:
+        sys.exit(run(settings))
+    except (AnnulusError, OSError) as error:
+        message = error.message if isinstance(error, AnnulusError) else str(error)
+        click.echo(f"annulus: cannot serve: {message}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@config_flags
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+def config(as_json: bool, **flags: Any) -> None:
+    """Show every setting, its value, and where the value comes from."""
+    rows = describe(_settings(flags))
+    if as_json:
+        click.echo(json.dumps([row.__dict__ for row in rows], indent=2))
+        return
+    table = Table("setting", "value", "unit", "from", "what it does", show_edge=False)
+    for row in rows:
+        table.add_row(row.key, row.value, row.unit, row.source, row.description)
+    Console().print(table)
+
+
+@main.command()
+@click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
+def status(address: str, as_json: bool) -> None:
+    """Show a running node's collections, shards, segments and sizes."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/status", timeout=10) as answer:  # http by design
+            found = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise click.ClickException(f"no node answers on {address} ({error}); is it running there?") from error
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    console.print(
+        f"node [bold]{found['node']}[/]: {'READ-ONLY: ' + found['read_only'] if found['read_only'] else 'writable'}, "
+        f"journal {_size(found['journal']['bytes'])} in {found['journal']['files']} files, "
+        f"chunks {_size(found['chunks']['bytes'])}"
+    )
+    collections = Table(
+        "database",
+        "collection",
+        "loaded",
+        "rows",
+        "growing",
+        "sealed",
+        "memory",
+        "disk",
+        "indexes",
+        title="collections",
+    )
+    for one in found["collections"]:
+        indexes = ", ".join(f"{i['name']} {i['type']} {i['state']} {i['indexed_rows']}" for i in one["indexes"])
+        collections.add_row(
+            one["database"], one["name"], "yes" if one["loaded"] else "no", f"{one['rows']:,}",
+            str(one["growing_segments"]), str(one["sealed_segments"]), _size(one["memory_bytes"]),
+            _size(one["chunk_bytes"]), indexes,
+        )  # fmt: skip
+    console.print(collections)
+    shards = Table("shard", "leader", "term", "position", "checkpoint", "segments", "rows", title="shards")
+    for one in found["shards"]:
+        values = (one[key] for key in ("shard", "leader", "term", "position", "checkpoint", "segments", "rows"))
+        shards.add_row(*map(str, values))
+    console.print(shards)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+def check(directory: str) -> None:
+    """Verify the data directory of a stopped node: journal records, digests, references. Exit status 1 if damaged."""
+    from node.check import check as findings
+
+    damaged = 0
+    try:
+        for is_damage, sentence in findings(directory):
+            damaged += is_damage
+            click.echo(("DAMAGED " if is_damage else "ok      ") + sentence)
+    except (AnnulusError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{directory}: {f'{damaged} damaged parts' if damaged else 'clean'}")
+    sys.exit(1 if damaged else 0)
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    try:
+        return from_flags(flags, os.environ)
+    except SettingsError as error:
+        click.echo(f"annulus: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    main()

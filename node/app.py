@@ -1,0 +1,139 @@
+"""The process around a node: seams of the real world, signals, and the HTTP server in front.
+
+start   directories -> chunk store (refused if another process has it) -> node (journal, replay) -> HTTP
+stop    SIGTERM or SIGINT: no new connections, running requests finish, checkpoint, everything closed; a second
+        signal changes nothing
+failure the node cannot trust its disk: the process ends at once, without pretending to be well
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+from typing import Final
+
+import uvloop
+from aiohttp import web
+
+from node.api.server import make_app
+from node.clock import SystemClock
+from node.database import Database
+from node.disk import OsDisk
+from node.metrics import Metrics
+from node.node import Node, Seams
+from node.settings import Settings
+from node.watchdog import Watchdog
+from node.workers import Workers
+from storage.chunks import LevelDbChunks
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED: Final = 70
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a worker thread waits for the interpreter at most: the default of 5 ms is a search's whole time."""
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; return the exit status. Raises StorageFault or OSError if the node cannot start."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
+    data = os.path.abspath(settings.node.data)
+    disk.make_directory(f"{data}/journal")
+    store = LevelDbChunks.open(f"{data}/chunks")
+    workers = Workers(
+        disk_threads=settings.workers.disk_threads,
+        search_threads=settings.workers.search_threads,
+        build_threads=settings.workers.build_threads,
+    )
+    dice = random.Random(int.from_bytes(os.urandom(16)))
+    node = Node(settings, Seams(disk, store, workers, clock, dice), metrics)
+    watchdog = Watchdog(
+        threshold_s=settings.log.loop_stall_ms / 1000, report=lambda stall: metrics.loop_stalled(stall.length_s)
+    )
+    watchdog.start()
+    try:
+        await node.start()
+        metrics.before_scrape(lambda: observe(node, metrics))
+        runner = await _listen(node, settings, metrics, clock, workers)
+        stopping = loop.create_task(stop.wait())
+        await asyncio.wait([stopping, node.failed], return_when=asyncio.FIRST_COMPLETED)
+        if node.failed.done():
+            logging.shutdown()
+            os._exit(EXIT_FAILED)  # nothing may run that would look like a proper end, no checkpoint least of all
+        log.info("stopping")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(runner.cleanup(), settings.api.drain_s_max + 1)
+        await node.stop()
+    finally:
+        watchdog.stop()
+        await workers.close()
+        store.close()
+    log.info("stopped")
+    return 0
+
+
+async def _listen(
+    node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
+) -> web.AppRunner:
+    app = make_app(
+        Database(node),
+        settings.api,
+        metrics,
+        clock=clock,
+        executor=workers,
+        ready=lambda: why_not_ready(node),
+    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
+    await runner.setup()
+    address = settings.node.listen
+    await web.TCPSite(runner, address.host, address.port, backlog=1024).start()
+    log.info("listening address=%s node=%s data=%s", address, settings.node.name, settings.node.data)
+    return runner
+
+
+def why_not_ready(node: Node) -> str:
+    """Return why the node should not get traffic yet, or "". While indexes load it answers, exactly but slowly."""
+    if node.failed.done():
+        return "the node has failed"
+    ready, total = node.loading
+    return "" if ready == total else f"loading segments: {ready} of {total} are in memory"
+
+
+def observe(node: Node, metrics: Metrics) -> None:
+    """Set the gauges that show the state of the node."""
+    counts = {state: [0, 0, 0] for state in ("growing", "sealed", "flushed", "indexed")}
+    index_bytes = 0
+    for shard_id, host in node.shards.items():
+        metrics.journal_position(shard_id, host.machine.position)
+        for state in host.machine.collections.values():
+            for growing in state.growing.values():
+                _add(counts["growing"], growing.rows, growing.nbytes)
+            for stored in state.stored.values():
+                name = "indexed" if stored.indexes else "flushed" if stored.is_flushed else "sealed"
+                _add(counts[name], stored.segment.rows, stored.segment.nbytes)
+                index_bytes += sum(one.memory_bytes for one in stored.segment.indexes.values())
+    for name, (segments, rows, nbytes) in counts.items():
+        metrics.segments(name, segments=segments, rows=rows, bytes=nbytes)
+    metrics.index_bytes(index_bytes)
+    metrics.journal_bytes(node.journal.bytes_on_disk)
+
+
+def _add(count: list[int], rows: int, nbytes: int) -> None:
+    count[0] += 1
+    count[1] += rows
+    count[2] += nbytes
