@@ -175,7 +175,9 @@ class RaftGroup:
         self._leading_term: int | None = None
         self._in_flight_bytes = 0
         self._due = True
-        adapter = _LogAdapter(log, committed=self._delivered)
+        # Whatever is in a lone voter's log was committed when it became durable: nobody can have decided otherwise.
+        # PySyncObj would find that out entry by entry in its first tick, and block the loop for seconds.
+        adapter = _LogAdapter(log, committed=log.last_position)
         _WORLD.enter(*self._world)
         self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), _NoPeers(None, None, None))
 
@@ -347,7 +349,7 @@ class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no typ
         return self._log.hard_state.vote
 
     def getRaftCommitIndex(self) -> int:  # noqa: N802
-        """What the checkpoint covers was committed; no other memory of commits is trusted."""
+        """Known from the start, not remembered: a stored commit index may be newer than a log that lost its end."""
         return self._committed
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:  # noqa: N802, N803

@@ -209,10 +209,9 @@ def recover(disk: Disk, directory: str) -> tuple[Survey, RecoveryReport]:
             raise damaged(directory, finding.file, finding.offset, finding.what)
         log.warning("journal cut file=%s offset=%d: %s", finding.file, finding.offset, finding.what)
     survey.close(keep=survey.files)
-    # From the back, so that a crash in between leaves a gap at the end of the stream, which is a torn end again.
-    for name in reversed(survey.excess):
+    # Until the names are gone for good the torn place stays as it is, so that a crash in between finds it again.
+    for name in survey.excess:
         disk.remove(f"{directory}/{name}")
-        disk.sync_directory(directory)
     disk.sync_directory(directory)
     for file in survey.files:
         assert file.handle is not None

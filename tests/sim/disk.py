@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EIO, ENOSPC
+from os import strerror
 from random import Random
 
 
@@ -51,7 +52,7 @@ class SimFile:
         if self._disk.failing_syncs:
             self._disk.failing_syncs -= 1
             self._inode.unsynced.clear()  # the kernel marks the pages clean: they are lost, and nobody says so again
-            raise OSError(EIO, "Input/output error")
+            raise OSError(self._disk.sync_errno, strerror(self._disk.sync_errno))
         self._disk.step("sync")
         self._inode.durable[:] = self._inode.seen
         self._inode.unsynced.clear()
@@ -91,7 +92,8 @@ class SimDisk:
         self._directories: set[str] = set()
         self.capacity_bytes = capacity_bytes
         self.failing_syncs = 0
-        """How many of the next datasyncs fail, losing what was written before them."""
+        """How many of the next datasyncs fail with `sync_errno`, losing what was written before them."""
+        self.sync_errno = EIO
         self.crashes = 0
         self.syncs = 0
         self.steps = 0

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from errno import EIO
+from errno import EIO, ENOSPC
 from pathlib import Path
 from random import Random
 
@@ -19,7 +19,7 @@ from node.disk import OsDisk
 from storage.disk import Disk
 from storage.errors import JournalDamaged
 from storage.journal import Journal, JournalHalted, Severity, verify
-from storage.journal_records import HEADER_BYTES
+from storage.journal_records import HEADER_BYTES, Kind, Record, decode, encode
 from storage.journal_state import Impossible
 from tests.sim.disk import PowerLoss, SimDisk
 
@@ -504,12 +504,26 @@ def emptied_file(disk: SimDisk, names: list[str]) -> None:
     disk.overwrite(f"j/{names[1]}", b"")
 
 
+def missing_first_file_and_torn_end(disk: SimDisk, names: list[str]) -> None:
+    disk.remove(f"j/{names[0]}")
+    disk.overwrite(f"j/{names[-1]}", disk.contents(f"j/{names[-1]}") + b"torn")
+
+
 def older_copy(disk: SimDisk, names: list[str]) -> None:
     disk.overwrite(f"j/{names[2]}", disk.contents(f"j/{names[1]}"))
 
 
 @pytest.mark.parametrize(
-    "harm", [missing_file, missing_first_file, swapped_files, shortened_file, emptied_file, older_copy]
+    "harm",
+    [
+        missing_first_file_and_torn_end,
+        missing_file,
+        missing_first_file,
+        swapped_files,
+        shortened_file,
+        emptied_file,
+        older_copy,
+    ],
 )
 def test_files_that_do_not_fit_together_are_refused(harm: Callable[[SimDisk, list[str]], None]) -> None:
     """What a careless hand does to whole files is damage, with a message that names a file."""
@@ -520,6 +534,16 @@ def test_files_that_do_not_fit_together_are_refused(harm: Callable[[SimDisk, lis
     harm(disk, names)
     with pytest.raises(JournalDamaged, match=r"0000\d+\.log"):
         Journal.open(disk, "j")
+
+
+def test_a_record_in_the_wrong_place_is_no_record() -> None:
+    """A whole record verifies only in the file and at the offset for which it was made."""
+    facts = {"group": 1, "position": 2, "term": 3, "durable": 4}
+    head, padding = encode(Kind.ENTRY, b"payload", **facts, file_number=5, offset=64)
+    data = memoryview(head + b"payload" + padding)
+    assert decode(data, file_number=5, offset=64) == Record(Kind.ENTRY, **facts, offset=64, payload=b"payload")
+    assert decode(data, file_number=5, offset=72) is None
+    assert decode(data, file_number=6, offset=64) is None
 
 
 def test_an_entry_that_rots_while_the_node_runs_is_not_served() -> None:
@@ -597,16 +621,17 @@ def test_the_reserve_lets_a_full_disk_be_emptied() -> None:
     assert Journal.open(disk, "j", reserve_bytes=4_096).reserve_held
 
 
-def test_a_failed_fsync_halts_for_good() -> None:
+@pytest.mark.parametrize("number", [EIO, ENOSPC], ids=["EIO", "ENOSPC"])
+def test_a_failed_fsync_halts_for_good(number: int) -> None:
     """After a failed fsync nothing is acknowledged any more, even if the next one would succeed; a restart goes on."""
     disk = SimDisk(Random(3))
     journal = filled(disk, "j")
     expected = read_all(journal)
     journal.group(1).append(b"doubtful", 13, 1)
-    disk.failing_syncs = 1
+    disk.failing_syncs, disk.sync_errno = 1, number
     batch = journal.take_batch()
     assert batch is not None
-    with pytest.raises(OSError, match="Input/output") as failure:
+    with pytest.raises(OSError, match=r"Input/output|No space") as failure:
         batch.write()
     with pytest.raises(JournalHalted, match="syncing"):
         journal.batch_failed(batch, failure.value)
