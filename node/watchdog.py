@@ -31,11 +31,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stall:
-    """One stall of the loop. `cpu_s` much below `length_s` means that the loop waited (disk, GIL, a busy machine)."""
+    """One stall of the loop.
+
+    `cpu_s` much below `length_s` means that the loop waited: for the disk, for the GIL, which one of `threads` may have
+    held, or for a busy machine.
+    """
 
     length_s: float
     cpu_s: float
     place: str
+    threads: tuple[str, ...] = ()
+    """Where the threads were that were in our code too."""
 
 
 class Watchdog:
@@ -54,7 +60,7 @@ class Watchdog:
         self._clock = clock or SystemClock()
         self._beat_s = 0.0
         self._beat_cpu_s = 0.0
-        self._place: str | None = None
+        self._seen: tuple[str, tuple[str, ...]] | None = None
         self._logged_s: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -86,9 +92,9 @@ class Watchdog:
     def _beat(self) -> None:
         now_s, cpu_s = self._clock.monotonic_s(), thread_cpu_s()
         late_s = now_s - self._beat_s - self._beat_period_s
-        place, self._place = self._place, None
+        seen, self._seen = self._seen, None
         if late_s > self._threshold_s:
-            self._stalled(Stall(late_s, cpu_s - self._beat_cpu_s, place or "unknown"), now_s)
+            self._stalled(Stall(late_s, cpu_s - self._beat_cpu_s, *(seen or ("unknown", ()))), now_s)
         self._beat_s, self._beat_cpu_s = now_s, cpu_s
         self._schedule()
 
@@ -99,32 +105,37 @@ class Watchdog:
             return
         self._logged_s[stall.place] = now_s
         log.warning(
-            "event loop stalled stall_ms=%.0f cpu_ms=%.0f unlogged=%d place=%s",
+            "event loop stalled stall_ms=%.0f cpu_ms=%.0f unlogged=%d place=%s threads=%s",
             stall.length_s * 1000,
             stall.cpu_s * 1000,
             self._unlogged.pop(stall.place, 0),
             stall.place,
+            ",".join(stall.threads) or "-",
         )
 
     def _watch(self) -> None:
         """Runs on the watchdog's own thread: note where the loop is whenever its beat is overdue."""
         while not self._stopped.wait(self._beat_period_s):
             overdue_s = self._clock.monotonic_s() - self._beat_s - self._beat_period_s
-            if overdue_s > self._threshold_s / 2 and self._place is None:
-                frame = sys._current_frames().get(self._loop_thread_id)
-                if frame is not None:
-                    self._place = describe(frame)
+            if overdue_s > self._threshold_s / 2 and self._seen is None:
+                frames = sys._current_frames()
+                frames.pop(threading.get_ident(), None)
+                loop_frame = frames.pop(self._loop_thread_id, None)
+                threads = [describe(frame) for frame in frames.values() if _own(frame) is not None]
+                self._seen = (describe(loop_frame) if loop_frame else "unknown", tuple(threads))
 
 
 def describe(frame: FrameType) -> str:
     """Return the innermost line of our own code and, when it called out, the innermost line of all."""
-    innermost = _line(frame)
-    own: FrameType | None = frame
-    while own is not None and own.f_globals.get("__name__", "").split(".")[0] not in OWN_ROOMS:
-        own = own.f_back
-    if own is None or own is frame:
-        return innermost
-    return f"{_line(own)}>{innermost}"
+    own = _own(frame)
+    return _line(frame) if own is None or own is frame else f"{_line(own)}>{_line(frame)}"
+
+
+def _own(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of our own code, if any."""
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] not in OWN_ROOMS:
+        frame = frame.f_back
+    return frame
 
 
 def _line(frame: FrameType) -> str:

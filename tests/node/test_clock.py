@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 
 import pytest
@@ -56,3 +57,23 @@ def test_a_stall_names_its_place(caplog: pytest.LogCaptureFixture) -> None:
     lines = [each.getMessage() for each in caplog.records if "block_the_loop" in each.getMessage()]
     assert len(lines) == 1
     assert lines[0].startswith("event loop stalled stall_ms=")
+
+
+def test_a_stall_names_the_threads_in_our_code() -> None:
+    """When the loop waited, the threads that may have held the GIL are named; idle ones are not."""
+    gate = threading.Event()
+    busy = threading.Thread(target=hold, args=(gate,))
+    idle = threading.Thread(target=gate.wait)
+    for thread in (busy, idle):
+        thread.start()
+    try:
+        stalls = [stall for stall in watch([0.3]) if "block_the_loop" in stall.place]
+    finally:
+        gate.set()
+        busy.join()
+        idle.join()
+    assert ["hold" in place for place in stalls[0].threads] == [True]
+
+
+def hold(gate: threading.Event) -> None:
+    gate.wait()
