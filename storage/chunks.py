@@ -35,6 +35,8 @@ _WRITE_BUFFER_BYTES: Final = 16 << 20
 _TABLE_BYTES: Final = 16 << 20
 """Of LevelDB's files: a thousand for 16 GB."""
 _BLOCK_CACHE_BYTES: Final = 32 << 20
+_FIRST: Final = b"\x00"
+_LAST: Final = b"\xff"
 
 
 class ChunkFault(ChunkDamaged):
@@ -185,13 +187,13 @@ class LevelDbChunks:
 
     def compact(self) -> None:
         try:
-            self._db.compact_range()
+            self._db.compact_range(start=_FIRST, stop=_LAST)  # without bounds plyvel compacts nothing
         except plyvel.Error as error:
             raise _os_error(error) from error
 
     def size_bytes(self) -> int:
         """Return about how many bytes the files take; what was written last may still be in the log, uncounted."""
-        size: int = self._db.approximate_size(b"", b"\xff")
+        size: int = self._db.approximate_size(_FIRST, _LAST)
         return size
 
     def reopen(self) -> None:

@@ -297,7 +297,7 @@ def index_cost(index: VectorIndex, params: SearchParams, k: int, share: float) -
         return COSTS.graph_step * 2 * index.spec.graph_degree * ef / share
     nlist = int(index.spec.params.get("nlist", 0))
     if nlist:
-        return nlist + index.rows * params.nprobe_for(nlist) / nlist
+        return nlist + index.rows * params.nprobe_for(nlist, share) / nlist
     return float(index.rows)
 
 
