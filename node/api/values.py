@@ -9,6 +9,7 @@ Every refusal is a `Misfit`: words about the value alone; who gathers rows adds 
 
 from __future__ import annotations
 
+import re
 import struct
 from abc import ABC, abstractmethod
 from decimal import Decimal, InvalidOperation
@@ -32,6 +33,7 @@ FLOAT_MAX: Final = 3.4028235677973366e38
 """Numbers of this size and above round to infinity as float32."""
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_NUMBER: Final = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _floats = msgspec.json.Decoder(list[float])
 
 
@@ -184,6 +186,14 @@ class _Bools(_Numbers):
         return super().from_buffer(data, rows, valid)
 
 
+def _quoted(text: bytes, kind: DataType) -> bytes:
+    """Return the number within a JSON string, as clients send whose own numbers are doubles. Raises Misfit."""
+    literal = loads(text).encode()
+    if not _NUMBER.fullmatch(literal):
+        raise Misfit(f"{shortened(text)} is not an {kind}" if kind.is_integer else f"{shortened(text)} is not a {kind}")
+    return bytes(literal)
+
+
 class _Integers(_Numbers):
     def __init__(self, field: FieldSchema, kind: DataType) -> None:
         super().__init__(field, kind)
@@ -191,12 +201,7 @@ class _Integers(_Numbers):
 
     def from_json(self, text: bytes) -> int:
         if text[:1] == b'"':
-            literal = loads(text)
-            try:
-                text = literal.encode("ascii")
-                msgspec.json.decode(text, type=float)  # the grammar of a JSON number, nothing more
-            except (UnicodeEncodeError, msgspec.MsgspecError):
-                raise Misfit(f"{shortened(literal)} is not an {self.kind}") from None
+            text = _quoted(text, self.kind)
         elif kind_of(text) != "number":
             raise Misfit(f"{shortened(text)} is not an {self.kind}")
         if len(text) <= 20 and not (b"." in text or b"e" in text or b"E" in text):
@@ -238,9 +243,10 @@ class _Floats(_Numbers):
         self.edge = FLOAT_MAX if kind is DataType.FLOAT else float("inf")
 
     def from_json(self, text: bytes) -> float:
-        literal = loads(text) if text[:1] == b'"' else None
+        if text[:1] == b'"':
+            text = _quoted(text, self.kind)
         try:
-            value = msgspec.json.decode(text if literal is None else literal.encode(), type=float)
+            value = msgspec.json.decode(text, type=float)
         except msgspec.MsgspecError as error:
             if "out of range" in str(error):
                 raise Misfit(f"{shortened(text)} is out of the range of {self.kind}") from None
