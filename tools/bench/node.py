@@ -26,12 +26,19 @@ class NodeProcess:
     """`python -m node serve` on one data directory; its output is appended to `log_path`."""
 
     def __init__(
-        self, data_dir: str, address: Address, *, log_path: str, environment: Mapping[str, str] | None = None
+        self,
+        data_dir: str,
+        address: Address,
+        *,
+        log_path: str,
+        environment: Mapping[str, str] | None = None,
+        module: str = "node",
     ) -> None:
         self.data_dir = data_dir
         self.address = address
         self.client = Client(address)
         self._log_path = log_path
+        self._module = module
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,7 +60,7 @@ class NodeProcess:
     def spawn(self) -> None:
         """Start the process without waiting for it to serve."""
         assert not self.running, "already running"
-        command = [sys.executable, "-m", "node", "serve", "--data", self.data_dir, "--listen", str(self.address)]
+        command = [sys.executable, "-m", self._module, "serve", "--data", self.data_dir, "--listen", str(self.address)]
         with open(self._log_path, "ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=self._environment

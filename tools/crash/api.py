@@ -1,0 +1,68 @@
+"""Calls with three outcomes: done, refused, unknown; and who may be believed when."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import orjson
+
+from tools.bench.wire import BASE_PATH, Address
+
+REQUEST_S_MAX = 60.0
+REFUSED_CODES = frozenset({1, 2, 4, 8, 9})
+"""Not now: no leader, unavailable, overloaded, read-only. Nothing was done, but a valid request may get them."""
+UNKNOWN_CODES = frozenset({5, 10_001, 65_535, 500})
+"""Local fault, timeout, unexpected: it may have been done, or may yet be."""
+INDEX_MISSING_CODE = 700
+NOT_LOADED_CODES = frozenset({101, 103, INDEX_MISSING_CODE})
+"""What a read gets while the index is being rebuilt."""
+
+
+class Answered(Exception):
+    """The node answered with a code other than 0."""
+
+    def __init__(self, path: str, code: int, message: str) -> None:
+        super().__init__(f"{path}: code {code}: {message}")
+        self.code = code
+
+
+class Unknown(Exception):
+    """The node did not answer, or not so that one knows what happened."""
+
+
+class Api:
+    """One client connection pool to a node."""
+
+    def __init__(self, address: Address) -> None:
+        self._base = f"http://{address}{BASE_PATH}"
+
+    async def __aenter__(self) -> Api:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def call(self, path: str, **body: Any) -> Any:
+        """Return the reply's data. Raises Answered for another code than 0, Unknown for less than an answer."""
+        headers = {"Content-Type": "application/json", "Request-Timeout": str(int(REQUEST_S_MAX))}
+        try:
+            async with self._session.post(self._base + path, data=orjson.dumps(body), headers=headers) as response:
+                raw, status = await response.read(), response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unknown(f"{path}: {error!r}") from error
+        try:
+            reply = orjson.loads(raw)
+            code = int(reply["code"])
+        except (ValueError, KeyError, TypeError):
+            raise Unknown(f"{path}: HTTP {status}: {raw[:200]!r}") from None
+        if code in UNKNOWN_CODES:
+            raise Unknown(f"{path}: code {code}: {reply.get('message')}")
+        if code != 0:
+            raise Answered(path, code, str(reply.get("message", "")))
+        return reply.get("data")

@@ -1,0 +1,128 @@
+"""Lies on purpose: each canary breaks one promise behind the model's back, and the checker has to say which.
+
+A checker that never fails proves nothing. These run against the real node after a few honest rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tools.crash.model import Kind, Model, Write
+from tools.crash.rounds import Arena, Ending, client_of
+from tools.crash.rows import Key, row
+
+HONEST_ROUNDS = 2
+Sabotage = Callable[[Arena, Model, random.Random], None]
+
+
+async def run_canaries(arena: Arena, say: Callable[[str], None]) -> list[str]:
+    """Return the names of the canaries that were not noticed, after some honest rounds."""
+    chance = random.Random(f"{arena.seed}/canary")
+    try:
+        await arena.start(chance)
+        for number in range(1, HONEST_ROUNDS + 1):
+            if arena.sound:
+                await arena.round(number)
+        if not arena.sound:
+            say("an honest round failed, so the canaries prove nothing")
+            return ["honest rounds"]
+        missed = [name for name, (kind, sabotage) in CANARIES.items()
+                  if not await _noticed(arena, name, kind, sabotage, chance, say)]  # fmt: skip
+        await arena.end(Ending(0.0, gently=True, cut_short_s=None, starts_killed_s=()))
+        _flip_a_byte(arena, chance)
+        arena.world.violations.clear()
+        noticed = not arena.check()
+        say(f"canary flipped byte: {'noticed' if noticed else 'MISSED'}")
+        return missed if noticed else [*missed, "flipped byte"]
+    finally:
+        arena.node.kill()
+
+
+async def _noticed(
+    arena: Arena, name: str, kind: Kind, sabotage: Sabotage, chance: random.Random, say: Callable[[str], None]
+) -> bool:
+    subject = "crash_auto" if name == "doubled" else "crash_two"  # else the primary key may forbid it, rightly
+    sabotage(arena, arena.world.models[subject], chance)
+    arena.world.violations.clear()
+    await arena.compare(chance)
+    kinds = {str(violation.kind) for violation in arena.world.violations}
+    arena.world.violations.clear()
+    say(f"canary {name}: {'noticed' if kind in kinds else 'MISSED'}, said {', '.join(sorted(kinds)) or 'nothing'}")
+    return kind in kinds
+
+
+def _lose(arena: Arena, model: Model, chance: random.Random) -> None:
+    """An acknowledged row is deleted without the model's knowledge."""
+    _call(arena, model, "/entities/delete", filter=model.subject.filter_of([_some_key(model, chance)]))
+
+
+def _haunt(arena: Arena, model: Model, chance: random.Random) -> None:
+    """A row that the model knows as deleted is there."""
+    key = _some_key(model, chance)
+    version = model.rows.pop(key)
+    model.gone[key] = version
+
+
+def _age(arena: Arena, model: Model, chance: random.Random) -> None:
+    """The model remembers a later version than the node has."""
+    model.rows[_some_key(model, chance)] = next(arena.world.numbers)
+
+
+def _double(arena: Arena, model: Model, chance: random.Random) -> None:
+    """A row is inserted a second time."""
+    key = _some_key(model, chance)
+    _call(arena, model, "/entities/insert", data=[row(model.subject, key, model.rows[key])])
+
+
+def _halve(arena: Arena, model: Model, chance: random.Random) -> None:
+    """Half of the rows of a request that nobody answered are there."""
+    number = next(arena.world.numbers)
+    keys = [max(model.rows, default=0) + 1 + i for i in range(20)]
+    _call(arena, model, "/entities/insert", data=[row(model.subject, key, number) for key in keys[:10]])
+    model.lose_sight(Write(number, dict.fromkeys(keys, number)))
+
+
+def _damage(arena: Arena, model: Model, chance: random.Random) -> None:
+    """One value of a row changes, its version does not."""
+    key = _some_key(model, chance)
+    changed = {**row(model.subject, key, model.rows[key]), "number": 0.5}
+    _call(arena, model, "/entities/upsert", data=[changed])
+
+
+def _forget_a_collection(arena: Arena, model: Model, chance: random.Random) -> None:
+    """A collection that was acknowledged is not there."""
+    arena.world.scratch["crash_scratch_never_made"] = True
+
+
+CANARIES: Mapping[str, tuple[Kind, Sabotage]] = {
+    "lost": (Kind.LOST, _lose),
+    "ghost": (Kind.GHOST, _haunt),
+    "stale": (Kind.STALE, _age),
+    "doubled": (Kind.DOUBLED, _double),
+    "half": (Kind.HALF, _halve),
+    "damaged": (Kind.DAMAGED, _damage),
+    "catalogue": (Kind.CATALOGUE, _forget_a_collection),
+}
+
+
+def _some_key(model: Model, chance: random.Random) -> Key:
+    return chance.choice(sorted(model.rows))
+
+
+def _call(arena: Arena, model: Model, path: str, **body: Any) -> None:
+    client_of(arena).call(path, collectionName=model.subject.name, **body)
+
+
+def _flip_a_byte(arena: Arena, chance: random.Random) -> None:
+    """Change one byte in the middle of the largest file: what a disk does without a word."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(arena.data_dir) for name in names]
+    largest = max(files, key=os.path.getsize)
+    with open(largest, "r+b") as file:
+        file.seek(os.path.getsize(largest) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x40]))
+    arena.world.trace.write("flipped byte", file=largest)
