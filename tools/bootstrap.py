@@ -31,8 +31,11 @@ from tools.nodes import (
     wait_ready,
 )
 
-CHECKS = (("tools.check", "--all"),)
-"""Modules that `test` runs, in order; all must pass."""
+CHECKS = (
+    ("tools.check", "--all"),
+    ("tools.crash", "--rounds", "5"),
+)
+"""Modules that `test` runs, in order; all must pass, and one that is missing has failed."""
 
 
 def command_test(chosen: argparse.Namespace) -> int:
@@ -153,7 +156,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands.add_parser(
         "test",
         help="run what CI runs",
-        description="Run what CI runs: format, lint, types, tests. Exit status 0 means that all passed.",
+        description="Run what CI runs: format, lint, types, tests, and a real node killed and restarted under load."
+        " Exit status 0 means that all passed.",
     )
 
     up = commands.add_parser(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,22 @@ def test_wrong_arguments(arguments: str, capsys: pytest.CaptureFixture[str]) -> 
         bootstrap.parse(arguments.split())
     assert left.value.code == 2
     assert "usage: bootstrap.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("check", bootstrap.CHECKS, ids=lambda check: check[0])
+def test_every_check_exists(check: tuple[str, ...]) -> None:
+    """A check that has been moved away is noticed here, and fails the run."""
+    assert find_spec(check[0]) is not None
+
+
+def test_a_failing_check_fails_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All checks are run; one that fails, or is not there, makes the exit status 1 and is named."""
+    monkeypatch.setattr(bootstrap, "make_environment", lambda extras: Path(sys.executable))
+    monkeypatch.setattr(bootstrap, "CHECKS", (("no_such_module_here",), ("this",)))
+    assert bootstrap.main(["test"]) == 1
+    assert "FAILED: no_such_module_here\n" in capsys.readouterr().err
+    monkeypatch.setattr(bootstrap, "CHECKS", (("this",),))
+    assert bootstrap.main(["test"]) == 0
 
 
 def test_several_nodes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
