@@ -130,6 +130,8 @@ class Shard(StateMachine):
         self.saved_deletes: dict[SegmentId, BlobFiles] = {}
         """Delete logs as the last checkpoint wrote them."""
         self.next_segment = 1
+        self.changes = 0
+        """Counts what may give background work something to do: everything but rows coming and going."""
         self.get_chunk = get_chunk
         self._handed_indexes: dict[tuple[SegmentId, IndexId], VectorIndex] = {}
         self._handed_rows: dict[tuple[SegmentId, ...], SealedRows] = {}
@@ -175,6 +177,8 @@ class Shard(StateMachine):
     # applying
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
+        if not isinstance(message, Insert | Delete):
+            self.changes += 1
         match message:
             case Insert():
                 return self._insert(message, body, tick)

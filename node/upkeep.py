@@ -83,6 +83,7 @@ class Upkeep:
         self._tasks: list[asyncio.Task[None]] = []
         self._wakers: list[asyncio.Event] = []
         self._changed = asyncio.Event()
+        self._changes_seen = 0
         self._busy: set[SegmentId] = set()
         self._unusable: set[tuple[SegmentId, IndexId]] = set()
         self.builds: dict[tuple[SegmentId, IndexId], BuildProgress] = {}
@@ -98,20 +99,32 @@ class Upkeep:
         return self._host.machine
 
     def start(self) -> None:
-        for step in (self._seal_step, self._flush_step, self._load_step, self._index_step, self._compact_step):
+        for step, idle_s in (
+            (self._seal_step, IDLE_S),
+            (self._flush_step, IDLE_S),
+            (self._load_step, IDLE_S),
+            (self._index_step, IDLE_S),
+            (self._compact_step, self._settings.compaction.interval_s),
+        ):
             waker = asyncio.Event()
             self._wakers.append(waker)
-            self._tasks.append(asyncio.get_running_loop().create_task(self._forever(step, waker)))
+            self._tasks.append(asyncio.get_running_loop().create_task(self._forever(step, waker, idle_s)))
 
     def wake(self) -> None:
-        """Something was applied: look again."""
+        """Something was applied: look again, unless it was only rows coming and going."""
+        if self.shard.changes == self._changes_seen:
+            return
+        self._changes_seen = self.shard.changes
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for waker in self._wakers:
             waker.set()
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def until(self, wanted: Callable[[], bool]) -> None:
-        """Return when this is so of the shard; looked at after everything that is applied."""
+        """Return when this is so of the shard's segments."""
         while not wanted():
             await self._changed.wait()
 
@@ -123,14 +136,14 @@ class Upkeep:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
-    async def _forever(self, step: Callable[[], Awaitable[bool]], waker: asyncio.Event) -> None:
+    async def _forever(self, step: Callable[[], Awaitable[bool]], waker: asyncio.Event, idle_s: float) -> None:
         await self._host.led.wait()
         while True:
             waker.clear()
             try:
                 if await step():
                     continue
-                delay_s = IDLE_S
+                delay_s = idle_s
             except (AnnulusError, OSError) as error:
                 delay_s = BACK_OFF_S
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -265,7 +278,7 @@ class Upkeep:
                 self._host.name, segment.segment_id, index.index_id, error,
             )  # fmt: skip
             self._unusable.add((segment.segment_id, index.index_id))
-            self.wake()
+            self._wake_all()
             return
         if not segment.released and stored.indexes.get(index.index_id) is files:
             segment.install_index(index.field_id, built)
@@ -334,7 +347,7 @@ class Upkeep:
             self._metrics.build_ended(seconds, result=result)
             self._busy.discard(segment.segment_id)
             self.builds.pop(key, None)
-            self.wake()
+            self._wake_all()
         log.info(
             "index built shard=%s segment=%d index=%d rows=%d result=%s seconds=%.1f",
             self._host.name, *key, segment.rows, result, seconds,

@@ -67,7 +67,7 @@ class ChunkStore(Protocol):
         ...
 
     def put_many(self, shard_id: ShardId, chunks: Iterable[tuple[bytes, bytes]]) -> None:
-        """Store (digest, bytes); durable at the latest after the next commit. Putting one again is fine."""
+        """Store (digest, bytes); all are durable when this returns. Putting one again is fine."""
         ...
 
     def commit(
