@@ -14,6 +14,7 @@ import numpy as np
 
 from storage.filter.constants import INT64_MAX, INT64_MIN, constant_set
 from storage.filter.folding import BIT_OPS, FoldError, fold, fold_unary
+from storage.filter.literals import is_unicode
 from storage.filter.patterns import like_pattern, regex_pattern
 from storage.filter.syntax import (
     DEPTH_MAX,
@@ -156,7 +157,10 @@ class _Checker:
 
     def template_value(self, value: object, node: Template, depth: int) -> LiteralValue:
         where = f"the value of expression template variable name {{{node.name}}}"
-        if isinstance(value, bool | str):
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            self.check_unicode(value, where, node.at)
             return value
         if isinstance(value, int):
             self.check_range(value, node.at)
@@ -170,12 +174,19 @@ class _Checker:
                 raise Complaint(f"{where} is an empty list", node.at)
             if depth > DEPTH_MAX:
                 raise Complaint(f"{where} nests deeper than {DEPTH_MAX}", node.at)
-            if set(map(type, value)) <= {int, str, bool}:
+            kinds = set(map(type, value))
+            if kinds <= {int, str, bool}:
+                if str in kinds:
+                    self.check_unicode("".join([one for one in value if isinstance(one, str)]), where, node.at)
                 self.check_range(tuple(value), node.at)
                 return tuple(value)
             return tuple([self.template_value(one, node, depth + 1) for one in value])
         kind = "null" if value is None else type(value).__name__
         raise Complaint(f"{where} is {kind}: only numbers, text, booleans and lists of them can be given", node.at)
+
+    def check_unicode(self, text: str, where: str, at: Span) -> None:
+        if not is_unicode(text):
+            raise Complaint(f"{where} has half of a surrogate pair", at)
 
     def path(self, node: Path) -> Value | ArrayValue:
         if node.bare or node.name == "$":

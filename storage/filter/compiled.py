@@ -11,6 +11,7 @@ from storage.errors import FilterError
 from storage.filter.caret import filter_error
 from storage.filter.check import check
 from storage.filter.evaluate import truth
+from storage.filter.literals import is_unicode
 from storage.filter.parser import parse
 from storage.filter.printing import fields_of, print_predicate
 from storage.filter.pruning import FieldStats, PrimaryKeys, may_be_true, primary_keys
@@ -67,6 +68,9 @@ def compile_filter(text: str, schema: CollectionSchema, params: Mapping[str, obj
     """
     if not isinstance(text, str):
         raise FilterError(f"cannot parse expression: a filter is text, not {type(text).__name__}")
+    if not is_unicode(text):
+        sound = text.encode("utf-8", "replace").decode()
+        raise FilterError(f"cannot parse expression: {sound[:200]}, error: half of a surrogate pair in the text")
     if not text.strip():
         return CompiledFilter(text, Always(True), schema)
     try:

@@ -72,10 +72,11 @@ def constant_set(values: Iterable[LiteralValue]) -> ConstantSet:
 
 def members_of(values: npt.NDArray[Any], members: npt.NDArray[Any]) -> Mask:
     """Return where the values are among the sorted members."""
+    if values.dtype.kind == "f" and values.dtype != members.dtype:
+        inside = np.abs(members) <= np.finfo(values.dtype).max  # what is outside equals no value of the column
+        members = members[inside].astype(values.dtype)  # Float constants are rounded already: nothing is lost
     if not len(members) or not len(values):
         return np.zeros(len(values), np.bool_)
-    if values.dtype.kind == "f" and values.dtype != members.dtype:
-        members = members.astype(values.dtype)  # Float constants are rounded already: nothing is lost
     if len(members) <= 4:
         found: Mask = values == members[0]
         for one in members[1:]:

@@ -19,7 +19,6 @@ _ESCAPE: Final = re.compile(
     r"\\(?:([abfnrtv\\'\"?%_/\n])|([0-7]{1,3})|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))", re.DOTALL
 )
 _QUOTED: Final = re.compile(r""""([^"\\]*)"|'([^'\\]*)'""")
-_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 def text_of(token: str, start: int) -> str:
@@ -46,7 +45,7 @@ def text_of(token: str, start: int) -> str:
         return chr(code)
 
     text = _ESCAPE.sub(replaced, body)
-    if _SURROGATES.search(text):
+    if not is_unicode(text):
         try:  # "\ud83d\ude00", as JSON writes it, is one character
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
@@ -73,6 +72,15 @@ def number_of(token: str, at: Span) -> int | float:
         except ValueError:
             raise Complaint(f"{token} is not octal", at, "a leading 0 means base 8: drop it") from None
     return int(low)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether the text has a UTF-8 form: JSON can smuggle in half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _finite(read: object, text: str, at: Span) -> float:

@@ -49,9 +49,9 @@ GRAMMAR: Final = r"""
 ?start: disjunction
 ?disjunction: conjunction (_or conjunction)*
 ?conjunction: bit_or (_and bit_or)*
-?bit_or: bit_xor | bit_or "|" bit_xor
-?bit_xor: bit_and | bit_xor "^" bit_and
-?bit_and: equality | bit_and "&" equality
+?bit_or: bit_xor | bit_or BAR bit_xor -> binary
+?bit_xor: bit_and | bit_xor HAT bit_and -> binary
+?bit_and: equality | bit_and AMPERSAND equality -> binary
 ?equality: ordered | equality EQUALITY ordered
 ?ordered: membership (ORDER membership)*
 ?membership: shifted
@@ -102,6 +102,9 @@ SHIFT.1: "<<" | ">>"
 POWER.1: "**"
 FACTOR: "*" | "/" | "%"
 REGEX.1: "=~" | "!~"
+BAR: "|"
+HAT: "^"
+AMPERSAND: "&"
 PLUS: "+"
 MINUS: "-"
 TILDE: "~"
@@ -182,20 +185,6 @@ class _Builder(Transformer[Token, Node]):
 
     def conjunction(self, items: list[Node]) -> Node:
         return Logic("and", tuple(items), _around(items), _deeper(items))
-
-    def bit_or(self, items: list[Node]) -> Node:
-        return self._bits("|", items)
-
-    def bit_xor(self, items: list[Node]) -> Node:
-        return self._bits("^", items)
-
-    def bit_and(self, items: list[Node]) -> Node:
-        return self._bits("&", items)
-
-    def _bits(self, op: str, items: list[Node]) -> Node:
-        left, right = items
-        between = (left.at[1], right.at[0])
-        return _hoisted(left, lambda one: Binary(op, one, right, _around(items), between, _deeper(items)))
 
     def binary(self, items: list[Any]) -> Node:
         left, op, right = items

@@ -79,7 +79,7 @@ def _value(value: Value | ArrayValue) -> str:
         case LengthValue(of):
             return f"array_length({_value(of)})"
         case Arithmetic(op, operand, constant, flipped):
-            inner = f"({_value(operand)})" if isinstance(operand, Arithmetic) else _value(operand)
+            inner = _value(operand)
             text = f"{printed(constant)} {op} {inner}" if flipped else f"{inner} {op} {printed(constant)}"
             return f"({text})"
     raise AssertionError(value)
