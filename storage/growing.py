@@ -16,7 +16,7 @@ import numpy as np
 
 from storage.columns import Batch, Offsets
 from storage.deletes import DeleteLog, Ticks
-from storage.key_lookup import KeyDict, Keys, batch_keys, key_list
+from storage.key_lookup import KeyDict, Keys, KeySet, batch_keys
 from storage.schema import CollectionSchema
 from storage.segment_files import SegmentFiles
 from storage.types import PartitionId, SegmentId, Tick
@@ -79,10 +79,10 @@ class GrowingSegment:
         """Add the rows, all inserted at the tick. Cost: their keys, and the copying described above."""
         self._append(batch, np.full(batch.rows, tick, np.int64))
 
-    def delete(self, keys: Keys, tick: Tick) -> int:
+    def delete(self, keys: Keys | KeySet, tick: Tick) -> int:
         """Let the live rows with these primary keys that were inserted before the tick die; return how many died."""
         dying = []
-        for key in set(key_list(keys)):
+        for key in KeySet.of(keys).values:
             # A key's live rows are its newest: whatever killed one killed all before it.
             for offset in self.keys.newest_first(key):
                 if self.deletes.is_dead_row(offset):
@@ -94,7 +94,7 @@ class GrowingSegment:
             self._view = None
         return len(dying)
 
-    def live_offsets(self, keys: Keys) -> Offsets:
+    def live_offsets(self, keys: Keys | KeySet) -> Offsets:
         """Return the offsets of the live rows with these primary keys, ascending."""
         offsets = self.keys.find(keys)
         return offsets[~self.deletes.is_dead(offsets)]

@@ -8,6 +8,7 @@ ignores offsets that its view does not have yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final, Protocol, TypeAlias
 
 import numpy as np
@@ -22,10 +23,40 @@ _HASHES: TypeAlias = npt.NDArray[np.uint64]
 _NONE: Final = np.empty(0, np.int64)
 
 
+class KeySet:
+    """Keys to look up, each once. Make it before asking many segments: what they all need is computed once."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    @staticmethod
+    def of(keys: Keys | KeySet) -> KeySet:
+        return keys if isinstance(keys, KeySet) else KeySet(keys)
+
+    @cached_property
+    def values(self) -> Sequence[int | str]:
+        """The keys as Python values, in the order in which they were first named."""
+        return list(dict.fromkeys(key_list(self._keys)))
+
+    @cached_property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Int64 keys, ascending."""
+        assert isinstance(self._keys, np.ndarray), "Int64 keys come as an array"
+        return np.unique(self._keys)
+
+    @cached_property
+    def texts(self) -> tuple[StringArray, _HASHES]:
+        """VarChar keys and their hashes, by hash ascending: neighbours are looked for in neighbouring places."""
+        texts = StringArray.from_strings([str(key) for key in self.values])
+        hashes = hash_texts(texts)
+        order = np.argsort(hashes, kind="stable")
+        return texts.take(order), hashes[order]
+
+
 class KeyLookup(Protocol):
     """Finds rows by primary key."""
 
-    def find(self, keys: Keys) -> Offsets:
+    def find(self, keys: Keys | KeySet) -> Offsets:
         """Return the offsets of all rows with any of the keys, ascending, each once."""
         ...
 
@@ -72,9 +103,9 @@ class KeyDict:
             elif known != offset:
                 self._offsets[key] = [known, offset]
 
-    def find(self, keys: Keys) -> Offsets:
+    def find(self, keys: Keys | KeySet) -> Offsets:
         found: list[int] = []
-        for key in set(key_list(keys)):
+        for key in KeySet.of(keys).values:
             known = self._offsets.get(key)
             if isinstance(known, int):
                 found.append(known)
@@ -101,9 +132,8 @@ class SortedIntegers:
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
 
-    def find(self, keys: Keys) -> Offsets:
-        assert isinstance(keys, np.ndarray), "Int64 keys come as an array"
-        places, _ = _ranges(self._sorted, np.unique(keys))
+    def find(self, keys: Keys | KeySet) -> Offsets:
+        places, _ = _ranges(self._sorted, KeySet.of(keys).numbers)
         return np.sort(self._order[places])
 
     @property
@@ -120,9 +150,11 @@ class SortedTexts:
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
 
-    def find(self, keys: Keys) -> Offsets:
-        wanted = StringArray.from_strings(sorted({str(key) for key in keys}))
-        places, sources = _ranges(self._sorted, hash_texts(wanted))
+    def find(self, keys: Keys | KeySet) -> Offsets:
+        wanted, hashes = KeySet.of(keys).texts
+        places, sources = _ranges(self._sorted, hashes)
+        if len(places) == 0:
+            return _NONE
         offsets = self._order[places]
         same = self._texts.take(offsets).compare("==", wanted.take(sources))
         return np.sort(offsets[same])

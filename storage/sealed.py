@@ -24,7 +24,7 @@ from storage.columns import Batch, Column, Offsets, VectorColumn
 from storage.deletes import DeleteLog, Ticks
 from storage.filter import FieldStats
 from storage.growing import GrowingSegment
-from storage.key_lookup import KeyLookup, Keys, sorted_lookup
+from storage.key_lookup import KeyLookup, Keys, KeySet, sorted_lookup
 from storage.schema import CollectionSchema
 from storage.segment_files import GetChunk, SegmentFiles, read_column, read_rows, read_segment
 from storage.stats import batch_stats
@@ -186,7 +186,7 @@ class SealedSegment:
 
     # deletes
 
-    def delete(self, keys: Keys, tick: Tick) -> int:
+    def delete(self, keys: Keys | KeySet, tick: Tick) -> int:
         """Let the live rows with these primary keys that were inserted before the tick die; return how many died."""
         offsets = self.live_offsets(keys)
         offsets = offsets[self._ticks[offsets] < tick]
@@ -195,7 +195,7 @@ class SealedSegment:
             self._view = None
         return len(offsets)
 
-    def live_offsets(self, keys: Keys) -> Offsets:
+    def live_offsets(self, keys: Keys | KeySet) -> Offsets:
         """Return the offsets of the live rows with these primary keys, ascending."""
         offsets = self._keys.find(keys)
         return offsets[~self.deletes.is_dead(offsets)] if len(offsets) else offsets

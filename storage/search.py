@@ -32,7 +32,7 @@ from index.spec import EF_DEFAULT, SearchParams
 from index.topk import merge
 from storage.columns import Batch, Column, Mask, Matrix, Offsets, ScalarColumn, StringColumn, concat_columns
 from storage.filter import CompiledFilter
-from storage.key_lookup import Keys
+from storage.key_lookup import Keys, KeySet
 from storage.schema import DataType
 from storage.types import FieldId, SegmentId, Tick
 from storage.view import NEVER, SegmentView, empty_column
@@ -141,27 +141,24 @@ def search(views: Sequence[SegmentView], query: VectorQuery) -> SearchHits:
     ordered = [views[i] for i in order]
     prepared = np.ascontiguousarray(query.metric.normalise(query.queries), np.float32)
     found = [_survivors(view, query.filter, query.tick, query.expire_before) for view in ordered]
-    wanted = min(query.limit, sum(one.count for one in found))
-    fetched = wanted
+    possible = sum(one.count for one in found)
+    wanted = fetched = min(query.limit, possible)
     while True:
         steps, parts = [], []
         for view, survivors in zip(ordered, found, strict=True):
             step, hits = _search_segment(view, survivors, query, prepared, fetched)
             steps.append(step)
-            parts.append((hits.offsets, hits.distances))
-        merged = merge(parts, fetched, queries=len(prepared))
-        sources, offsets, distances = _distinct(ordered, merged.sources, merged.ids, merged.distances)
+            parts.append(hits)
+        full, sources, offsets, distances = _merged(ordered, parts, fetched, len(prepared))
         # Keys that are there twice leave a line short; there may be more rows behind it only if it was full before.
-        short = (merged.ids >= 0).all(axis=1) & ((offsets >= 0).sum(axis=1) < wanted)
-        if not short.any() or fetched >= sum(one.count for one in found):
+        if fetched >= possible or not (full & (offsets[:, wanted - 1] < 0)).any():
             break
-        fetched *= 2
+        fetched = min(2 * fetched, possible)
     numbers = np.array([*order, -1], np.int64)
-    pad = ((0, 0), (0, max(0, query.limit - offsets.shape[1])))
     return SearchHits(
-        np.pad(numbers[sources], pad, constant_values=-1)[:, : query.limit],
-        np.pad(offsets, pad, constant_values=-1)[:, : query.limit],
-        np.pad(distances, pad, constant_values=np.inf)[:, : query.limit],
+        _widened(numbers[sources], query.limit, -1),
+        _widened(offsets, query.limit, -1),
+        _widened(distances, query.limit, np.inf),
         tuple(steps) if query.explain else (),
     )
 
@@ -207,9 +204,10 @@ def count(
     return sum(_survivors(view, row_filter, tick, expire_before).count for view in views)
 
 
-def find_keys(views: Sequence[SegmentView], keys: Keys, *, tick: Tick, expire_before: Tick = NEVER) -> Refs:
+def find_keys(views: Sequence[SegmentView], keys: Keys | KeySet, *, tick: Tick, expire_before: Tick = NEVER) -> Refs:
     """Return the newest visible row of each primary key that has one, by key ascending. Scans nothing."""
-    refs = _concat((i, view.find(keys, tick, expire_before)) for i, view in enumerate(views) if view.rows)
+    wanted = KeySet.of(keys)
+    refs = _concat((i, view.find(wanted, tick, expire_before)) for i, view in enumerate(views) if view.rows)
     return _newest_by_key(views, refs)
 
 
@@ -325,7 +323,11 @@ def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Mat
             squares=squares,
         )
         offsets = hits.offsets if chosen is None else np.append(chosen, -1)[hits.offsets]
-        parts.append((np.where(offsets >= 0, offsets + start, -1), hits.distances))
+        if start:
+            offsets = np.where(offsets >= 0, offsets + start, -1)
+        parts.append((offsets, hits.distances))
+    if len(parts) == 1:
+        return Hits(*parts[0])
     merged = merge(parts, k, queries=len(prepared))
     return Hits(merged.ids, merged.distances)
 
@@ -333,23 +335,43 @@ def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Mat
 # rows of many segments
 
 
+def _merged(
+    views: Sequence[SegmentView], parts: Sequence[Hits], k: int, queries: int
+) -> tuple[Mask, Offsets, Offsets, Distances]:
+    """Return (lines that had k hits, sources, offsets, distances) of the k nearest hits of all segments.
+
+    Keys are unique in each line, so a line that had k hits may have fewer.
+    """
+    some = [number for number, hits in enumerate(parts) if hits.offsets.shape[1]]
+    if len(some) == 1:
+        offsets, distances = parts[some[0]].offsets, parts[some[0]].distances
+        sources = np.where(offsets >= 0, np.int64(some[0]), np.int64(-1))
+    else:
+        merged = merge([(hits.offsets, hits.distances) for hits in parts], k, queries=queries)
+        offsets, distances, sources = merged.ids, merged.distances, merged.sources
+    if offsets.shape[1] == 0:
+        return np.zeros(queries, np.bool_), sources, offsets, distances
+    return offsets[:, -1] >= 0, *_distinct(views, sources, offsets, distances)
+
+
 def _distinct(
     views: Sequence[SegmentView], sources: Offsets, offsets: Offsets, distances: Distances
 ) -> tuple[Offsets, Offsets, Distances]:
     """Return the hits without those whose key came nearer before in the same line; lines keep their order."""
     found = offsets >= 0
-    if offsets.shape[1] < 2 or not found.any():
+    if offsets.shape[1] < 2:
         return sources, offsets, distances
-    codes = np.zeros(offsets.shape, np.int64)
+    codes = np.broadcast_to(-np.arange(1, offsets.shape[1] + 1), offsets.shape).copy()  # padding differs
     codes[found] = _codes(_take(views, Refs(sources[found], offsets[found]), views[0].schema.primary.id))
+    alike = np.sort(codes, axis=1)
+    if not (alike[:, 1:] == alike[:, :-1]).any():
+        return sources, offsets, distances
     order = np.lexsort((codes, ~found), axis=1)  # stable: equal keys stay nearest first
     in_order = np.take_along_axis(codes, order, axis=1)
     again = np.zeros(offsets.shape, np.bool_)
     again[:, 1:] = (in_order[:, 1:] == in_order[:, :-1]) & np.take_along_axis(found, order, axis=1)[:, 1:]
     repeated = np.empty_like(again)
     np.put_along_axis(repeated, order, again, axis=1)
-    if not repeated.any():
-        return sources, offsets, distances
     keep = np.argsort(repeated | ~found, axis=1, kind="stable")
     gone = np.take_along_axis(repeated | ~found, keep, axis=1)
     return (
@@ -357,6 +379,15 @@ def _distinct(
         np.where(gone, -1, np.take_along_axis(offsets, keep, axis=1)),
         np.where(gone, np.float32(np.inf), np.take_along_axis(distances, keep, axis=1)),
     )
+
+
+def _widened(lines: npt.NDArray[Any], width: int, padding: float) -> npt.NDArray[Any]:
+    """Return the lines cut or padded to a width."""
+    if lines.shape[1] >= width:
+        return lines[:, :width]
+    wide = np.full((len(lines), width), padding, lines.dtype)
+    wide[:, : lines.shape[1]] = lines
+    return wide
 
 
 def _newest_by_key(views: Sequence[SegmentView], refs: Refs) -> Refs:

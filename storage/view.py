@@ -37,7 +37,7 @@ from storage.columns import (
 )
 from storage.deletes import Deletes, Ticks
 from storage.filter import FieldStats
-from storage.key_lookup import KeyLookup, Keys
+from storage.key_lookup import KeyLookup, Keys, KeySet
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, PartitionId, SegmentId, Tick
@@ -171,7 +171,7 @@ class SegmentView:
             self._masks[key] = known
         return known
 
-    def find(self, keys: Keys, tick: Tick, expire_before: Tick = NEVER) -> Offsets:
+    def find(self, keys: Keys | KeySet, tick: Tick, expire_before: Tick = NEVER) -> Offsets:
         """Return the offsets of the visible rows with these primary keys, ascending. Scans nothing."""
         offsets = self.keys.find(keys)
         offsets = offsets[offsets < self.rows]
