@@ -76,7 +76,7 @@ def command_demo(chosen: argparse.Namespace) -> int:
         print("\nstopping", file=sys.stderr)
         return 0
     finally:
-        if not stop_node(node, directory, process):
+        if not stop_node(node, directory):
             say(f"the node did not stop within {STOP_S_MAX:.0f} s and was killed")
 
 
@@ -101,7 +101,7 @@ def command_up(chosen: argparse.Namespace) -> int:
             wait_ready(node, directory, process)
         except (Failure, KeyboardInterrupt):
             if process is not None:
-                stop_node(node, directory, process)
+                stop_node(node, directory)
             raise
         nodes.append(node)
     show(nodes, as_json=chosen.json)

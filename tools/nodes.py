@@ -95,18 +95,13 @@ def wait_ready(node: Node, directory: Path, process: subprocess.Popen[bytes] | N
         time.sleep(0.05)
 
 
-def stop_node(node: Node, directory: Path, process: subprocess.Popen[bytes] | None = None) -> bool:
-    """Stop the node and forget its pid file; returns False if it had to be killed."""
-    gentle = True
-    if node.is_alive():
-        _signal(node, signal.SIGTERM)
-        until_s = time.monotonic() + STOP_S_MAX
-        while node.is_alive() and (process is None or process.poll() is None):
-            if time.monotonic() > until_s:
-                _signal(node, signal.SIGKILL)
-                gentle = False
-                break
-            time.sleep(0.05)
+def stop_node(node: Node, directory: Path) -> bool:
+    """Stop the node, wait until it is gone, and forget its pid file; returns False if it had to be killed."""
+    _signal(node, signal.SIGTERM)
+    gentle = _gone(node, wait_s=STOP_S_MAX)
+    if not gentle:
+        _signal(node, signal.SIGKILL)
+        _gone(node, wait_s=STOP_S_MAX)
     path = directory / f"{node.name}.node.json"
     if path.exists():
         path.unlink()
@@ -155,8 +150,18 @@ def log_end(node: Node, directory: Path) -> str:
 
 
 def _signal(node: Node, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(node.pid, number)
+    if node.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(node.pid, number)
+
+
+def _gone(node: Node, *, wait_s: float) -> bool:
+    until_s = time.monotonic() + wait_s
+    while node.is_alive():
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _started(pid: int) -> str:
@@ -164,7 +169,10 @@ def _started(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        return "" if fields[0] == b"Z" else fields[19].decode()
+        # While a zombie has threads left, they still hold its port and its data directory.
+        if fields[0] == b"Z" and len(os.listdir(f"/proc/{pid}/task")) <= 1:
+            return ""
+        return fields[19].decode()
     except OSError:
         pass
     if Path("/proc/self/stat").exists():

@@ -258,7 +258,11 @@ def test_up_status_down(fake_python: Path, tmp_path: Path, capsys: pytest.Captur
 
     assert bootstrap.main(["status", "--dir", directory, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["state"] == "ready"
-    os.kill(first["pid"], signal.SIGKILL)
+    (node,) = read_nodes(Path(directory))
+    os.kill(node.pid, signal.SIGKILL)
+    until_s = time.monotonic() + 10
+    while node.is_alive() and time.monotonic() < until_s:
+        time.sleep(0.01)
     assert bootstrap.main(["status", "--dir", directory]) == 1
     assert re.search(r"n1 .* stopped", capsys.readouterr().out)
 
