@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import aiohttp
 import cbor2
@@ -45,12 +45,16 @@ from storage.errors import (
 from storage.schema import CollectionSchema, make_schema
 from storage.types import Tick
 
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
 
 @dataclass
 class Kept:
     request: CollectionRequest
     schema: CollectionSchema
     rows: list[Batch] = field(default_factory=list)
+    partial: list[Batch] = field(default_factory=list)
     indexes: list[IndexRequest] = field(default_factory=list)
     partitions: list[str] = field(default_factory=lambda: ["_default"])
     properties: dict[str, str] = field(default_factory=dict)
@@ -271,7 +275,7 @@ class FakeService:
         kept = self.find(database, collection)
         if not partial:
             return await self.insert(database, collection, batch, partition)
-        kept.rows.append(batch)
+        kept.partial.append(batch)
         return WriteResult(batch.rows, _keys(batch, kept.schema))
 
     async def delete(
@@ -350,7 +354,7 @@ def _keys(batch: Batch, schema: CollectionSchema) -> Any:
 class Inline:
     """An executor that runs everything at once, on the loop."""
 
-    async def run(self, lane: Lane, function: Callable[..., Any], *args: Any) -> Any:
+    async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         return function(*args)
 
     def pending(self, lane: Lane) -> int:
