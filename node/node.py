@@ -11,6 +11,7 @@ it is in `node/app.py`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Node:
         self._ddl_locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._control_saved = 0
-        self._store_failed = False
+        self._store_full = False
         self._background: set[asyncio.Task[None]] = set()
 
     # start and stop
@@ -138,8 +139,7 @@ class Node:
                 self.seams.clock,
                 self.settings,
                 self.metrics,
-                on_disk_full=self._note_store_full,
-                on_fatal=self.fail,
+                on_store_error=self._note_store_error,
             )
         self._groups: Mapping[int, GroupHost[Any]] = {
             CONTROL_GROUP: self.control,
@@ -245,9 +245,13 @@ class Node:
         else:
             self._check_room()
 
-    def _note_store_full(self) -> None:
-        self._store_failed = True
-        self._say_read_only("the disk of the chunk store is full")
+    def _note_store_error(self, error: OSError) -> None:
+        """A full disk passes, once the store is opened again; anything else is fatal."""
+        if error.errno == errno.ENOSPC:
+            self._store_full = True
+            self._say_read_only("the disk of the chunk store is full")
+        else:
+            self.fail(error)
 
     def _say_read_only(self, reason: str) -> None:
         if reason != self.read_only_reason:
@@ -263,14 +267,14 @@ class Node:
         reserve_bytes = self.settings.storage.disk_reserve_bytes
         if free_bytes < reserve_bytes:
             self._say_read_only(f"{free_bytes} bytes are free, {reserve_bytes} are kept in reserve")
-        elif self._store_failed:
+        elif self._store_full:
             if not any(self.seams.executor.pending(lane) for lane in Lane):
                 try:
                     self.seams.store.reopen()
                 except OSError as error:
                     log.warning("the chunk store cannot be written yet: %s", error)
                 else:
-                    self._store_failed = False
+                    self._store_full = False
                     self._say_read_only("")
         else:
             self._say_read_only("")
@@ -305,8 +309,7 @@ class Node:
                 await self._bound_growing()
                 await self._checkpoint_due()
             except OSError as error:
-                self._note_store_full()
-                log.error("checkpoint fails: %s", error)
+                self._note_store_error(error)
             except Exception:
                 log.exception("the watcher fails; it goes on")
                 await asyncio.sleep(10 * WATCH_S)

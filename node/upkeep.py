@@ -9,7 +9,6 @@ that is not applied yet, no checkpoint of the shard is taken (`_chunks`): it mig
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -67,8 +66,7 @@ class Upkeep:
         settings: Settings,
         metrics: Metrics,
         *,
-        on_disk_full: Callable[[], None],
-        on_fatal: Callable[[BaseException], None],
+        on_store_error: Callable[[OSError], None],
     ) -> None:
         self._host = host
         self._store = store
@@ -77,8 +75,7 @@ class Upkeep:
         self._clock = clock
         self._settings = settings
         self._metrics = metrics
-        self._on_disk_full = on_disk_full
-        self._on_fatal = on_fatal
+        self._on_store_error = on_store_error
         self._chunks = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._wakers: list[asyncio.Event] = []
@@ -146,11 +143,8 @@ class Upkeep:
                 delay_s = idle_s
             except (AnnulusError, OSError) as error:
                 delay_s = BACK_OFF_S
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    self._on_disk_full()
-                elif isinstance(error, OSError):
-                    self._on_fatal(error)
-                    return
+                if isinstance(error, OSError):
+                    self._on_store_error(error)
                 else:
                     log.warning("upkeep fails shard=%s step=%s: %s", self._host.name, step.__name__, error)
             except Exception as error:  # a bug in one piece of work must not end the work of this shard in silence

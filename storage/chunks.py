@@ -11,7 +11,8 @@ its name, a record's stands before its bytes and covers its key as well. What do
 served.
 
 A full disk is `OSError` with ENOSPC, any other failed write an `OSError` without it. After a failed write LevelDB
-refuses all others for good: `reopen` once there is room. Reads go on meanwhile.
+refuses all others for good, and a store that was full says ENOSPC to each of them: `reopen` once there is room. Reads go
+on meanwhile.
 
 All calls block and may be made from any thread; `reopen` and `close` only while no other call is under way.
 """
@@ -116,6 +117,7 @@ class LevelDbChunks:
     def __init__(self, path: str, db: Any) -> None:
         self.path = path
         self._db = db
+        self._full = False
 
     @classmethod
     def open(cls, path: str) -> LevelDbChunks:
@@ -199,11 +201,14 @@ class LevelDbChunks:
     def reopen(self) -> None:
         self._db.close()
         self._db = _open(self.path)
+        self._full = False
 
     def close(self) -> None:
         self._db.close()
 
     def _write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes], *, sync: bool = True) -> None:
+        if self._full:
+            raise OSError(errno.ENOSPC, "the disk was full, and the chunk store has not been opened again since")
         try:
             with self._db.write_batch(transaction=True, sync=sync) as batch:
                 for key, data in puts:
@@ -211,7 +216,9 @@ class LevelDbChunks:
                 for key in deletes:
                     batch.delete(key)
         except plyvel.Error as error:
-            raise _os_error(error) from error
+            failure = _os_error(error)
+            self._full = failure.errno == errno.ENOSPC
+            raise failure from error
 
 
 def seal_record(key: bytes, data: bytes) -> bytes:

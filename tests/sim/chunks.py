@@ -27,7 +27,7 @@ class SimChunks:
         self._seen: dict[bytes, bytes] = {}
         self._durable: dict[bytes, bytes] = {}
         self._unsynced: list[Change] = []
-        self._refusing = False
+        self._refusing = self._was_full = False
         self.full = False
         """(test) No write finds room."""
         self.failing_commits = 0
@@ -94,7 +94,7 @@ class SimChunks:
 
     def reopen(self) -> None:
         self._refuse_if_full()
-        self._refusing = False
+        self._refusing = self._was_full = False
 
     def close(self) -> None: ...
 
@@ -105,7 +105,7 @@ class SimChunks:
         _apply(self._seen, survivors)
         self._durable = dict(self._seen)
         self._unsynced.clear()
-        self._refusing = False
+        self._refusing = self._was_full = False
 
     def step(self) -> None:
         """Count a call that changes something; a test may let the power go before it."""
@@ -123,6 +123,8 @@ class SimChunks:
 
     def _change(self, changes: Sequence[Change]) -> None:
         self._refuse_if_full()
+        if self._was_full:
+            raise OSError(ENOSPC, "the disk was full")
         if self._refusing:
             raise OSError(EIO, "an earlier write failed")
         _apply(self._seen, changes)
@@ -130,7 +132,7 @@ class SimChunks:
 
     def _refuse_if_full(self) -> None:
         if self.full:
-            self._refusing = True
+            self._was_full = True
             raise OSError(ENOSPC, "No space left on device")
 
 

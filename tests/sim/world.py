@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, ClassVar, TypeVar, TypeVarTuple
 
 from node.workers import Lane
 
@@ -82,16 +82,20 @@ class SimClock:
 class SimExecutor:
     """Runs the work on the loop's own thread, after a delay that the seed chooses."""
 
-    DELAY_S_MAX = {Lane.DISK: 0.02, Lane.SEARCH: 0.005, Lane.BUILD: 0.5}
+    DELAY_S_MAX: ClassVar = {Lane.DISK: 0.02, Lane.SEARCH: 0.005, Lane.BUILD: 0.5}
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._pending = dict.fromkeys(Lane, 0)
+        self.dead = False
+        """The process was killed: no work is done any more."""
 
     async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         self._pending[lane] += 1
         try:
             await asyncio.sleep(self._rng.random() * self.DELAY_S_MAX[lane])
+            if self.dead:
+                raise asyncio.CancelledError
             result = function(*args)
             await asyncio.sleep(self._rng.random() * self.DELAY_S_MAX[lane])
             return result
@@ -117,10 +121,15 @@ def run(loop: SimLoop, main: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def kill(loop: SimLoop) -> None:
-    """Drop every task and timer at once, as kill -9 does: no `finally` of theirs has any effect on the disk."""
-    scheduled: Any = loop._scheduled  # type: ignore[attr-defined]
-    ready: Any = loop._ready  # type: ignore[attr-defined]
-    scheduled.clear()
-    ready.clear()
+def kill(loop: SimLoop, executor: SimExecutor) -> None:
+    """End every task at once, as kill -9 does: nothing that they still do reaches a disk."""
+    executor.dead = True
+    asyncio.set_event_loop(loop)
+    try:
+        while tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(tasks, timeout=1))
+    finally:
+        asyncio.set_event_loop(None)
     loop.close()
