@@ -11,10 +11,12 @@ from storage.errors import FilterError
 from storage.filter.caret import filter_error
 from storage.filter.check import check
 from storage.filter.evaluate import truth
+from storage.filter.json_paths import Keys
 from storage.filter.literals import is_unicode
 from storage.filter.parser import parse
-from storage.filter.printing import fields_of, print_predicate
+from storage.filter.printing import print_predicate
 from storage.filter.pruning import FieldStats, PrimaryKeys, may_be_true, primary_keys
+from storage.filter.reads import fields_of, paths_of
 from storage.filter.syntax import Complaint
 from storage.filter.tree import Always, Predicate
 from storage.filter.values import Rows
@@ -39,12 +41,16 @@ class CompiledFilter:
 
         The batch holds the columns of `field_ids`; a nullable field without a column is null in every row.
         """
-        return truth(self.predicate, Rows(batch, offsets)).yes
+        return truth(self.predicate, Rows(batch, offsets, self._paths)).yes
 
     @cached_property
     def field_ids(self) -> frozenset[FieldId]:
         """The fields it reads."""
         return fields_of(self.predicate)
+
+    @cached_property
+    def _paths(self) -> Mapping[FieldId, tuple[Keys, ...]]:
+        return paths_of(self.predicate)
 
     @cached_property
     def text(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -27,8 +27,11 @@ from storage.strings import StringArray
 
 CACHE_BYTES_MAX: Final = 128 << 20
 """One path of 60,000 rows takes about 0.6 MB as numbers, 2 MB as short text."""
-_ROWS_AT_ONCE: Final = 2048
-"""Documents parsed in one call, which holds the interpreter lock: about a millisecond."""
+ROWS_KEPT_MIN: Final = 128
+_ENTRY_BYTES: Final = 4096
+"""Charged per entry beside its arrays, so that many small columns do not make a long table."""
+_ROWS_AT_ONCE: Final = 64
+"""Documents parsed before any is let go: so few that the garbage collector is not woken, which doubled the time."""
 
 Keys = tuple[str | int, ...]
 
@@ -90,17 +93,26 @@ class JsonValues:
         )
 
 
-def json_values(texts: StringArray, keys: Keys, offsets: Offsets | None = None) -> JsonValues:
+def json_values(
+    texts: StringArray, keys: Keys, offsets: Offsets | None = None, beside: Sequence[Keys] = ()
+) -> JsonValues:
     """Return what stands at the path in each document, or in those at `offsets`.
 
-    A few rows of a column that nothing is known of yet are parsed for themselves; else the whole column is, and kept.
+    beside  other paths that are about to be asked for: if the column is parsed, it is parsed once for all of them
+
+    A few rows of a column that nothing is known of yet are parsed for themselves, until that has cost as much as the
+    whole column would have; then the whole column is parsed, and kept.
     """
     known = _CACHE.get(texts, keys)
     if known is None:
-        if offsets is not None and len(offsets) * 8 < len(texts):
+        few = offsets is not None and len(offsets) * 8 < len(texts)
+        if offsets is not None and few and _CACHE.defer(texts, keys, len(offsets)):
             return extract(texts.take(offsets), keys)
-        known = extract(texts, keys)
-        _CACHE.put(texts, keys, known)
+        paths = [keys, *(one for one in beside if one != keys and _CACHE.get(texts, one) is None)]
+        found = extract_all(texts, paths)
+        for path, values in zip(paths, found, strict=True):
+            _CACHE.put(texts, path, values)
+        known = found[0]
     return known if offsets is None else known.take(offsets)
 
 
@@ -117,26 +129,34 @@ _KINDS: Final[dict[type, int]] = {
 
 def extract(texts: StringArray, keys: Keys) -> JsonValues:
     """Return what stands at the path in each document; a text that is not JSON, or empty, is null."""
-    values: list[Any] = []
-    for start in range(0, len(texts), _ROWS_AT_ONCE):
-        found = _documents(texts.slice(start, min(start + _ROWS_AT_ONCE, len(texts))).to_list())
-        for key in keys:
-            if isinstance(key, str):
-                found = [one.get(key, _MISSING) if type(one) is dict else _MISSING for one in found]
-            else:
-                found = [one[key] if type(one) is list and len(one) > key else _MISSING for one in found]
-        values += found
-    return sorted_by_kind(values, nested=False)
+    return extract_all(texts, [keys])[0]
+
+
+def extract_all(texts: StringArray, paths: Sequence[Keys]) -> list[JsonValues]:
+    """Return what stands at each of the paths, after parsing every document once."""
+    values: list[list[Any]] = [[] for _ in paths]
+    rows = texts.to_list()
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        documents = _documents(rows[start : start + _ROWS_AT_ONCE])
+        for keys, found in zip(paths, values, strict=True):
+            found += _walked(documents, keys)
+    return [sorted_by_kind(found, nested=False) for found in values]
+
+
+def _walked(found: list[Any], keys: Keys) -> list[Any]:
+    for key in keys:
+        if isinstance(key, str):
+            found = [one.get(key, _MISSING) if type(one) is dict else _MISSING for one in found]
+        else:
+            found = [one[key] if type(one) is list and len(one) > key else _MISSING for one in found]
+    return found
 
 
 def _documents(texts: list[str]) -> list[Any]:
     try:
-        documents: list[Any] = orjson.loads(f"[{','.join([one or 'null' for one in texts])}]")
-        if len(documents) == len(texts):
-            return documents
+        return [orjson.loads(one or "null") for one in texts]
     except orjson.JSONDecodeError:
-        pass
-    return [_document(one) for one in texts]
+        return [_document(one) for one in texts]
 
 
 def _document(text: str) -> Any:
@@ -221,9 +241,11 @@ def _plain(value: Any) -> Any:
 @dataclass(slots=True)
 class _Entry:
     array: weakref.ref[StringArray]
-    values: JsonValues
+    values: JsonValues | None
+    """None while only single rows have been parsed, `parsed` of them."""
     bytes: int
     used: int
+    parsed: int = 0
 
 
 class PathCache:
@@ -242,29 +264,44 @@ class PathCache:
         return len(self._table)
 
     def get(self, array: StringArray, keys: Keys) -> JsonValues | None:
+        entry = self._entry(array, keys)
+        return None if entry is None else entry.values
+
+    def put(self, array: StringArray, keys: Keys, values: JsonValues) -> None:
+        """Remember the values, unless the array is so short that parsing it again costs less than the entry."""
+        if len(array) >= ROWS_KEPT_MIN:
+            self._add(_Entry(weakref.ref(array, self._forget), values, values.nbytes, next(self._uses)), array, keys)
+
+    def defer(self, array: StringArray, keys: Keys, rows: int) -> bool:
+        """Return whether to parse only these rows: with all such rows so far they are fewer than the array has."""
+        entry = self._entry(array, keys)
+        if entry is None:
+            entry = _Entry(weakref.ref(array, self._forget), None, 0, next(self._uses))
+            self._add(entry, array, keys)
+        entry.parsed += rows
+        return entry.parsed < len(array)
+
+    def _entry(self, array: StringArray, keys: Keys) -> _Entry | None:
         entry = self._table.get((id(array), keys))
         if entry is None or entry.array() is not array:  # another array may have had this address
             return None
         entry.used = next(self._uses)
-        return entry.values
+        return entry
 
-    def put(self, array: StringArray, keys: Keys, values: JsonValues) -> None:
-        entry = _Entry(weakref.ref(array, self._forget), values, values.nbytes, next(self._uses))
+    def _add(self, entry: _Entry, array: StringArray, keys: Keys) -> None:
+        entry.bytes += _ENTRY_BYTES
         table = {key: one for key, one in self._table.items() if one.array() is not None}
         table[id(array), keys] = entry
         spare = self._bytes_max - sum(one.bytes for one in table.values())
-        for key in _least_used(table):
-            if spare >= 0:
-                break
-            spare += table.pop(key).bytes
+        if spare < 0:
+            for key in sorted(table, key=lambda key: table[key].used):
+                spare += table.pop(key).bytes
+                if spare >= 0:
+                    break
         self._table = table
 
     def _forget(self, _: object) -> None:
         self._table = {key: one for key, one in self._table.items() if one.array() is not None}
-
-
-def _least_used(table: dict[tuple[int, Keys], _Entry]) -> Iterable[tuple[int, Keys]]:
-    return sorted(table, key=lambda key: table[key].used)
 
 
 _CACHE: Final = PathCache(CACHE_BYTES_MAX)

@@ -1,4 +1,4 @@
-"""The checked tree as text, and the fields in it."""
+"""The checked tree as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from storage.filter.tree import (
     Regex,
     Value,
 )
-from storage.types import FieldId
 
 
 def print_predicate(node: Predicate) -> str:
@@ -83,26 +82,3 @@ def _value(value: Value | ArrayValue) -> str:
             text = f"{printed(constant)} {op} {inner}" if flipped else f"{inner} {op} {printed(constant)}"
             return f"({text})"
     raise AssertionError(value)
-
-
-def fields_of(node: Predicate) -> frozenset[FieldId]:
-    """Return the fields whose columns evaluating reads."""
-    match node:
-        case Always():
-            return frozenset()
-        case AllOf(items) | AnyOf(items):
-            return frozenset().union(*(fields_of(one) for one in items))
-        case Negation(item):
-            return fields_of(item)
-        case FieldComparison(left=left, right=right):
-            return frozenset({_field_id(left), _field_id(right)})
-        case Comparison() | IsIn() | Like() | Regex() | IsNull() | Contains():
-            return frozenset({_field_id(node.value)})
-
-
-def _field_id(value: Value | ArrayValue) -> FieldId:
-    if isinstance(value, Arithmetic):
-        return _field_id(value.operand)
-    if isinstance(value, LengthValue):
-        return value.of.field.id
-    return value.field.id

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Union
 
 import numpy as np
@@ -55,14 +57,16 @@ Values = Union[Numbers, Texts, JsonValues]  # noqa: UP007 (a runtime alias)
 class Rows:
     """The rows under test: a batch, or those at `offsets`; columns are taken once each."""
 
-    def __init__(self, batch: Batch, offsets: Offsets | None) -> None:
-        self.batch, self.offsets = batch, offsets
+    def __init__(
+        self, batch: Batch, offsets: Offsets | None, paths: Mapping[FieldId, tuple[Keys, ...]] = MappingProxyType({})
+    ) -> None:
+        self.batch, self.offsets, self.paths = batch, offsets, paths
         self.count = batch.rows if offsets is None else len(offsets)
         self._taken: dict[FieldId, Column] = {}
 
     def narrowed(self, inside: Offsets) -> Rows:
         """Return only the rows at these places among the rows under test."""
-        return Rows(self.batch, inside if self.offsets is None else self.offsets[inside])
+        return Rows(self.batch, inside if self.offsets is None else self.offsets[inside], self.paths)
 
     def column(self, field: FieldSchema) -> Column:
         column = self.batch.columns.get(field.id)
@@ -96,7 +100,7 @@ class Rows:
         else:
             offsets = self.offsets
         assert isinstance(column, StringColumn)
-        return json_values(column.values, keys, offsets)
+        return json_values(column.values, keys, offsets, self.paths.get(field.id, ()))
 
     def known(self, field: FieldSchema) -> Mask | None:
         """Return the field's validity mask without taking its values; None if no row is null."""
