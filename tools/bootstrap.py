@@ -33,6 +33,7 @@ from tools.nodes import (
 
 CHECKS = (
     ("tools.check", "--all"),
+    ("tools.sim", "--minutes", "2"),
     ("tools.crash", "--rounds", "5"),
 )
 """Modules that `test` runs, in order; all must pass, and one that is missing has failed."""
@@ -156,7 +157,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands.add_parser(
         "test",
         help="run what CI runs",
-        description="Run what CI runs: format, lint, types, tests, and a real node killed and restarted under load."
+        description="Run what CI runs: format, lint, types, tests, two minutes of simulation, and a real node"
+        " killed and restarted under load."
         " Exit status 0 means that all passed.",
     )
 
