@@ -15,7 +15,7 @@ import os
 import random
 import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 from aiohttp import web
@@ -52,7 +52,7 @@ async def _serve(settings: Settings) -> int:
     for warning in settings.warnings:
         log.warning("%s", warning)
     clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
-    data = os.path.abspath(settings.node.data)
+    data = settings.node.data
     disk.make_directory(f"{data}/journal")
     store = LevelDbChunks.open(f"{data}/chunks")
     workers = Workers(
@@ -70,8 +70,9 @@ async def _serve(settings: Settings) -> int:
         await node.start()
         metrics.before_scrape(lambda: observe(node, metrics))
         runner = await _listen(node, settings, metrics, clock, workers)
-        stopping = loop.create_task(stop.wait())
-        await asyncio.wait([stopping, node.failed], return_when=asyncio.FIRST_COMPLETED)
+        stopping: asyncio.Future[Any] = loop.create_task(stop.wait())
+        both: set[asyncio.Future[Any]] = {stopping, node.failed}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if node.failed.done():
             logging.shutdown()
             os._exit(EXIT_FAILED)  # nothing may run that would look like a proper end, no checkpoint least of all

@@ -128,8 +128,8 @@ class Reader:
             explain=True,
         )
         kind = (
-            collection.collection_id, partitions, anns_field.id, wanted, params, options.filter,
-            repr(options.params) if options.params else "", options.ignore_growing, tuple(output.field_ids(collection.schema)),
+            collection.collection_id, partitions, anns_field.id, wanted, params, options.filter, options.ignore_growing,
+            repr(options.params) if options.params else "", tuple(output.field_ids(collection.schema)),
         )  # fmt: skip
         hits, batch = await self._gather(kind, collection, partitions, options, asked, output, request.offset)
         for step in hits.steps:

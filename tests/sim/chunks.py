@@ -1,7 +1,7 @@
 """A chunk store in memory that forgets like a disk: implements `storage.chunks.ChunkStore`.
 
-Unsynced changes (chunks deleted, chunks being put) are durable only after the next sync. `crash` keeps a prefix of them,
-of a length that the dice give, and forgets the rest. A commit is all or nothing.
+Unsynced changes (chunks deleted, chunks being put) are durable only after the next sync. `crash` keeps a prefix of
+them, of a length that the dice give, and forgets the rest. A commit is all or nothing.
 """
 
 from __future__ import annotations

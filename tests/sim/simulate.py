@@ -207,6 +207,7 @@ class Simulation:
         clock = SimClock(loop, epoch_ms=self.epoch_ms)
         executor = SimExecutor(Random(self.rng.getrandbits(32)))
         self.store.full, self.disk.capacity_bytes = False, None
+        self.store.reopen()
         duration_s = self.rng.uniform(0.2, 6.0)
         graceful = last or self.rng.random() < self.faults.graceful
         if not graceful and self.rng.random() < self.faults.mid_call:
@@ -234,8 +235,9 @@ class Simulation:
     ) -> None:
         dice = Random(self.rng.getrandbits(32))
         node = Node(self.settings, Seams(self.disk, self.store, executor, clock, dice), Metrics())
-        work = loop.create_task(self._work(node, clock, duration_s))
-        await asyncio.wait([work, node.failed], return_when=asyncio.FIRST_COMPLETED)
+        work: asyncio.Future[Any] = loop.create_task(self._work(node, clock, duration_s))
+        both: set[asyncio.Future[Any]] = {work, node.failed}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if node.failed.done():
             error = node.failed.result()
             if isinstance(error, PowerLoss):
@@ -263,13 +265,8 @@ class Simulation:
     async def _set_up(self, database: Database) -> None:
         for name, channels in COLLECTIONS.items():
             index_type, metric = INDEXES[(self.seed + channels) % len(INDEXES)]
-            request = CollectionRequest(
-                name,
-                fields(),
-                shards=channels,
-                indexes=[IndexRequest("vector", "vector", index_type, metric)],
-                load=True,
-            )
+            index = IndexRequest("vector", "vector", index_type, metric)
+            request = CollectionRequest(name, fields(), shards=channels, indexes=[index], load=True)
             await database.create_collection("default", request)
 
     async def _client(self, database: Database, number: int, clock: SimClock, until_s: float) -> None:

@@ -21,7 +21,7 @@ SEEDS_TO_FIND = 60
 
 @pytest.mark.parametrize("seed", range(12))
 def test_seed_keeps_every_promise(seed: int) -> None:
-    """Crashes at any moment, torn writes, full disks, jumping clocks: nothing acknowledged is lost, doubled or halved."""
+    """Crashes at any moment, torn writes, full disks, jumping clocks: nothing is lost, doubled or there by halves."""
     assert simulate(seed).requests > 0
 
 
