@@ -117,9 +117,12 @@ def write(frozen: FrozenShard, store: ChunkStore) -> Written:
         "next_segment": frozen.next_segment,
         "collections": collections,
     }
+    # Bytes that were garbage may have been written anew just now: a chunk is named by its bytes alone.
+    again = {digest for files in (*written.spills.values(), *written.deletes.values()) for digest in files.digests}
+    written.garbage = frozen.garbage - again
     store.commit(
         [(manifest_key(frozen.shard_id), cbor2.dumps(manifest))],
-        chunk_deletes=[(frozen.shard_id, digest) for digest in sorted(frozen.garbage)],
+        chunk_deletes=[(frozen.shard_id, digest) for digest in sorted(written.garbage)],
     )
     return written
 

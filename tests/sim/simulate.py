@@ -49,7 +49,7 @@ INDEXES: Final = (("FLAT", "L2"), ("AUTOINDEX", "COSINE"), ("IVF_FLAT", "IP"), (
 
 Version = int | None
 """What a key holds: the number of the write that made it, None for nothing."""
-PRIMARY, VERSION, TEXT, VECTOR = FieldId(100), FieldId(101), FieldId(102), FieldId(103)
+PRIMARY, VERSION, TEXT, VECTOR, FLAG = (FieldId(number) for number in range(100, 105))
 
 
 class Violation(AssertionError):
@@ -68,6 +68,7 @@ def batch_of(versions: Mapping[int, int]) -> Batch:
         VERSION: ScalarColumn(np.array(list(versions.values()), np.int64)),
         TEXT: StringColumn(StringArray.from_strings([f"v{version}" for version in versions.values()])),
         VECTOR: VectorColumn(np.array([vector_of(*one) for one in versions.items()], np.float32)),
+        FLAG: ScalarColumn(np.ones(len(versions), np.bool_)),  # so that segments share chunks of equal bytes
     }
     return Batch(columns, len(versions))
 
@@ -78,6 +79,7 @@ def fields() -> list[FieldSchema]:
         FieldSchema("version", DataType.INT64),
         FieldSchema("text", DataType.VARCHAR, max_bytes=20),
         FieldSchema("vector", DataType.FLOAT_VECTOR, dim=DIM),
+        FieldSchema("flag", DataType.BOOL),
     ]
 
 
