@@ -50,7 +50,7 @@ def make_batch(
         key_column = ScalarColumn(keys)
     else:
         key_column = StringColumn(StringArray.from_strings(keys))
-    valid = np.array([one is not None for one in groups], np.bool_)
+    valid = np.array([one is not None for one in groups], np.bool_) if None in groups else None
     has_meta = np.array([number % 2 == 0 for number in numbers], np.bool_)
     metas = [f'{{"n":{number}}}' if number % 2 == 0 else "" for number in numbers]
     columns: dict[FieldId, Column] = {

@@ -74,17 +74,19 @@ def test_a_chunk_under_a_wrong_name_is_damaged(store: ChunkStore) -> None:
         store.get(SHARD, digest_of(b"this"))
 
 
-def test_chunks_are_durable_with_the_commit_that_follows(tmp_path: Path) -> None:
-    """What was put before a commit is there after a crash; what was put after it may be, from the first on."""
+def test_what_was_put_or_committed_survives_a_crash() -> None:
+    """Chunks are durable when put, records when committed; removals of chunks may come undone, the last ones first."""
     for seed in range(30):
         sim = SimChunks(Random(seed))
-        sim.put_many(SHARD, chunks(b"a", b"b"))
-        sim.commit([(manifest_key(SHARD), b"a b")])
-        sim.put_many(SHARD, chunks(b"c", b"d", b"e"))
+        sim.put_many(SHARD, chunks(b"a", b"b", b"c", b"d"))
+        sim.commit([(manifest_key(SHARD), b"a")])
+        sim.put_many(SHARD, chunks(b"e"))
+        sim.delete_chunks(SHARD, [digest_of(one) for one in (b"b", b"c", b"d")])
         sim.crash()
-        assert sim.read(manifest_key(SHARD)) == b"a b"
-        kept = set(sim.chunk_digests(SHARD)) - {digest_of(b"a"), digest_of(b"b")}
-        assert kept in [{digest_of(one) for one in (b"c", b"d", b"e")[:n]} for n in range(4)]
+        assert sim.read(manifest_key(SHARD)) == b"a"
+        kept = set(sim.chunk_digests(SHARD)) - {digest_of(b"a"), digest_of(b"e")}
+        assert kept in [{digest_of(one) for one in (b"b", b"c", b"d")[n:]} for n in range(4)]
+        assert sim.get(SHARD, digest_of(b"e")) == b"e"
 
 
 def test_a_killed_process_keeps_what_it_committed(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_rot_in_memory_is_noticed_too() -> None:
         sim.read(manifest_key(SHARD))
 
 
-def test_a_full_disk_is_told_from_a_failing_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_from_a_failing_one() -> None:
     """ENOSPC and other failures surface as OSError with their number; nothing is written; reopening mends it."""
     sim = SimChunks(Random(1))
     sim.commit([(manifest_key(SHARD), b"1")])
@@ -174,12 +176,15 @@ def test_a_full_disk_is_told_from_a_failing_one(monkeypatch: pytest.MonkeyPatch,
         sim.commit([(manifest_key(SHARD), b"2")])
     assert full.value.errno == errno.ENOSPC
     sim.full, sim.failing_commits = False, 1
-    with pytest.raises(OSError, match="an earlier write failed"):
+    with pytest.raises(OSError) as still_full:
         sim.put_many(SHARD, chunks(b"x"))
+    assert still_full.value.errno == errno.ENOSPC
     sim.reopen()
     with pytest.raises(OSError) as broken:
         sim.commit([(manifest_key(SHARD), b"3")])
     assert broken.value.errno == errno.EIO
+    with pytest.raises(OSError, match="an earlier write failed"):
+        sim.put_many(SHARD, chunks(b"x"))
     sim.reopen()
     assert sim.read(manifest_key(SHARD)) == b"1"
     sim.commit([(manifest_key(SHARD), b"4")])
@@ -201,6 +206,9 @@ def test_leveldb_on_a_full_disk(tmp_path: Path) -> None:
             for _ in range(12):
                 store.put_many(SHARD, chunks(os.urandom(1 << 20)))
         assert full.value.errno == errno.ENOSPC
+        with pytest.raises(OSError) as still_full:
+            store.commit([(manifest_key(SHARD), b"small")])
+        assert still_full.value.errno == errno.ENOSPC
         assert store.read(manifest_key(SHARD)) == b"1"
         ballast.unlink()
         store.reopen()
