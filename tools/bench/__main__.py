@@ -41,6 +41,7 @@ DEFAULT_DATA = os.path.join("..", "shared", "data")
 @click.option("--shards", default=1, help="shardsNum of the collections.")
 @click.option("--restart-rows", default=60_000, help="Rows for the restart, if the data has as many.")
 @click.option("--build-threads", default=os.cpu_count() or 1, help="Threads of the engine's own build.")
+@click.option("--settle", default=3.0, help="Idle seconds before memory is read.")
 @click.option("--url", default=None, help="Drive this node instead of starting one (no size, no restart).")
 @click.option("--dir", "folder", default=None, help="Data directory of the node started; default a temporary one.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Measure these too.")
@@ -94,6 +95,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         shards=options["shards"],
         restart_rows=options["restart_rows"],
         build_threads=options["build_threads"],
+        settle_s=options["settle"],
     )
 
 
@@ -107,7 +109,8 @@ def _node(options: dict[str, Any]) -> Iterator[tuple[Client, NodeProcess | None]
         return
     with tempfile.TemporaryDirectory(prefix="annulus-bench-") as scratch:
         data_dir = options["folder"] or os.path.join(scratch, "data")
-        with NodeProcess(data_dir, free_address(), log_path=os.path.join(scratch, "node.log")) as node:
+        log_path = os.path.join(scratch, "node.log")
+        with NodeProcess(data_dir, free_address(), log_path=log_path) as node:
             node.start()
             try:
                 yield node.client, node

@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
         self._busy = True
         self.number = number
         self.sent_ns = time.monotonic_ns()
-        self.due_ns = self.sent_ns if due_ns is None else due_ns
+        self.due_ns = self.sent_ns if due_ns is None else min(due_ns, self.sent_ns)  # uvloop's timers round to ms
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:

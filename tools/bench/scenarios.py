@@ -42,8 +42,6 @@ from tools.bench.wire import (
 K = 10
 MAIN = "bench_main"
 MIXED_QUERIES = 200
-SETTLE_S = 3.0
-"""Idle time before memory is read, for allocators and the page cache to calm down."""
 INDEXED_S_MAX = 1800
 
 
@@ -60,6 +58,8 @@ class Plan:
     shards: int
     restart_rows: int
     build_threads: int
+    settle_s: float
+    """Idle time before memory is read, for allocators and the page cache to calm down."""
 
 
 @dataclass
@@ -223,7 +223,7 @@ def size(bench: Bench) -> None:
     before = bench.node.disk_bytes()
     bench.say("compact")
     compact(bench, MAIN)
-    time.sleep(SETTLE_S)
+    time.sleep(bench.plan.settle_s)
     after, memory = bench.node.disk_bytes(), bench.node.memory_bytes()
     allowance = goals.MEMORY_RAW_RATIO_MAX * raw + goals.MEMORY_FIXED_BYTES
     bench.results.add("size", "raw vectors", mb=raw / 1e6)
@@ -300,7 +300,7 @@ def restart(bench: Bench) -> None:
         first_s = time.monotonic() - started
         bench.wait_indexed(MAIN, full.rows)
         indexed_s = time.monotonic() - started
-        time.sleep(SETTLE_S)
+        time.sleep(bench.plan.settle_s)
         bench.results.add(
             "restart", how, rows=full.rows, stop_s=stop_s, first_answer_s=first_s, indexed_s=indexed_s,
             memory_mb=bench.node.memory_bytes()["rss"] / 1e6,

@@ -6,6 +6,7 @@ Scores are larger-is-better here whatever the metric: q . x, or minus the square
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -21,6 +22,8 @@ Scores: TypeAlias = npt.NDArray[np.float32]
 SCORE_SLACK = 1e-5
 """Two float32 scores of one pair may differ by this much, relative to 1, when summed in different orders."""
 _BLOCK_QUERIES = 64
+_RANK_SLACK = 1e-9
+"""99.9 % of 1,000 is 999 values, whatever binary fractions say."""
 
 
 @dataclass(frozen=True)
@@ -103,4 +106,5 @@ def percentile(values: npt.NDArray[np.float64] | npt.NDArray[np.int64], percent:
     """Return the smallest value that at least `percent` of the values do not exceed (nearest rank); nan if none."""
     if len(values) == 0:
         return float("nan")
-    return float(np.percentile(values, percent, method="inverted_cdf"))
+    rank = math.ceil(percent * len(values) / 100 - _RANK_SLACK)
+    return float(np.partition(values, rank - 1)[rank - 1])
