@@ -6,6 +6,7 @@ Implements `node.service.Service` on a running `Node`. Every client protocol cal
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -46,6 +47,7 @@ from node.write import Writer
 from storage.columns import Batch
 from storage.errors import (
     AliasNotFound,
+    AnnulusError,
     CollectionLimit,
     FilterError,
     IndexNotFound,
@@ -60,6 +62,9 @@ from storage.types import IndexId, PartitionId
 
 PARTITION_KEY_PARTITIONS_MAX: Final = 1_024
 ALTERABLE_INDEX_PROPERTIES: Final = frozenset({"mmap.enabled", "indexoffsetcache.enabled", "warmup"})
+
+
+log = logging.getLogger(__name__)
 
 
 class Database:
@@ -217,10 +222,15 @@ class Database:
         upkeeps = [self._node.upkeep[shard_id] for shard_id in sorted(set(found.shards))]
 
         async def run() -> None:
-            for upkeep in upkeeps:
-                await upkeep.compact_now(found.collection_id)
-            await self._node.checkpoint()
-            await self._node.give_back_space()
+            try:
+                for upkeep in upkeeps:
+                    await upkeep.compact_now(found.collection_id)
+                await self._node.checkpoint()
+                await self._node.give_back_space()
+            except OSError as error:
+                self._node.note_store_error(error)
+            except AnnulusError as error:
+                log.warning("compaction ends early collection=%s: %s", name, error)
 
         task = asyncio.get_running_loop().create_task(run())
         self._compactions[job_id] = task

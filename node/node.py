@@ -139,7 +139,7 @@ class Node:
                 self.seams.clock,
                 self.settings,
                 self.metrics,
-                on_store_error=self._note_store_error,
+                on_store_error=self.note_store_error,
             )
         self._groups: Mapping[int, GroupHost[Any]] = {
             CONTROL_GROUP: self.control,
@@ -245,7 +245,7 @@ class Node:
         else:
             self._check_room()
 
-    def _note_store_error(self, error: OSError) -> None:
+    def note_store_error(self, error: OSError) -> None:
         """A full disk passes, once the store is opened again; anything else is fatal."""
         if error.errno == errno.ENOSPC:
             self._store_full = True
@@ -309,7 +309,7 @@ class Node:
                 await self._bound_growing()
                 await self._checkpoint_due()
             except OSError as error:
-                self._note_store_error(error)
+                self.note_store_error(error)
             except Exception:
                 log.exception("the watcher fails; it goes on")
                 await asyncio.sleep(10 * WATCH_S)
