@@ -118,7 +118,9 @@ def write(frozen: FrozenShard, store: ChunkStore) -> Written:
         "collections": collections,
     }
     # Bytes that were garbage may have been written anew just now: a chunk is named by its bytes alone.
-    again = {digest for files in (*written.spills.values(), *written.deletes.values()) for digest in files.digests}
+    again: set[bytes] = set()
+    again.update(*(files.digests for files in written.spills.values()))
+    again.update(*(blob.digests for blob in written.deletes.values()))
     written.garbage = frozen.garbage - again
     store.commit(
         [(manifest_key(frozen.shard_id), cbor2.dumps(manifest))],

@@ -98,6 +98,7 @@ async def _listen(
         clock=clock,
         executor=workers,
         ready=lambda: why_not_ready(node),
+        standard_status=settings.api.standard_error_status,
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()

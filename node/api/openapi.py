@@ -33,6 +33,7 @@ def document() -> dict[str, Any]:
         ("/healthz", "Whether the process answers.", JSON),
         ("/readyz", "Whether the node serves requests; 503 and the reason if not.", JSON),
         ("/metrics", "Counters, gauges and histograms for Prometheus.", "text/plain"),
+        ("/status", "Collections, shards, segments, sizes and log positions of this node.", "application/json"),
         ("/openapi.json", "This description.", JSON),
     ):
         answers: dict[str, Any] = {"200": {"description": doc, "content": {media: {}}}}

@@ -81,6 +81,7 @@ def make_app(
     app.router.add_get("/healthz", server.healthz)
     app.router.add_get("/readyz", server.readyz)
     app.router.add_get("/metrics", server.metrics_page)
+    app.router.add_get("/status", server.status_page)
     app.router.add_get("/openapi.json", server.openapi)
     app.router.add_route("*", "/{path:.*}", server.elsewhere)
     app.on_cleanup.append(server.drain)
@@ -286,6 +287,9 @@ class _Server:
     async def metrics_page(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
 
+    async def status_page(self, request: web.Request) -> web.Response:
+        return _page(200, dict(await self.service.status()))
+
     async def openapi(self, request: web.Request) -> web.Response:
         if not self.described:
             self.described = orjson.dumps(document())
@@ -316,5 +320,5 @@ def _response(
     return web.Response(body=body, status=status, headers=headers)
 
 
-def _page(status: int, content: Mapping[str, str]) -> web.Response:
+def _page(status: int, content: Mapping[str, Any]) -> web.Response:
     return web.Response(status=status, body=orjson.dumps(content), headers={hdrs.CONTENT_TYPE: JSON_TYPE})
