@@ -19,17 +19,20 @@ from storage.errors import (
     BadPrimaryKey,
     BadRequest,
     BadRow,
+    ChunkDamaged,
     CollectionLimit,
     CollectionNotFound,
     CollectionNotLoaded,
     Conflict,
     DatabaseLimit,
     DatabaseNotFound,
+    DirectoryInUse,
     FieldNotFound,
     FilterError,
     IndexConflict,
     IndexNotFound,
     InvalidParameter,
+    JournalDamaged,
     MetricNotFound,
     MissingParameter,
     NameInvalid,
@@ -91,6 +94,9 @@ FAULTS: Final[Mapping[type[AnnulusError], Fault]] = {
     Conflict: Fault(2, 503),
     ReadOnly: Fault(9, 429, outer="quota exceeded"),
     StorageFault: Fault(5, 500, always_status=True),
+    ChunkDamaged: Fault(5, 500, always_status=True),
+    JournalDamaged: Fault(5, 500, always_status=True),
+    DirectoryInUse: Fault(5, 500, always_status=True),
 }
 
 
@@ -112,7 +118,8 @@ def refusal(error: AnnulusError, *, plan: str = "", standard_status: bool = Fals
     if outer and not message.startswith(outer):
         message = f"{outer}, error: {message}" if outer == fault.outer else f"{outer}: {message}"
     status = fault.status if standard_status or fault.always_status else 200
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.retriable else {}
+    retry = error.retriable and not isinstance(error, RequestTimeout)  # what timed out may still be at work
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else {}
     return Refusal(status, fault.code, message, headers)
 
 

@@ -23,12 +23,13 @@ import orjson
 from node.api.exact import NotExact, kind_of, loads, split_list
 from node.api.requests import plain
 from storage.columns import NUMPY_TYPES, ArrayColumn, Column, Mask, ScalarColumn, StringColumn, VectorColumn
-from storage.errors import BadJson
 from storage.schema import INTEGER_BITS, DataType, FieldSchema
 from storage.strings import StringArray
 
 JSON_BYTES_MAX: Final = 65_536
 """Of one JSON document or one row's dynamic keys, as in Milvus."""
+JSON_TEXT_BYTES_MAX: Final = 8 * JSON_BYTES_MAX
+"""Of the text it comes as: spaces and escapes may make it longer than it is."""
 FLOAT_MAX: Final = 3.4028235677973366e38
 """Numbers of this size and above round to infinity as float32."""
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -311,6 +312,13 @@ class _Texts(Gatherer):
 # --- documents, arrays, vectors ----------------------------------------------------------------------------------
 
 
+def bounded(text: bytes) -> bytes:
+    """Return the JSON text if it can be a document at all: parsed, a hostile one takes 30 times its own memory."""
+    if len(text) > JSON_TEXT_BYTES_MAX:
+        raise Misfit(f"the JSON document has {len(text)} bytes, at most {JSON_BYTES_MAX} are allowed")
+    return text
+
+
 def document_text(value: Any) -> str:
     """Return the canonical text of a JSON value: no spaces, keys in the order given. Raises Misfit if it is long."""
     text = orjson.dumps(value)
@@ -327,7 +335,7 @@ class _Documents(Gatherer):
         return ""
 
     def from_json(self, text: bytes) -> str:
-        return document_text(self._opened(loads(text)))
+        return document_text(self._opened(loads(bounded(text))))
 
     def from_plain(self, value: Any) -> str:
         return document_text(self._opened(plain(value)))
@@ -450,6 +458,3 @@ class _Vectors(Gatherer):
             row = int(np.argmin(finite.all(axis=1)))
             raise Misfit(f"row {row}: a component of the vector is NaN or infinite")
         return VectorColumn(matrix)
-
-
-__all__ = ["BadJson", "Gatherer", "Misfit", "document_text", "gatherer", "shortened"]

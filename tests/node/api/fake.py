@@ -352,9 +352,13 @@ def _keys(batch: Batch, schema: CollectionSchema) -> Any:
 
 
 class Inline:
-    """An executor that runs everything at once, on the loop."""
+    """An executor that runs everything at once, on the loop, and counts it."""
+
+    def __init__(self) -> None:
+        self.runs = 0
 
     async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
+        self.runs += 1
         return function(*args)
 
     def pending(self, lane: Lane) -> int:
@@ -364,9 +368,10 @@ class Inline:
 class Client:
     """A client of an application over the fake service; `post` returns (status, decoded reply)."""
 
-    def __init__(self, http: TestClient[web.Request, web.Application], service: FakeService) -> None:
+    def __init__(self, http: TestClient[web.Request, web.Application], service: FakeService, executor: Inline) -> None:
         self.http = http
         self.service = service
+        self.executor = executor
 
     async def post(self, path: str, body: Any = None, **headers: str) -> dict[str, Any]:
         status, reply = await self.send(path, json.dumps({} if body is None else body).encode(), headers)
@@ -397,17 +402,17 @@ def serve(script: Callable[[Client], Awaitable[None]], **settings: Any) -> None:
     ready = settings.pop("ready", lambda: "")
 
     async def main() -> None:
-        service = FakeService()
+        service, executor = FakeService(), Inline()
         app = make_app(
             service,
             ApiSettings(**settings),
             Metrics(),
             clock=SystemClock(),
-            executor=Inline(),
+            executor=executor,
             ready=ready,
             standard_status=standard_status,
         )
         async with TestClient(TestServer(app), timeout=aiohttp.ClientTimeout(20)) as http:
-            await script(Client(http, service))
+            await script(Client(http, service, executor))
 
     asyncio.run(asyncio.wait_for(main(), 20))

@@ -135,6 +135,7 @@ REFUSED = [
     ('{"a": [-9223372036854775809]}', DataType.JSON, "does not fit in 64 bits"),
     ("[" * 101 + "]" * 101, DataType.JSON, "nested deeper than 100"),
     ('"' + "x" * 70_000 + '"', DataType.JSON, "at most 65536"),
+    ("[" + "[]," * 300_000 + "1]", DataType.JSON, "at most 65536"),
     ("null", DataType.INT64, "required"),
     ("", DataType.INT64, "required"),
     ("null", DataType.JSON, "required"),

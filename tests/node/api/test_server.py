@@ -382,3 +382,24 @@ def test_cbor_both_ways() -> None:
         assert reply["data"] == ["c"]
 
     serve(script)
+
+
+def test_large_bodies_are_decoded_on_a_worker() -> None:
+    """A body of many rows is split and decoded off the loop, in both forms, and is the same as a small one."""
+
+    async def script(client: Client) -> None:
+        await client.post("/collections/create", {"collectionName": "c", "dimension": 2})
+        rows = [{"id": i, "vector": [i, 0.5], "word": "x" * 50} for i in range(9000)]
+        reply = await client.post("/entities/insert", {"collectionName": "c", "data": rows})
+        assert (reply["code"], reply["data"]["insertCount"]) == (0, 9000)
+        assert client.executor.runs == 2
+        reply = await client.post_cbor("/entities/insert", {"collectionName": "c", "data": rows})
+        assert (reply["code"], reply["data"]["insertCount"]) == (0, 9000)
+        assert client.executor.runs == 4
+        first, second = client.service.collections["default", "c"].rows
+        assert first.to_bytes() == second.to_bytes()
+        bad = [*rows, {"id": 1, "vector": [1], "word": ""}]
+        reply = await client.post("/entities/insert", {"collectionName": "c", "data": bad})
+        assert (reply["code"], "row 9000" in reply["message"]) == (1804, True)
+
+    serve(script)
