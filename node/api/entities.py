@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from node.api.calls import Call, Handler
 from node.api.exact import NotExact, loads, split_list
-from node.api.replies import rows_reply, search_reply, success, write_reply
+from node.api.replies import LARGE_REPLY_ROWS, Style, rows_reply, search_reply, success, write_reply
 from node.api.requests import parse_bool, parse_int
 from node.api.routes import QUERY_UNSUPPORTED, SEARCH_UNSUPPORTED, unsupported_given
 from node.api.rows import Write, rows_from_cbor, rows_from_json
@@ -38,6 +38,7 @@ OFFLOAD_BYTES_MIN: Final = 64 << 10
 """Smaller bodies are decoded on the loop: it takes less time there than to wake a thread."""
 _HINTS: Final = frozenset({"hints", "iterator"})
 _queries = msgspec.json.Decoder(list[list[float]])
+_query = msgspec.json.Decoder(list[float])
 
 
 # --- writes ------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ async def get(call: Call) -> Envelope:
     schema = await call.service.collection_schema(call.database, call.collection)
     ids = _keys(call.values["id"], schema.primary)
     rows = await call.service.get(call.database, call.collection, ids, _options(call, ("*",)))
-    return rows_reply(rows, call.style)
+    return await _shown(call, rows_reply, rows, rows.batch.rows)
 
 
 async def query(call: Call) -> Envelope:
@@ -108,7 +109,7 @@ async def query(call: Call) -> Envelope:
     if limit == 0 and not options.filter.strip() and "count(*)" not in options.output_fields:
         raise InvalidParameter("empty expression should be used with limit: invalid parameter")
     rows = await call.service.query(call.database, call.collection, options, limit=limit, offset=offset)
-    return rows_reply(rows, call.style)
+    return await _shown(call, rows_reply, rows, rows.batch.rows)
 
 
 async def search(call: Call) -> Envelope:
@@ -120,7 +121,10 @@ async def search(call: Call) -> Envelope:
     _check_window(limit, offset)
     given = values["searchParams"]
     params = _search_params(given, values["params"]) if given or values["params"] else {}
-    vectors, ids = _queries_of(values, schema)
+    if isinstance(data := values["data"], msgspec.Raw) and len(memoryview(data)) > OFFLOAD_BYTES_MIN:
+        vectors, ids = await call.offload(_queries_of, values, schema)
+    else:
+        vectors, ids = _queries_of(values, schema)
     ignore_growing = False
     metric, round_decimal = "", -1
     if params:
@@ -142,7 +146,16 @@ async def search(call: Call) -> Envelope:
         round_decimal=round_decimal,
     )
     options = _options(call, (), ignore_growing=ignore_growing)
-    return search_reply(await call.service.search(call.database, call.collection, request, options), call.style)
+    result = await call.service.search(call.database, call.collection, request, options)
+    return await _shown(call, search_reply, result, result.rows.batch.rows)
+
+
+async def _shown(call: Call, reply: Callable[[Any, Style], Envelope], result: Any, rows: int) -> Envelope:
+    """Return the reply, built on a worker thread where it has many rows."""
+    if rows <= LARGE_REPLY_ROWS:
+        return reply(result, call.style)
+    envelope: Envelope = await call.offload(reply, result, call.style)
+    return envelope
 
 
 def _options(call: Call, output: Sequence[str], *, ignore_growing: bool = False) -> ReadOptions:
@@ -227,10 +240,7 @@ def _queries_of(
     field = _anns_field(values["annsField"], schema)
     vectors = _json_queries(data, field) if isinstance(data, msgspec.Raw) else _cbor_queries(data, field)
     if len(vectors) > WINDOW_MAX:
-        raise InvalidParameter(
-            f"nq [{len(vectors)}] is invalid, it should be in range [1, {WINDOW_MAX}], but got {len(vectors)}: "
-            "invalid parameter"
-        )
+        raise _too_many(len(vectors))
     return vectors, None
 
 
@@ -256,13 +266,24 @@ def _packer(dim: int) -> struct.Struct:
 
 def _json_queries(data: msgspec.Raw, field: FieldSchema) -> npt.NDArray[np.float32]:
     try:
-        rows = _queries.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if len(memoryview(data)) <= OFFLOAD_BYTES_MIN:
+            return _packed(_queries.decode(data), field)
+        # One by one: other threads get their turn in between, and the numbers of all are never there at once.
+        elements = split_list(data)
+        if len(elements) > WINDOW_MAX:
+            raise _too_many(len(elements))
+        return np.concatenate([_packed([_query.decode(element)], field) for element in elements])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, NotExact) as error:
         raise BadJson(
             f"can only accept json format request, error: data should be a list of vectors for field {field.name}, "
             f"each a list of {field.dim} numbers: {error}"
         ) from None
-    return _packed(rows, field)
+
+
+def _too_many(count: int) -> InvalidParameter:
+    return InvalidParameter(
+        f"nq [{count}] is invalid, it should be in range [1, {WINDOW_MAX}], but got {count}: invalid parameter"
+    )
 
 
 def _packed(rows: Sequence[Sequence[float]], field: FieldSchema) -> npt.NDArray[np.float32]:

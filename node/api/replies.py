@@ -20,6 +20,9 @@ from node.service import Rows, SearchResult, WriteResult
 from storage.columns import ArrayColumn, Column, ScalarColumn, VectorColumn
 from storage.schema import DataType, FieldSchema
 
+LARGE_REPLY_ROWS: Final = 512
+"""Replies of more rows are built on a worker thread, and encoded in slices, so that the loop is not held up."""
+_SLICE_ROWS: Final = 64
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
 _LEGACY_KIND: Final = {
     DataType.BOOL: "BoolData", DataType.INT8: "IntData", DataType.INT16: "IntData", DataType.INT32: "IntData",
@@ -44,6 +47,25 @@ def encode(envelope: Mapping[str, Any], style: Style) -> bytes:
     if style.cbor:
         return cbor2.dumps(envelope)
     return orjson.dumps(envelope, option=_OPTIONS)
+
+
+def is_large(envelope: Mapping[str, Any]) -> bool:
+    """Return whether the reply should be encoded by `encode_large`, off the loop."""
+    data = envelope.get("data")
+    return type(data) is list and len(data) > LARGE_REPLY_ROWS
+
+
+def encode_large(envelope: Mapping[str, Any], style: Style) -> bytes:
+    """Return the same as `encode`, giving other threads a turn after every few rows."""
+    if style.cbor:
+        return cbor2.dumps(envelope)  # mostly bytes to copy
+    rows = envelope["data"]
+    slices = [
+        orjson.dumps(rows[start : start + _SLICE_ROWS], option=_OPTIONS)[1:-1]
+        for start in range(0, len(rows), _SLICE_ROWS)
+    ]
+    rest = orjson.dumps({key: value for key, value in envelope.items() if key != "data"}, option=_OPTIONS)
+    return b'%b,"data":[%b]}' % (rest[:-1], b",".join(slices))
 
 
 def success(data: Any, **siblings: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from node.api import collections, entities
 from node.api.calls import Call, Handler
 from node.api.faults import Refusal, crash, refusal
 from node.api.openapi import document
-from node.api.replies import Style, encode
+from node.api.replies import Style, encode, encode_large, is_large
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
 from node.api.routes import ROUTES, Route
 from node.clock import Clock
@@ -141,7 +141,11 @@ class _Server:
         code = 0
         try:
             try:
-                body = encode(await self._answer(request, route, handler, style), style)
+                envelope = await self._answer(request, route, handler, style)
+                if is_large(envelope):
+                    body = await self._offload(encode_large, envelope, style)
+                else:
+                    body = encode(envelope, style)
                 return _response(200, body, style, identity)
             except AnnulusError as error:
                 refused = refusal(error, plan=route.plan, standard_status=self.standard_status)

@@ -451,6 +451,24 @@ def test_search() -> None:
     serve(script)
 
 
+def test_search_with_many_vectors() -> None:
+    """Up to 16384 query vectors are one search; more, or one of them unfit, are refused."""
+
+    async def script(client: Client) -> None:
+        await filled(client)
+        body: dict[str, Any] = {"collectionName": "c", "limit": 1, "data": [[i % 5, 0.25] for i in range(16384)]}
+        reply = await client.post("/entities/search", body)
+        assert [row["id"] for row in reply["data"]] == [i % 5 for i in range(16384)]
+        assert reply["topks"] == [1] * 16384
+        reply = await client.post("/entities/search", body | {"data": [*body["data"], [1, 2]]})
+        assert (reply["code"], "nq [16385] is invalid" in reply["message"]) == (1100, True)
+        for unfit in ([1], [1, None], "x", [1, 1e39]):
+            reply = await client.post("/entities/search", body | {"data": [*body["data"][:16383], unfit]})
+            assert reply["code"] == 1801
+
+    serve(script)
+
+
 def test_search_parameters() -> None:
     """Flat and nested parameters mean the same; the server's own ones are taken out; the rest goes on as given."""
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from node.api.replies import Style, encode, rows_reply, search_reply, write_reply
+from node.api.replies import Style, encode, encode_large, is_large, rows_reply, search_reply, write_reply
 from node.api.rows import Write, rows_from_json
 from node.service import Rows, SearchResult, WriteResult
 from storage.columns import Batch
@@ -107,6 +107,16 @@ def test_hits() -> None:
     assert json.loads(reply)["cost"] == 0
     none = SearchResult(Rows(SCHEMA, Batch({}, 0), NAMES), np.zeros(0, np.float32), [])
     assert search_reply(none, Style()) == {"code": 0, "cost": 0, "data": []}
+
+
+@pytest.mark.parametrize("style", [Style(), Style(cbor=True)], ids=["json", "cbor"])
+def test_large_replies_are_encoded_the_same(style: Style) -> None:
+    """Encoding in slices gives the same reply as encoding at once."""
+    rows = Batch.concat([batch()] * 300)
+    envelope = rows_reply(Rows(SCHEMA, rows, NAMES, None), style) | {"topks": [600]}
+    assert is_large(envelope) and not is_large({"code": 0, "data": {}})
+    read = cbor2.loads if style.cbor else json.loads
+    assert read(encode_large(envelope, style)) == read(encode(envelope, style))
 
 
 def test_counts_and_keys() -> None:
