@@ -1,4 +1,4 @@
-"""What is kept: schemas, rows, segments, chunks, and the journal of a shard's log.
+"""What is kept: schemas, rows, segments, chunks, and the journal of the shards' logs.
 
 This room knows rows and disks, not peers. It is given ticks and positions and never asks what time it is, so that the
 same log gives the same rows everywhere. Nothing here awaits: the event loop calls what changes something, worker
@@ -34,12 +34,12 @@ segment, and plans each on its own: skip, exact, or index (`search.py`). So dele
 
 **The disk.** Under the data directory of a node:
 
-| what                         | where                              | written                    | verified by            |
-|------------------------------|------------------------------------|----------------------------|------------------------|
-| log entries                  | journal files, one set per shard   | appended, synced           | checksum per record    |
-| chunks of columns, indexes   | LevelDB "c" shard digest           | once, synced before commit | the digest is the name |
-| manifest of a shard          | LevelDB "r" manifest shard         | one synced batch           | digest of key + bytes  |
-| spilled rows, deletes        | chunks, named by the manifest      | at a checkpoint            | as chunks              |
+| what                       | where                             | written               | verified by            |
+|----------------------------|-----------------------------------|-----------------------|------------------------|
+| log entries of all shards  | the journal's files, one stream   | appended, then synced | checksum per record    |
+| chunks of columns, indexes | LevelDB, "c" shard digest         | once, synced          | the digest is the name |
+| manifest of a shard        | LevelDB, "r" manifest shard       | one synced batch      | digest of key + bytes  |
+| spilled rows, deletes      | chunks that the manifest names    | at a checkpoint       | as chunks              |
 
 The manifest is the commit point: what it names is there, what it does not name is garbage. Recovery is the manifest and
 the journal behind its position.

@@ -11,8 +11,8 @@ its name, a record's stands before its bytes and covers its key as well. What do
 served.
 
 A full disk is `OSError` with ENOSPC, any other failed write an `OSError` without it. After a failed write LevelDB
-refuses all others for good, and a store that was full says ENOSPC to each of them: `reopen` once there is room. Reads go
-on meanwhile.
+refuses all others for good, and a store that was full says ENOSPC to each of them: `reopen` once there is room. Reads
+go on meanwhile.
 
 All calls block and may be made from any thread; `reopen` and `close` only while no other call is under way.
 """

@@ -1,8 +1,11 @@
 """A segment's columns as chunks: each column cut on its own into row ranges of about 1 MiB.
 
-A chunk holds one range of one column as a `Batch` of one column. Ticks of rows are a column too, under TICK_FIELD.
+A chunk is a mark of its segment, then one range of one column as a `Batch`. Ticks are a column too, under TICK_FIELD.
 Equal rows give equal chunks whatever batches they arrived in, so replicas can compare digests; the cuts depend on
 nothing but the values. An index is a blob, cut the same way.
+
+The mark is a digest of the segment's ticks, which no other rows of a shard have. Without it two segments with a
+constant column would share chunks, and sweeping up after one could take from the other what was just written for it.
 """
 
 from __future__ import annotations
@@ -110,18 +113,19 @@ def write_segment(batch: Batch, ticks: Ticks) -> tuple[SegmentFiles, Chunks]:
     columns: dict[FieldId, Column] = {TICK_FIELD: ScalarColumn(np.asarray(ticks, np.int64)), **batch.columns}
     columns = {i: _canonical(columns[i]) for i in sorted(columns)}
     cuts = {i: _cuts(column) for i, column in columns.items()}
+    mark = digest_of(np.ascontiguousarray(ticks, "<i8").tobytes())
     fields: dict[FieldId, tuple[ChunkRef, ...]] = {}
     for field_id, column in columns.items():
         refs = []
         for start, stop in cuts[field_id]:
-            data = _chunk(field_id, column, start, stop)
+            data = mark + _piece(field_id, column, start, stop)
             refs.append(ChunkRef(digest_of(data), stop - start, len(data)))
         fields[field_id] = tuple(refs)
 
     def chunks() -> Chunks:
         for field_id, column in columns.items():
             for (start, stop), ref in zip(cuts[field_id], fields[field_id], strict=True):
-                yield ref.digest, _chunk(field_id, column, start, stop)
+                yield ref.digest, mark + _piece(field_id, column, start, stop)
 
     return SegmentFiles(batch.rows, fields), chunks()
 
@@ -172,12 +176,12 @@ def read_blob(files: BlobFiles, get: GetChunk) -> bytes:
 
 
 def _column(ref: ChunkRef, field_id: FieldId, get: GetChunk) -> Column:
-    batch = Batch.from_bytes(get(ref.digest))
+    batch = Batch.from_bytes(memoryview(get(ref.digest))[DIGEST_BYTES:])
     assert batch.rows == ref.rows, "a chunk with the right digest has the right rows"
     return batch.columns[field_id]
 
 
-def _chunk(field_id: FieldId, column: Column, start: int, stop: int) -> bytes:
+def _piece(field_id: FieldId, column: Column, start: int, stop: int) -> bytes:
     return Batch({field_id: column.slice(start, stop)}, stop - start).to_bytes()
 
 

@@ -84,6 +84,13 @@ def test_chunks_depend_on_rows_only() -> None:
     assert digests[0] == digests[1] == digests[2]
 
 
+def test_segments_share_no_chunks() -> None:
+    """Columns that are alike in two segments are different chunks, so that removing one segment spares the other."""
+    batch = numbered(WIDE, range(100))
+    files = [write_segment(batch, np.full(100, tick, np.int64))[0] for tick in (1, 2)]
+    assert not set(files[0].digests) & set(files[1].digests)
+
+
 def test_every_rotten_chunk_is_found() -> None:
     """Whichever chunk of a segment rots, reading the segment raises with its shard and digest."""
     files, store = stored(numbered(WIDE, range(3_000)), np.zeros(3_000, np.int64))
