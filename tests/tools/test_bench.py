@@ -261,7 +261,20 @@ def test_a_tiny_run_from_end_to_end(tmp_path: Path) -> None:
     np.save(tmp_path / "base.npy", random.standard_normal((700, 16)).astype(np.float32))
     out = tmp_path / "run.bench.json"
     options = ["--data", str(tmp_path / "base.npy"), "--rows", "500", "--restart-rows", "600", "--seconds", "0.2"]
-    options += ["--query-count", "40", "--efs", "64", "--search-rate", "30", "--settle", "0", "--out", str(out)]
+    options += [
+        "--query-count",
+        "40",
+        "--efs",
+        "64",
+        "--search-rate",
+        "30",
+        "--settle",
+        "0",
+        "--repeats",
+        "2",
+        "--out",
+        str(out),
+    ]
     done = CliRunner().invoke(main, options, catch_exceptions=False, env={**os.environ, "COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "goals" in done.output

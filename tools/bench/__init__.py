@@ -15,7 +15,7 @@ How the numbers are made
   * Ratios are held against `goals`; absolute figures are orientation, because machines differ and this one is noisy.
 
 Who does what: `data` rows and queries; `truth` exact answers and recall; `wire` requests as bytes; `load` the
-generator, `loading` its reader; `node` the process under test; `engine` the index room by itself; `scenarios` what is
-measured; `freshness` whether reads beside writes were right; `peers` the others; `goals` what is wanted; `report` table
-and JSON.
+generator, `loading` its reader; `node` the process under test; `engine` the index room by itself; `run` one run,
+`scenarios` what is measured in it (`writes`, `reads`, `rest`); `freshness` whether reads beside writes were right;
+`peers` the others; `goals` what is wanted; `report` table and JSON.
 """

@@ -18,9 +18,11 @@ from tools.bench.data import load_dataset
 from tools.bench.node import READY_S_MAX, NodeProcess, free_address
 from tools.bench.peers import PEERS, PeerMissing
 from tools.bench.report import as_json, machine, print_report, write_json
-from tools.bench.scenarios import SCENARIOS, Bench, Plan
+from tools.bench.run import Bench, Plan
+from tools.bench.scenarios import SCENARIOS
 from tools.bench.wire import Address
 
+FILE_COLUMNS = 150
 DEFAULT_DATA = os.path.join("..", "shared", "data")
 
 
@@ -35,13 +37,14 @@ DEFAULT_DATA = os.path.join("..", "shared", "data")
 @click.option("--index", "index_type", default="AUTOINDEX", help="Index type, of the node and of the engine alone.")
 @click.option("--index-params", default="{}", help="Its parameters, as JSON.")
 @click.option("--efs", default="32,64,128,256", help="Search efforts, ascending.")
-@click.option("--seconds", default=4.0, help="Length of each search measurement.")
+@click.option("--repeats", default=3, help="Passes over the search measurements; medians are shown.")
+@click.option("--seconds", default=3.0, help="Length of each search measurement.")
 @click.option("--insert-connections", default=2)
 @click.option("--search-rate", default=50.0, help="Searches a second while rows are inserted.")
 @click.option("--shards", default=1, help="shardsNum of the collections.")
 @click.option("--restart-rows", default=60_000, help="Rows for the restart, if the data has as many.")
 @click.option("--build-threads", default=os.cpu_count() or 1, help="Threads of the engine's own build.")
-@click.option("--settle", default=3.0, help="Idle seconds before memory is read.")
+@click.option("--settle", default=70.0, help="Idle seconds before a node at rest is weighed.")
 @click.option("--url", default=None, help="Drive this node instead of starting one (no size, no restart).")
 @click.option("--dir", "folder", default=None, help="Data directory of the node started; default a temporary one.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Measure these too.")
@@ -49,7 +52,7 @@ DEFAULT_DATA = os.path.join("..", "shared", "data")
 @click.option("--out", default=None, help="Write the run as JSON.")
 def main(**options: Any) -> None:
     """Measure a node on real vectors, beside the engine alone and other databases."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
     chosen = [name.strip() for name in options["only"].split(",") if name.strip()]
     if unknown := [name for name in chosen if name not in SCENARIOS]:
         raise click.UsageError(f"no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
@@ -67,8 +70,11 @@ def main(**options: Any) -> None:
     described |= {"metric": data.metric, "index": plan.index_type, "shards": plan.shards}
     console.print(f"[bold]{data.rows} rows of {data.name}[/bold], {data.dim} components, seed {options['seed']}")
     before = machine()
-    with _node(options) as (client, node):
-        bench = Bench(client, node, everything, data, plan, say=lambda text: console.print(f"[dim]{text}[/dim]"))
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{text}[/dim]")
+
+    with _node(options) as (client, node), Bench(client, node, everything, data, plan, say) as bench:
         for name in [name for name in SCENARIOS if name in chosen]:
             SCENARIOS[name](bench)
     for peer in options["peers"]:
@@ -88,6 +94,7 @@ def _plan(options: dict[str, Any]) -> Plan:
     return Plan(
         efs=sorted(int(ef) for ef in options["efs"].split(",")),
         seconds=options["seconds"],
+        repeats=options["repeats"],
         insert_connections=options["insert_connections"],
         search_rate=options["search_rate"],
         index_type=options["index_type"],

@@ -55,6 +55,12 @@ class Replies:
         """Return a percentile of the time from due to done."""
         return percentile(self.done_ns - self.due_ns, percent) / 1e6
 
+    def sent_before(self, last_ns: int) -> Replies:
+        """Return the replies to what was sent before a moment."""
+        kept = np.flatnonzero(self.sent_ns < last_ns)
+        times = (self.numbers[kept], self.due_ns[kept], self.sent_ns[kept], self.done_ns[kept], self.statuses[kept])
+        return Replies(*times, [self.bodies[i] for i in kept.tolist()])
+
     def first_bodies(self) -> dict[int, bytes]:
         """Return the first reply to each request, by request number."""
         first: dict[int, bytes] = {}

@@ -24,11 +24,10 @@ from tools.bench import goals
 from tools.bench.client import Client, wait_until
 from tools.bench.loading import REPOSITORY, Replies, run_load
 from tools.bench.node import disk_bytes, free_address
-from tools.bench.scenarios import Bench
-from tools.bench.truth import Truth, recall
+from tools.bench.reads import recall_of
+from tools.bench.run import Bench, K
 from tools.bench.wire import BATCH_ROWS, Address, http_request, row_objects
 
-K = 10
 START_S_MAX = 60
 CHROMA_PATH = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 CHROMA_SPACE = {"COSINE": "cosine", "L2": "l2", "IP": "ip"}
@@ -136,9 +135,7 @@ def _add_insert(bench: Bench, peer: str, seconds: float, **more: float) -> None:
 def _add_search(
     bench: Bench, peer: str, connections: int, found: Mapping[int, list[int]], per_s: float, **latencies: float
 ) -> None:
-    data, asked = bench.data, list(found)
-    truth = Truth(bench.truth.ids[asked], bench.truth.scores[asked])
-    share = recall(list(found.values()), truth, queries=data.queries[asked], vectors=data.vectors, metric=data.metric)
+    share = recall_of(bench.data, found, bench.truth)
     ours = bench.results.get("search", goals.best_search("json"), "queries/s") if connections == 8 else None
     ratio = {"annulus_ratio": ours / per_s} if ours else {}
     bench.results.add(

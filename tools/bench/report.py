@@ -102,7 +102,7 @@ def number(value: float | None) -> str:
 def _scenario_table(scenario: str, rows: Sequence[Row]) -> Table:
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
     table = Table(title=scenario, title_justify="left", title_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:

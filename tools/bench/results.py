@@ -29,6 +29,12 @@ class Results:
         self.rows.append(row)
         return row
 
+    def repeat(self, row: Row, name: str, **more: float) -> Row:
+        """Append a row again under another name, with more columns."""
+        again = Row(row.scenario, name, {**row.values, **{column_name(key): value for key, value in more.items()}})
+        self.rows.append(again)
+        return again
+
     def get(self, scenario: str, name: str, column: str) -> float | None:
         """Return a number, None if it was not measured."""
         for row in self.rows:
