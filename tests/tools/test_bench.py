@@ -271,7 +271,7 @@ def test_a_tiny_run_from_end_to_end(tmp_path: Path) -> None:
         "--settle",
         "0",
         "--repeats",
-        "2",
+        "1",
         "--out",
         str(out),
     ]
