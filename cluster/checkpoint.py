@@ -100,7 +100,7 @@ def freeze(shard: Shard) -> FrozenShard:
                 FrozenSegment(view, True, Tick(0), 0, stored.spills, one_sealed.files, dict(stored.indexes), saved)
             )
         collections.append(FrozenCollection(_collection_facts(state), segments))
-    garbage = frozenset(digest for digest in shard.garbage if digest not in shard.digests)
+    garbage = frozenset(shard.garbage)
     return FrozenShard(shard.shard_id, shard.position, shard.dump_machine(), shard.next_segment, collections, garbage)
 
 

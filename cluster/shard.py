@@ -279,15 +279,16 @@ class Shard(StateMachine):
 
     def _flushed(self, collection_id: CollectionId, segment_id: SegmentId, data: Any) -> Mapping[str, Any]:
         rows = self._handed_rows.pop((segment_id,), None)
+        files = SegmentFiles.from_dict(data)
         stored = self._stored(collection_id, segment_id)
         if stored is None or stored.is_flushed:
+            self._give_up(files.digests)  # dropped or truncated meanwhile
             return {}
         segment = stored.segment
         if rows is None:
             view = segment.view()
             rows = prepare(Batch.concat([part.batch for part in view.parts]), view.ticks, segment.schema)
-        files = SegmentFiles.from_dict(data)
-        self.digests.update(files.digests)
+        self.remember(files.digests)
         segment.flushed(rows, files, self.get_chunk)
         for spill in stored.spills:
             self.forget(spill.digests)
@@ -300,24 +301,26 @@ class Shard(StateMachine):
         built = self._handed_indexes.pop((message.segment_id, message.index_id), None)
         stored = self._stored(message.collection_id, message.segment_id)
         wanted = stored and self.collections[message.collection_id].indexes.get(message.index_id)
-        if not stored or not wanted or message.index_id in stored.indexes:
-            return {}
         files = BlobFiles.from_dict(message.files)
+        if not stored or not wanted or message.index_id in stored.indexes:
+            self._give_up(files.digests)
+            return {}
         stored.indexes[message.index_id] = files
-        self.digests.update(files.digests)
+        self.remember(files.digests)
         if built is not None and not stored.segment.released:
             stored.segment.install_index(wanted.field_id, built)
         return {}
 
     def _compacted(self, message: Compacted) -> Mapping[str, Any]:
         rows = self._handed_rows.pop(tuple(message.inputs), None)
+        files = SegmentFiles.from_dict(message.files)
         state = self.collections.get(message.collection_id)
         if state is None or any(one not in state.stored for one in message.inputs):
-            return {}  # dropped or truncated meanwhile
+            self._give_up(files.digests)  # dropped or truncated meanwhile
+            return {}
         inputs = [state.stored[one] for one in message.inputs]
         partition_id = inputs[0].segment.partition_id
-        files = SegmentFiles.from_dict(message.files)
-        self.digests.update(files.digests)  # before the inputs let go of theirs, which may be the same
+        self.remember(files.digests)  # before the inputs let go of theirs, which may be the same
         for one in inputs:
             self._forget_segment(one)
             del state.stored[one.segment.segment_id]
@@ -383,8 +386,11 @@ class Shard(StateMachine):
     # chunks
 
     def remember(self, digests: Iterable[bytes]) -> None:
-        """Count one more need of each of these chunks."""
-        self.digests.update(digests)
+        """Count one more need of each of these chunks. One that was garbage may be needed again: equal columns of
+        other segments are the same chunk."""
+        for digest in digests:
+            self.digests[digest] += 1
+            self.garbage.discard(digest)
 
     def forget(self, digests: Iterable[bytes]) -> None:
         """Count one need less of each; one that is needed no more is garbage."""
@@ -393,6 +399,10 @@ class Shard(StateMachine):
             if self.digests[digest] <= 0:
                 del self.digests[digest]
                 self.garbage.add(digest)
+
+    def _give_up(self, digests: Iterable[bytes]) -> None:
+        """Chunks were written for a message that came too late to change anything."""
+        self.garbage.update(digest for digest in digests if digest not in self.digests)
 
     def _forget_segment(self, one: StoredSegment) -> None:
         self._forget_rows(one.segment.segment_id, one.spills)
