@@ -243,12 +243,17 @@ class Shard(StateMachine):
         deleted = 0
         if message.replace:
             deleted = self._delete(state, _keys(message.delete_keys, keys), tick, None)
-        growing = state.growing.get(message.partition_id)
-        if growing is None:
-            growing = GrowingSegment(self._fresh_segment(), message.partition_id, state.schema, tick)
-            state.growing[message.partition_id] = growing
-        growing.append(batch, tick)
+        if batch.rows:
+            self._growing(state, message.partition_id, tick).append(batch, tick)
         return {"rows": batch.rows, "deleted": deleted}
+
+    def _growing(self, state: CollectionState, partition_id: PartitionId, tick: Tick) -> GrowingSegment:
+        """Return the growing segment of a partition, which exists only from its first rows on."""
+        growing = state.growing.get(partition_id)
+        if growing is None:
+            growing = GrowingSegment(self._fresh_segment(), partition_id, state.schema, tick)
+            state.growing[partition_id] = growing
+        return growing
 
     def _check_expected(self, state: CollectionState, keys: Keys, expected: Sequence[int], tick: Tick) -> None:
         views = [one.view() for one in state.segments()]
