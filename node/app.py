@@ -24,23 +24,25 @@ from node.api.server import make_app
 from node.clock import SystemClock
 from node.database import Database
 from node.disk import OsDisk
+from node.memory import reclaim, tame_allocator
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.settings import Settings
 from node.watchdog import Watchdog
-from node.workers import Workers
+from node.workers import Lane, Workers
 from storage.chunks import LevelDbChunks
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 70
-SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a worker thread waits for the interpreter at most: the default of 5 ms is a search's whole time."""
+SWITCH_INTERVAL_S: Final = 0.0002
+"""How long a thread that wants the interpreter waits at most: the default of 5 ms is several searches' time."""
 
 
 def run(settings: Settings) -> int:
     """Serve until told to stop; return the exit status. Raises StorageFault or OSError if the node cannot start."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    tame_allocator()
     return uvloop.run(_serve(settings))
 
 
@@ -61,7 +63,8 @@ async def _serve(settings: Settings) -> int:
         build_threads=settings.workers.build_threads,
     )
     dice = random.Random(int.from_bytes(os.urandom(16)))
-    node = Node(settings, Seams(disk, store, workers, clock, dice), metrics)
+    seams = Seams(disk, store, workers, clock, dice, reclaim=lambda: reclaim(f"{data}/chunks"))
+    node = Node(settings, seams, metrics)
     watchdog = Watchdog(
         threshold_s=settings.log.loop_stall_ms / 1000, report=lambda stall: metrics.loop_stalled(stall.length_s)
     )
@@ -133,6 +136,8 @@ def observe(node: Node, metrics: Metrics) -> None:
         metrics.segments(name, segments=segments, rows=rows, bytes=nbytes)
     metrics.index_bytes(index_bytes)
     metrics.journal_bytes(node.journal.bytes_on_disk)
+    for lane in Lane:
+        metrics.worker_calls(lane, node.seams.executor.pending(lane))
 
 
 def _add(count: list[int], rows: int, nbytes: int) -> None:

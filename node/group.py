@@ -98,6 +98,11 @@ class GroupHost(Generic[Machine]):
         self.raft.on_durable()
         self.poke()
 
+    def trim(self, position: Position) -> None:
+        """Let go of the log up to a position that a durable checkpoint covers."""
+        self.raft.trim(position)
+        self._kick_journal()
+
     async def propose(
         self, message: Message, body: bytes | memoryview = b"", *, producer: str = "", sequence: int = 0
     ) -> tuple[Outcome, Tick]:
@@ -159,6 +164,8 @@ class GroupHost(Generic[Machine]):
                     log.info("lost leadership group=%s term=%d", self.name, term)
                     self.is_leader = False
                     self.led.clear()
+        # Raft's own entries are passed over without a trace, but a checkpoint must cover them too.
+        self.machine.position = self.raft.delivered
         self._set_timer()
         return applied > 0
 

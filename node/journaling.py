@@ -63,7 +63,7 @@ class JournalWriter:
             while (batch := self._journal.take_batch()) is not None:
                 began_s = self._clock.monotonic_s()
                 try:
-                    await self._executor.run(Lane.DISK, batch.write)
+                    await self._executor.run(Lane.LOG, batch.write)
                 except OSError as error:
                     self._journal.batch_failed(batch, error)
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -47,6 +47,7 @@ CONTROL_GROUP: Final = 0
 FORMAT: Final = 1
 WATCH_S: Final = 0.5
 """How often disk room, memory and checkpoints are looked at."""
+RECLAIM_S: Final = 2.0
 CONTROL_ENTRIES_MAX: Final = 1_000
 """Catalogue changes between two checkpoints of it."""
 
@@ -70,6 +71,8 @@ class Seams:
     executor: Executor
     clock: Clock
     dice: Dice
+    reclaim: Callable[[], None] = lambda: None
+    """Gives memory that is no longer used back to the system."""
 
 
 def group_of(shard_id: ShardId) -> int:
@@ -93,7 +96,10 @@ class Node:
         self._ddl_locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._control_saved = 0
+        self._control_saved_at_s = 0.0
         self._store_full = False
+        self._changes_reclaimed = -1
+        self._reclaimed_at_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
     # start and stop
@@ -173,6 +179,7 @@ class Node:
             log.warning("no last checkpoint, the next start replays the journal: %s", error)
         for host in self._groups.values():
             host.stop()
+        self._writer.kick()
         await self._writer.close()
         self.journal.close()
 
@@ -299,7 +306,8 @@ class Node:
             raw = control.checkpoint()
             await self.seams.executor.run(Lane.DISK, self.seams.store.commit, [(CATALOG_KEY, raw)])
             self._control_saved = position
-            self.control.raft.trim(position)
+            self._control_saved_at_s = self.seams.clock.monotonic_s()
+            self.control.trim(position)
 
     async def _watch(self) -> None:
         while True:
@@ -308,6 +316,7 @@ class Node:
                 self._check_room()
                 await self._bound_growing()
                 await self._checkpoint_due()
+                await self._reclaim()
             except OSError as error:
                 self.note_store_error(error)
             except Exception:
@@ -328,8 +337,17 @@ class Node:
             if upkeep.is_dirty and (old or group_of(shard_id) in pinned):
                 await upkeep.checkpoint()
         changes = self.control.machine.position - self._control_saved
-        if changes >= CONTROL_ENTRIES_MAX or (changes and CONTROL_GROUP in pinned):
+        old = now_s - self._control_saved_at_s >= storage.checkpoint_interval_s
+        if changes >= CONTROL_ENTRIES_MAX or old or CONTROL_GROUP in pinned:
             await self._checkpoint_control()
+
+    async def _reclaim(self) -> None:
+        """Give memory back some seconds after segments were written, indexed or loaded."""
+        changes = sum(host.machine.changes for host in self.shards.values()) + sum(self.loading)
+        now_s = self.seams.clock.monotonic_s()
+        if changes != self._changes_reclaimed and now_s - self._reclaimed_at_s >= RECLAIM_S:
+            await self.seams.executor.run(Lane.DISK, self.seams.reclaim)
+            self._changes_reclaimed, self._reclaimed_at_s = changes, now_s
 
     # parts
 

@@ -457,7 +457,7 @@ class Upkeep:
             install(self.shard, written)
         self.checkpoint_position = written.position
         self.checkpoint_at_s = self._clock.monotonic_s()
-        self._host.raft.trim(written.position)
+        self._host.trim(written.position)
 
     async def sweep(self) -> int:
         """Remove chunks that nothing needs: what a crash left. Returns how many."""

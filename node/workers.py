@@ -7,7 +7,10 @@ kinds of work apart: an index build of a minute must not stand in front of an fs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -20,16 +23,22 @@ Arguments = TypeVarTuple("Arguments")
 
 log = logging.getLogger(__name__)
 
+BUILD_NICE = 10
+
 
 class Lane(StrEnum):
     """Which threads do the work."""
 
+    LOG = "log"
+    """The journal's writes and fsyncs, one after the other: every write waits for them, so nothing else is here."""
     DISK = "disk"
-    """fsync, LevelDB, checkpoints: short, ordered by whoever asks, never skipped."""
+    """Chunks and checkpoints: LevelDB, reading and writing."""
     SEARCH = "search"
     """Searches and queries over segments: short, a client waits."""
+    PARSE = "parse"
+    """Large request bodies and replies. It holds the interpreter, so more than one thread would only slow searches."""
     BUILD = "build"
-    """Index builds and compactions: long, nobody waits."""
+    """Index builds and compactions: long, nobody waits; they yield the cores to everything else."""
 
 
 class Executor(Protocol):
@@ -63,12 +72,18 @@ class Workers:
 
     def __init__(self, *, disk_threads: int = 2, search_threads: int = 2, build_threads: int = 1) -> None:
         threads: Mapping[Lane, int] = {
+            Lane.LOG: 1,
+            Lane.PARSE: 1,
             Lane.DISK: disk_threads,
             Lane.SEARCH: search_threads,
             Lane.BUILD: build_threads,
         }
         self._pools = {
-            lane: ThreadPoolExecutor(max_workers=count, thread_name_prefix=f"annulus-{lane}")
+            lane: ThreadPoolExecutor(
+                max_workers=count,
+                thread_name_prefix=f"annulus-{lane}",
+                initializer=_yield_cores if lane is Lane.BUILD else None,
+            )
             for lane, count in threads.items()
         }
         self._unfinished: dict[Lane, set[Future[Any]]] = {lane: set() for lane in Lane}
@@ -104,6 +119,12 @@ class Workers:
                 _ = work_done.cancelled() or work_done.exception()
         for pool in self._pools.values():
             pool.shutdown(wait=True)  # instant: the threads are idle
+
+
+def _yield_cores() -> None:
+    """Give this thread, and the native threads it starts, a lower priority (on Linux, nice is per thread)."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILD_NICE)
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 pa.set_cpu_count(1)  # queries run beside each other on the executor's threads; arrow's own pool would fight them
 pa.set_io_thread_count(1)
+pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what is freed
 
 Mask = npt.NDArray[np.bool_]
 Comparison = Literal["==", "!=", "<", "<=", ">", ">="]

@@ -206,7 +206,7 @@ class _Server:
             self.body_bytes -= held[0]
 
     async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await self.executor.run(Lane.SEARCH, function, *args)
+        return await self.executor.run(Lane.PARSE, function, *args)
 
     async def _read(self, request: web.Request, held: list[int]) -> bytes:
         """Return the body; `held[0]` counts the bytes that are held against the memory for bodies."""

@@ -82,7 +82,7 @@ class SimClock:
 class SimExecutor:
     """Runs the work on the loop's own thread, after a delay that the seed chooses."""
 
-    DELAY_S_MAX: ClassVar = {Lane.DISK: 0.02, Lane.SEARCH: 0.005, Lane.BUILD: 0.5}
+    DELAY_S_MAX: ClassVar = {Lane.LOG: 0.02, Lane.DISK: 0.02, Lane.SEARCH: 0.005, Lane.PARSE: 0.005, Lane.BUILD: 0.5}
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
