@@ -47,10 +47,11 @@ from cluster.message import (
     Seal,
     TruncateCollection,
 )
+from cluster.parse import parse_blob_files, parse_index, parse_keys, parse_rows, parse_schema, parse_segment_files
 from index.protocol import VectorIndex
 from index.spec import IndexSpec
-from storage.columns import Batch, BatchDamaged
-from storage.errors import BadRow, CollectionNotFound, Conflict, PartitionNotFound
+from storage.columns import Batch
+from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, PartitionNotFound
 from storage.growing import GrowingSegment
 from storage.key_lookup import Keys, batch_keys
 from storage.schema import CollectionSchema
@@ -183,8 +184,8 @@ class Shard(StateMachine):
             case Insert():
                 return self._insert(message, body, tick)
             case Delete(collection_id, keys, partitions):
-                wanted = np.frombuffer(keys, "<i8") if isinstance(keys, bytes) else list(keys)
-                return {"rows": self._delete(self.collection(collection_id), wanted, tick, partitions)}
+                state = self.collection(collection_id)
+                return {"rows": self._delete(state, parse_keys(keys, state.schema), tick, partitions)}
             case Seal(collection_id, segments):
                 return self._seal(collection_id, segments)
             case Flushed(collection_id, segment_id, files):
@@ -196,12 +197,12 @@ class Shard(StateMachine):
             case CreateCollection(collection_id, schema, partition_ids, properties):
                 if collection_id not in self.collections:
                     self.collections[collection_id] = CollectionState(
-                        collection_id, CollectionSchema.from_dict(schema), set(partition_ids), dict(properties)
+                        collection_id, parse_schema(schema), set(partition_ids), dict(properties)
                     )
             case DropCollection(collection_id):
-                state = self.collections.pop(collection_id, None)
-                if state is not None:
-                    self._drop_rows(state)
+                dropped = self.collections.pop(collection_id, None)
+                if dropped is not None:
+                    self._drop_rows(dropped)
             case TruncateCollection(collection_id):
                 self._drop_rows(self.collection(collection_id))
             case AlterCollection(collection_id, properties):
@@ -213,7 +214,7 @@ class Shard(StateMachine):
                 state.partitions.discard(partition_id)
                 self._drop_rows(state, partition_id)
             case CreateIndex(collection_id, index_id, field_id, spec):
-                one = ShardIndex(index_id, field_id, IndexSpec.from_dict(spec))
+                one = ShardIndex(index_id, field_id, parse_index(spec))
                 self.collection(collection_id).indexes[index_id] = one
             case DropIndex(collection_id, index_id):
                 self._drop_index(self.collection(collection_id), index_id)
@@ -233,16 +234,12 @@ class Shard(StateMachine):
         state = self.collection(message.collection_id)
         if message.partition_id not in state.partitions:
             raise PartitionNotFound(f"id {message.partition_id}")
-        try:
-            batch = Batch.from_bytes(body)
-        except BatchDamaged as error:
-            raise BadRow(str(error)) from error
+        batch = parse_rows(body, state.schema)
         keys = batch_keys(batch, state.schema.primary.id)
         if message.expected is not None:
             self._check_expected(state, keys, message.expected, tick)
-        deleted = 0
-        if message.replace:
-            deleted = self._delete(state, _keys(message.delete_keys, keys), tick, None)
+        dying = keys if message.delete_keys is None else parse_keys(message.delete_keys, state.schema)
+        deleted = self._delete(state, dying, tick, None) if message.replace else 0
         if batch.rows:
             self._growing(state, message.partition_id, tick).append(batch, tick)
         return {"rows": batch.rows, "deleted": deleted}
@@ -256,6 +253,8 @@ class Shard(StateMachine):
         return growing
 
     def _check_expected(self, state: CollectionState, keys: Keys, expected: Sequence[int], tick: Tick) -> None:
+        if len(expected) != len(keys):
+            raise BadRow(f"{len(expected)} preconditions for {len(keys)} rows")
         views = [one.view() for one in state.segments()]
         for i, key in enumerate(keys):
             one: Keys = np.array([key], np.int64) if isinstance(keys, np.ndarray) else [str(key)]
@@ -284,12 +283,14 @@ class Shard(StateMachine):
 
     def _flushed(self, collection_id: CollectionId, segment_id: SegmentId, data: Any) -> Mapping[str, Any]:
         rows = self._handed_rows.pop((segment_id,), None)
-        files = SegmentFiles.from_dict(data)
+        files = parse_segment_files(data)
         stored = self._stored(collection_id, segment_id)
         if stored is None or stored.is_flushed:
             self._give_up(files.digests)  # dropped or truncated meanwhile
             return {}
         segment = stored.segment
+        if files.rows != segment.rows:
+            raise InvalidParameter(f"segment {segment_id} has {segment.rows} rows, not {files.rows}")
         if rows is None:
             view = segment.view()
             rows = prepare(Batch.concat([part.batch for part in view.parts]), view.ticks, segment.schema)
@@ -306,7 +307,7 @@ class Shard(StateMachine):
         built = self._handed_indexes.pop((message.segment_id, message.index_id), None)
         stored = self._stored(message.collection_id, message.segment_id)
         wanted = stored and self.collections[message.collection_id].indexes.get(message.index_id)
-        files = BlobFiles.from_dict(message.files)
+        files = parse_blob_files(message.files)
         if not stored or not wanted or message.index_id in stored.indexes:
             self._give_up(files.digests)
             return {}
@@ -318,9 +319,9 @@ class Shard(StateMachine):
 
     def _compacted(self, message: Compacted) -> Mapping[str, Any]:
         rows = self._handed_rows.pop(tuple(message.inputs), None)
-        files = SegmentFiles.from_dict(message.files)
+        files = parse_segment_files(message.files)
         state = self.collections.get(message.collection_id)
-        if state is None or any(one not in state.stored for one in message.inputs):
+        if state is None or not message.inputs or any(one not in state.stored for one in message.inputs):
             self._give_up(files.digests)  # dropped or truncated meanwhile
             return {}
         inputs = [state.stored[one] for one in message.inputs]
@@ -422,10 +423,3 @@ class Shard(StateMachine):
         saved = self.saved_deletes.pop(segment_id, None)
         if saved is not None:
             self.forget(saved.digests)
-
-
-def _keys(chosen: Sequence[int | str] | None, own: Keys) -> Keys:
-    """Return the keys that an upsert deletes."""
-    if chosen is None:
-        return own
-    return np.array(chosen, np.int64) if isinstance(own, np.ndarray) else [str(one) for one in chosen]

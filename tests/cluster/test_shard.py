@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from cluster.catalog import CreateDatabase
 from cluster.message import (
+    Compacted,
+    CreateCollection,
+    CreateIndex,
+    Delete,
+    Flushed,
+    Indexed,
     Insert,
+    Message,
     Seal,
 )
+from storage.columns import Batch
 from storage.schema import DataType
-from storage.types import CollectionId, PartitionId, SegmentId
+from storage.segment_files import SegmentFiles
+from storage.types import CollectionId, FieldId, IndexId, PartitionId, SegmentId, Tick
 from tests.cluster.shards import SHARD, Step, World, hold, rows_of, script, summary, take
+from tests.storage.rows import GROUP, PK, VECTOR
 
 C, P = CollectionId(10), PartitionId(1)
 S1 = SegmentId(SHARD << 40 | 1)
@@ -59,3 +73,55 @@ def test_an_insert_of_no_rows_makes_no_segment() -> None:
     world.expect({"rows": 0, "deleted": 0}, Insert(C, P), empty)
     world.expect({"segments": []}, Seal(C))
     world.check()
+
+
+NUMBERS = np.array([1, 2], "<i8").tobytes()
+SPEC: dict[str, Any] = World(DataType.INT64, "L2").spec.to_dict()
+
+
+def rows(**changed: Any) -> bytes:
+    """Return the bytes of two rows, some of whose columns are missing (None) or of another field's kind."""
+    batch = rows_of(World(DataType.INT64, "L2"), [1, 2], 0)
+    columns = dict(batch.columns)
+    for name, source in changed.items():
+        field = {"pk": PK, "group": GROUP, "vector": VECTOR, "extra": FieldId(250)}[name]
+        if source is None:
+            del columns[field]
+        else:
+            columns[field] = batch.columns[source]
+    return Batch(columns, 2).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("message", "body", "code"),
+    [
+        pytest.param(Insert(C, P), b"", "bad_row", id="no rows at all"),
+        pytest.param(Insert(C, P), rows()[:-8], "bad_row", id="rows cut short"),
+        pytest.param(Insert(C, P), rows(pk=None), "bad_row", id="no primary keys"),
+        pytest.param(Insert(C, P), rows(vector=None), "bad_row", id="a column is missing"),
+        pytest.param(Insert(C, P), rows(extra=GROUP), "bad_row", id="a column too many"),
+        pytest.param(Insert(C, P), rows(group=PK), "bad_row", id="a column of another width"),
+        pytest.param(Insert(C, P), rows(group=VECTOR), "bad_row", id="vectors for numbers"),
+        pytest.param(Insert(C, P, True, None, [0]), rows(), "bad_row", id="fewer preconditions than rows"),
+        pytest.param(Insert(C, P, True, ["a"]), rows(), "bad_primary_key", id="text for integer keys of an upsert"),
+        pytest.param(Insert(C, P, True, [1 << 63]), rows(), "bad_primary_key", id="a key beyond int64"),
+        pytest.param(Delete(C, ["a"]), b"", "bad_primary_key", id="text for integer keys"),
+        pytest.param(Delete(C, NUMBERS[:-1]), b"", "bad_primary_key", id="keys cut short"),
+        pytest.param(CreateIndex(C, IndexId(9), VECTOR, {**SPEC, "engine": "x"}), b"", "invalid_parameter", id="spec"),
+        pytest.param(CreateCollection(CollectionId(9), {}, [], {}), b"", "invalid_parameter", id="schema"),
+        pytest.param(Flushed(C, S1, {"rows": 3}), b"", "invalid_parameter", id="flushed without fields"),
+        pytest.param(Flushed(C, S1, SegmentFiles(2, {}).to_dict()), b"", "invalid_parameter", id="flushed other rows"),
+        pytest.param(Indexed(C, S1, IndexId(1), []), b"", "invalid_parameter", id="index without files"),
+        pytest.param(Compacted(C, [], Tick(0), Tick(0), SegmentFiles(0, {}).to_dict()), b"", {}, id="no inputs"),
+        pytest.param(CreateDatabase("a", {}), b"", "bad_row", id="a message for another group"),
+    ],
+)
+def test_a_malformed_message_is_refused(message: Message, body: bytes, code: Any) -> None:
+    """Whatever a message says, applying it answers: one that raised would stop every replica for ever."""
+    world = world_with(("insert", 10, 1, [1, 2, 3], 0), ("seal", 10, None))
+    world.expect(code, message, body)
+    world.check()
+    text = world_with(("insert", 10, 1, [1, 2, 3], 0), ("seal", 10, None), ("flush", 10, 0, True), pk=DataType.VARCHAR)
+    text.expect("bad_primary_key", Delete(C, NUMBERS))
+    text.expect("bad_primary_key", Delete(C, [1]))  # type: ignore[list-item]
+    text.check()

@@ -1,0 +1,103 @@
+"""From what a message says to values that fit, or a refusal.
+
+Whoever proposes a message has checked it, so a refusal here is a bug at work, or a program of another version. It must
+still be an answer: applying an entry that raises would stop every replica of the shard, and again after each restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from index.spec import IndexSpec
+from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, BatchDamaged, Column, ScalarColumn, StringColumn
+from storage.errors import BadPrimaryKey, BadRow, InvalidParameter
+from storage.key_lookup import Keys
+from storage.schema import CollectionSchema, DataType, FieldSchema
+from storage.segment_files import BlobFiles, SegmentFiles
+
+T = TypeVar("T")
+
+
+def parse_rows(body: bytes | memoryview, schema: CollectionSchema) -> Batch:
+    """Return the rows of an insert. Raises BadRow unless they have exactly the schema's fields, each of its kind."""
+    try:
+        batch = Batch.from_bytes(body)
+    except BatchDamaged as error:
+        raise BadRow(str(error)) from error
+    for one in schema.fields:
+        column = batch.columns.get(one.id)
+        if column is None:
+            raise BadRow(f"the rows have no field {one.name}")
+        if _kind_of(column) != _kind_for(one):
+            raise BadRow(f"the rows have something else than {one.type} in field {one.name}")
+    if len(batch.columns) != len(schema.fields):
+        raise BadRow("the rows have fields that the schema has not")
+    return batch
+
+
+def parse_keys(keys: bytes | Sequence[int | str], schema: CollectionSchema) -> Keys:
+    """Return primary keys, given as int64 bytes or as a list. Raises BadPrimaryKey if they are not of the schema's."""
+    primary = schema.primary
+    if isinstance(keys, bytes):
+        if primary.type is DataType.INT64 and len(keys) % 8 == 0:
+            return np.frombuffer(keys, "<i8")
+    elif primary.type is DataType.VARCHAR:
+        texts = [key for key in keys if isinstance(key, str)]
+        if len(texts) == len(keys):
+            return texts
+    elif all(isinstance(key, int) and -(1 << 63) <= key < 1 << 63 for key in keys):
+        return np.array(keys, np.int64)
+    raise BadPrimaryKey(f"these are not keys of field {primary.name}, which is {primary.type}")
+
+
+def parse_schema(plain: Mapping[str, Any]) -> CollectionSchema:
+    """Return the schema of which this is `to_dict()`. Raises InvalidParameter."""
+    return _parse("schema", CollectionSchema.from_dict, plain)
+
+
+def parse_index(plain: Mapping[str, Any]) -> IndexSpec:
+    """Return the index spec of which this is `to_dict()`. Raises InvalidParameter."""
+    return _parse("index spec", IndexSpec.from_dict, plain)
+
+
+def parse_segment_files(plain: Any) -> SegmentFiles:
+    """Return the files of which this is `to_dict()`. Raises InvalidParameter."""
+    return _parse("list of a segment's chunks", SegmentFiles.from_dict, plain)
+
+
+def parse_blob_files(plain: Any) -> BlobFiles:
+    """Return the files of which this is `to_dict()`. Raises InvalidParameter."""
+    return _parse("list of an index's chunks", BlobFiles.from_dict, plain)
+
+
+def _parse(what: str, read: Callable[[Any], T], plain: Any) -> T:
+    try:
+        return read(plain)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidParameter(f"not a {what}: {error}") from error
+
+
+def _kind_of(column: Column) -> object:
+    if isinstance(column, ScalarColumn):
+        return column.values.dtype
+    if isinstance(column, StringColumn):
+        return DataType.VARCHAR
+    if isinstance(column, ArrayColumn):
+        return DataType.ARRAY, _kind_of(column.items)
+    return DataType.FLOAT_VECTOR, column.values.shape[1]
+
+
+def _kind_for(one: FieldSchema) -> object:
+    if one.type is DataType.ARRAY:
+        return DataType.ARRAY, DataType.VARCHAR if one.element is DataType.VARCHAR else _numpy(one.element)
+    if one.type is DataType.FLOAT_VECTOR:
+        return DataType.FLOAT_VECTOR, one.dim
+    return DataType.VARCHAR if one.type in (DataType.VARCHAR, DataType.JSON) else _numpy(one.type)
+
+
+def _numpy(scalar: DataType | None) -> object:
+    assert scalar is not None, "an array has an element type"
+    return NUMPY_TYPES[scalar]
