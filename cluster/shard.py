@@ -325,24 +325,38 @@ class Shard(StateMachine):
             self._give_up(files.digests)  # dropped or truncated meanwhile
             return {}
         inputs = [state.stored[one] for one in message.inputs]
-        partition_id = inputs[0].segment.partition_id
-        self.remember(files.digests)  # before the inputs let go of theirs, which may be the same
+        output = None
+        if files.rows:
+            if rows is None:  # chunks may be damaged: read them before anything is changed
+                released = not state.is_loaded(inputs[0].segment.partition_id)
+                rows = prepare_from_files(files, self.get_chunk, state.schema, released=released)
+            output = self._compacted_segment(state, inputs, rows, files, message.as_of)
+            self.remember(files.digests)  # before the inputs let go of theirs, which may be the same
         for one in inputs:
             self._forget_segment(one)
             del state.stored[one.segment.segment_id]
-        if files.rows == 0:
+        if output is None:
+            self._give_up(files.digests)
             return {}
-        loaded = state.is_loaded(partition_id)
-        if rows is None:
-            rows = prepare_from_files(files, self.get_chunk, state.schema, released=not loaded)
+        state.stored[output.segment_id] = StoredSegment(output)
+        return {"segment": output.segment_id}
+
+    def _compacted_segment(
+        self,
+        state: CollectionState,
+        inputs: Sequence[StoredSegment],
+        rows: SealedRows,
+        files: SegmentFiles,
+        as_of: Tick,
+    ) -> SealedSegment:
+        partition_id = inputs[0].segment.partition_id
         output = SealedSegment.from_rows(
             self._fresh_segment(), partition_id, state.schema, rows, files=files, get=self.get_chunk
         )
-        self._delete_again(state, output, inputs, message.as_of)
-        if not loaded and not output.released:
+        self._delete_again(state, output, inputs, as_of)
+        if not state.is_loaded(partition_id) and not output.released:
             output.release()
-        state.stored[output.segment_id] = StoredSegment(output)
-        return {"segment": output.segment_id}
+        return output
 
     @staticmethod
     def _delete_again(

@@ -125,3 +125,14 @@ def test_a_malformed_message_is_refused(message: Message, body: bytes, code: Any
     text.expect("bad_primary_key", Delete(C, NUMBERS))
     text.expect("bad_primary_key", Delete(C, [1]))  # type: ignore[list-item]
     text.check()
+
+
+def test_a_compaction_that_leaves_no_rows_leaves_no_segment() -> None:
+    """Not even where chunks of no rows were written for it."""
+    world = world_with(("load", 10, None), *FLUSHED, ("delete", 10, [1, 2, 3], None))
+    files = world.put_rows(rows_of(world, [1], 0).slice(0, 0), np.empty(0, np.int64))
+    tick = world.first.tick
+    world.expect({}, Compacted(C, [S1], tick, Tick(0), files.to_dict()))
+    assert not world.first.collections[C].stored and not world.first.digests
+    assert world.first.garbage >= set(files.digests)
+    world.check()
