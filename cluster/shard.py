@@ -308,11 +308,14 @@ class Shard(StateMachine):
         stored = self._stored(message.collection_id, message.segment_id)
         wanted = stored and self.collections[message.collection_id].indexes.get(message.index_id)
         files = parse_blob_files(message.files)
-        if not stored or not wanted or message.index_id in stored.indexes:
+        if not stored or not wanted:
             self._give_up(files.digests)
             return {}
-        stored.indexes[message.index_id] = files
         self.remember(files.digests)
+        damaged = stored.indexes.get(message.index_id)  # the newest counts: nobody builds an index again without reason
+        if damaged is not None:
+            self.forget(damaged.digests)
+        stored.indexes[message.index_id] = files
         if built is not None and not stored.segment.released:
             stored.segment.install_index(wanted.field_id, built)
         return {}

@@ -136,3 +136,17 @@ def test_a_compaction_that_leaves_no_rows_leaves_no_segment() -> None:
     assert not world.first.collections[C].stored and not world.first.digests
     assert world.first.garbage >= set(files.digests)
     world.check()
+
+
+def test_an_index_built_anew_takes_the_place_of_a_damaged_one() -> None:
+    """The newest `Indexed` of a segment counts: otherwise a damaged index would be rebuilt for ever."""
+    world = world_with(("load", 10, None), *FLUSHED, ("index", 10, 0, 1, 0, True))
+    before = set(world.first.digests)
+    world.index(10, 0, 1, salt=1, handed=True)
+    stored = world.first.collections[C].stored[S1]
+    assert not set(stored.indexes[IndexId(1)].digests) & before
+    assert len(before - world.first.digests.keys()) == 1 and before - world.first.digests.keys() <= world.first.garbage
+    world.check()
+    world.index(10, 0, 1, salt=1, handed=False)  # the same bytes again
+    assert set(stored.indexes[IndexId(1)].digests) <= world.first.digests.keys()
+    world.check()
