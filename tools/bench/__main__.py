@@ -75,6 +75,7 @@ def main(**options: Any) -> None:
         console.print(f"[dim]{text}[/dim]")
 
     with _node(options) as (client, node), Bench(client, node, everything, data, plan, say) as bench:
+        bench.empty_bytes = node.memory_bytes()["rss"] if node else 0
         for name in [name for name in SCENARIOS if name in chosen]:
             SCENARIOS[name](bench)
     for peer in options["peers"]:

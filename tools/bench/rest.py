@@ -30,6 +30,7 @@ def size(bench: Bench) -> None:
     after, memory = bench.node.disk_bytes(), bench.node.memory_bytes()
     allowance = goals.MEMORY_RAW_RATIO_MAX * raw + goals.MEMORY_FIXED_BYTES
     bench.results.add("size", "raw vectors", mb=raw / 1e6)
+    bench.results.add("size", "memory of an empty node", mb=bench.empty_bytes / 1e6)
     bench.results.add(
         "size",
         "memory",
@@ -40,6 +41,8 @@ def size(bench: Bench) -> None:
     )
     bench.results.add("size", "disk before compaction", mb=before / 1e6, of_raw=before / raw)
     bench.results.add("size", "disk after compaction", mb=after / 1e6, of_raw=after / raw)
+    for folder, part in sorted(bench.node.disk_parts().items()):
+        bench.results.add("size", f"of it {folder}", mb=part / 1e6, of_raw=part / raw)
 
 
 def restart(bench: Bench) -> None:

@@ -56,6 +56,8 @@ class Bench:
     plan: Plan
     say: Callable[[str], None]
     results: Results = field(default_factory=Results)
+    empty_bytes: int = 0
+    """Resident memory of the node before anything was done with it."""
     _held: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Bench:
