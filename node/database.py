@@ -438,14 +438,12 @@ class Database:
         return found
 
     def _index_info(self, collection: Collection, index: IndexDef) -> IndexInfo:
-        """Return the index with its progress: rows of sealed segments that have it, exact search for small ones."""
+        """Return the index with its progress over sealed segments; growing rows are searched exactly and not counted."""
         total = indexed = 0
         building = False
         failure = ""
         for _, state, upkeep in self._states(collection):
             wanted = state.indexes.get(index.index_id)
-            for one in state.growing.values():
-                total += one.rows
             for stored in state.stored.values():
                 rows = stored.segment.rows
                 total += rows

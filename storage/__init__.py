@@ -57,7 +57,7 @@ the journal behind its position.
 | `key_lookup`, `stats`                     | from primary key to offset; bounds of each field                     |
 | `filter/`                                 | text to mask                                                         |
 | `view`, `search`                          | what a reader sees; the planner                                      |
-| `lifecycle`, `compaction`                 | the table of states; which segments to write anew                    |
+| `compaction`                              | which segments to write anew, and what comes out                     |
 
 **Invariants**
   1. Rows are immutable. What changes is which rows are dead, and where the columns are.

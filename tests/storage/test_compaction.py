@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from storage.compaction import CompactionSettings, SegmentFacts, choose, facts_of, merge
 from storage.growing import GrowingSegment
-from storage.lifecycle import TRANSITIONS, InvalidTransition, Life, SegmentState, Step
 from storage.sealed import SealedSegment
 from storage.segment_files import write_segment
-from storage.types import PartitionId, Position, SegmentId, Tick
+from storage.types import PartitionId, SegmentId, Tick
 from tests.storage.rows import PK, make_collection, numbered
 
 SETTINGS = CompactionSettings(segment_bytes_max=1000)
@@ -105,35 +104,3 @@ def test_settings_hold_together() -> None:
     """Ratios that would let compaction run for ever are refused."""
     with pytest.raises(AssertionError, match="a full segment is not small"):
         replace(SETTINGS, small_ratio_max=0.9)
-
-
-def test_a_life_told() -> None:
-    """A segment goes forward step by step; a step out of turn raises with its story."""
-    life = Life(SegmentId(7), Position(1))
-    for step, state in [
-        (Step.SEAL, SegmentState.SEALED),
-        (Step.FLUSH, SegmentState.FLUSHED),
-        (Step.INDEX, SegmentState.INDEXED),
-        (Step.DROP_INDEX, SegmentState.FLUSHED),
-    ]:
-        assert life.take(step, Position(len(state))) is state
-    with pytest.raises(InvalidTransition) as raised:
-        life.take(Step.SEAL, Position(40))
-    assert str(raised.value) == (
-        "segment 7 is flushed and cannot seal (it can: index, drop). "
-        "Its story: created at 1; seal at 6; flush at 7; index at 7; drop index at 7"
-    )
-
-
-@pytest.mark.parametrize("state", list(SegmentState))
-def test_only_the_table_allows(state: SegmentState) -> None:
-    """Every step that is not in the table is refused, and leaves the state as it was."""
-    for step in Step:
-        life = Life(SegmentId(1), Position(1))
-        life.state = state
-        if (state, step) in TRANSITIONS:
-            assert life.take(step, Position(2)) is TRANSITIONS[state, step]
-        else:
-            with pytest.raises(InvalidTransition):
-                life.take(step, Position(2))
-            assert life.state is state
