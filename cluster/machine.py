@@ -6,7 +6,8 @@ Invariants
   3. A (producer, sequence) is executed once; a repeat gets the first outcome, as long as it is among the last
      `REMEMBERED_MAX` outcomes of the shard.
   4. A message that cannot be applied answers `Rejected` and changes nothing but `position`, `tick` and the outcomes.
-     A local fault (disk, damage, a bug) is raised: it must stop this replica, not become an answer.
+     A local fault (disk, damage, a bug) is raised: it must stop this replica, not become an answer. From then on
+     the machine applies nothing and is in no checkpoint, which would be of a state that no prefix of the log gives.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from cluster.message import Entry, Message
 from cluster.tick import next_tick
-from storage.errors import AnnulusError, error_from
+from storage.errors import AnnulusError, StorageFault, error_from
 from storage.types import Position, Tick
 
 REMEMBERED_MAX: Final = 16_384
@@ -56,9 +57,11 @@ class StateMachine:
         self.position = Position(0)
         self.tick = Tick(0)
         self._outcomes: OrderedDict[tuple[str, int], Outcome] = OrderedDict()
+        self._fault = ""
 
     def apply(self, position: Position, payload: bytes | memoryview) -> Acknowledge | None:
         """Apply one committed entry; None if it is applied already. Raises only for faults of this replica."""
+        self._check_whole()
         if position <= self.position:
             return None
         entry = Entry.decode(payload)
@@ -67,23 +70,32 @@ class StateMachine:
         who = (entry.producer, entry.sequence)
         outcome = self._outcomes.get(who)
         if outcome is None:
-            try:
-                outcome = self._execute(entry.message, entry.body, self.tick)
-            except AnnulusError as error:
-                if not error.deterministic:
-                    raise
-                outcome = Rejected(error.code, error.message)
+            outcome = self._try(entry)
             self._outcomes[who] = outcome
             if len(self._outcomes) > REMEMBERED_MAX:
                 self._outcomes.popitem(last=False)
         return Acknowledge(entry.producer, entry.sequence, outcome, self.tick)
+
+    def _try(self, entry: Entry) -> Outcome:
+        try:
+            return self._execute(entry.message, entry.body, self.tick)
+        except Exception as error:
+            if isinstance(error, AnnulusError) and error.deterministic:
+                return Rejected(error.code, error.message)
+            self._fault = f"the {entry.message.kind} at position {self.position} was not applied: {error!r}"
+            raise
+
+    def _check_whole(self) -> None:
+        if self._fault:
+            raise StorageFault(f"this replica has stopped: {self._fault}")
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         """Change the state and return the outcome, or raise a deterministic error having changed nothing."""
         raise NotImplementedError
 
     def dump_machine(self) -> dict[str, Any]:
-        """Return position, tick and outcomes as plain data for the checkpoint."""
+        """Return position, tick and outcomes as plain data for the checkpoint. Raises StorageFault after a fault."""
+        self._check_whole()
         outcomes = [
             [producer, sequence, [one.code, one.message] if isinstance(one, Rejected) else dict(one)]
             for (producer, sequence), one in self._outcomes.items()

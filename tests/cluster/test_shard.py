@@ -12,11 +12,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cluster.catalog import CreateDatabase
+from cluster.checkpoint import freeze
 from cluster.message import (
     Compacted,
     CreateCollection,
     CreateIndex,
     Delete,
+    Entry,
     Flushed,
     Indexed,
     Insert,
@@ -24,9 +26,10 @@ from cluster.message import (
     Seal,
 )
 from storage.columns import Batch
+from storage.errors import ChunkDamaged, StorageFault
 from storage.schema import DataType
-from storage.segment_files import SegmentFiles
-from storage.types import CollectionId, FieldId, IndexId, PartitionId, SegmentId, Tick
+from storage.segment_files import ChunkRef, SegmentFiles
+from storage.types import CollectionId, FieldId, IndexId, PartitionId, Position, SegmentId, Tick
 from tests.cluster.shards import SHARD, Step, World, hold, rows_of, script, summary, take
 from tests.storage.rows import GROUP, PK, VECTOR
 
@@ -150,3 +153,21 @@ def test_an_index_built_anew_takes_the_place_of_a_damaged_one() -> None:
     world.index(10, 0, 1, salt=1, handed=False)  # the same bytes again
     assert set(stored.indexes[IndexId(1)].digests) <= world.first.digests.keys()
     world.check()
+
+
+def test_a_fault_while_applying_is_not_forgotten() -> None:
+    """A replica that met a fault applies nothing more and makes no checkpoint: its state is half of something. What it
+    had before the message that it could not apply is untouched."""
+    world = world_with(*FLUSHED)
+    before = summary(world.first, machine=False)
+    files = SegmentFiles(3, {PK: (ChunkRef(b"x" * 16, 3, 100),)})
+    message = Compacted(C, [S1], world.first.tick, Tick(0), files.to_dict())
+    position = Position(world.first.position + 5)
+    payload = Entry("p", 1, Tick(0), message).encode()
+    with pytest.raises(ChunkDamaged):
+        world.first.apply(position, payload)
+    assert summary(world.first, machine=False) == before
+    with pytest.raises(StorageFault, match="not applied"):
+        world.first.apply(Position(position + 1), payload)
+    with pytest.raises(StorageFault, match="not applied"):
+        freeze(world.first)
