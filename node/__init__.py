@@ -1,0 +1,76 @@
+"""One process: the event loop, threads, sockets and the clock around the rooms that decide and keep.
+
+This is the only room that waits. It answers clients, feeds each shard's log to its state machine, hands what takes
+time to threads, and closes everything in order. It decides nothing about logs (`cluster`), keeps nothing (`storage`)
+and compares no vectors (`index`); it carries between them.
+
+**Words.** A *node* is one process with one data directory. A *group* is a Raft group and its state machine: group 0 is
+the control group with the catalogue, group s + 1 is shard s. A *host* runs a group on the loop. A *seam* is what is not
+deterministic: disk, chunk store, threads, clock, dice. The *service* is what a client may ask, whatever it speaks.
+
+**The thread rule.** One event loop owns every mutable object. A worker thread is given immutable things (a view, a
+batch, bytes) and returns a new one; the loop puts it in place, after looking whether it is still wanted. Nothing blocks
+the loop for more than 20 ms; what does is logged with its place (`watchdog.py`). Threads work in lanes, so that a long
+build never stands before a short fsync (`workers.py`):
+
+| lane   | what it does                              | who waits    |
+|--------|-------------------------------------------|--------------|
+| log    | the journal's writes and fsyncs           | every writer |
+| disk   | chunks and checkpoints, LevelDB           | upkeep       |
+| search | searches and queries                      | readers      |
+| parse  | large bodies and large replies            | their client |
+| build  | index builds, merging, LevelDB compaction | nobody       |
+
+What else crosses the line between threads: progress and cancellation of a build; the metrics, which count on any
+thread; the watchdog, which reads the loop's stack.
+
+**Start** (`app.py`, then `Node.start`):
+
+    settings -> logs -> chunk store (its lock keeps a second process out) -> watchdog -> identity of the directory
+    -> journal (a torn end is cut, other damage refuses) -> catalogue and shards from their checkpoints
+    -> each group replays its log's tail, and leads -> open changes of the catalogue are finished
+    -> chunks that a crash left are removed, upkeep begins -> the port opens -> indexes load: ready
+
+**Stop**, in reverse: the port closes, running requests finish within `api.drain_s_max`, upkeep ends, a last checkpoint,
+groups stop, the journal is written out and closed, threads end, the chunk store closes. A crash at any moment of either
+is a start with a longer tail. If the disk cannot be trusted (a failed fsync), `Node.fail` ends the process at once: no
+reply, no checkpoint, nothing that would look like a proper end.
+
+**An insert:**
+
+    api/server -> api/entities -> api/rows          bytes to a Batch that fits the schema
+      -> database (names to ids) -> write           keys, partitions, virtual channels: one message each
+        -> group.propose -> cluster.raft -> storage.journal                             appended, not yet durable
+             journaling                             one write and fsync for what all groups appended
+        -> group._pump -> cluster.shard.apply -> storage.growing                        durable: applied, visible
+      <- outcome of each message <- replies
+
+What all groups have applied wakes `upkeep.py`, a set of loops for each shard: seal, flush, load, index, compact. Each
+looks at the state, does the most useful piece that is left, and proposes the outcome as a message. So nothing is
+remembered outside the log.
+
+**A search:**
+
+    api/server -> api/entities                      vectors, parameters, output fields
+      -> database -> read                           filter compiled; searches alike in all but their vectors gather
+        -> snapshot                                 views and a tick, taken on the loop
+        -> search lane: storage.search              mask, plan, exact or index, merge, fetch
+      <- scores and rows <- replies                 large replies are encoded on a thread
+
+**A change of the catalogue** that shards must see (a collection, a partition, an index): `Node.ddl` proposes its
+beginning to the control group, its messages to the shards, its end to the control group. A crash in between leaves a
+task, which the next start finishes.
+
+**Invariants**
+  1. A write is acknowledged after it is durable here and applied, never before.
+  2. A read sees every write that was acknowledged before it began.
+  3. Who waits is answered: with the outcome, an error, or that the outcome is not known.
+  4. Client protocols (`api/`) call the service and nothing below it; the service raises only errors of
+     `storage.errors`.
+  5. Everything not deterministic comes in through `Seams`; the simulation runs a whole node from a seed.
+
+**Where to find it:** `__main__` the command line; `settings`, `config` what can be set, and where from; `app` the
+process; `node` the parts and their order; `group`, `journaling` logs; `service` what can be asked, `database` the
+answer, `write`, `read` rows; `upkeep` the background; `workers`, `clock`, `disk` the seams of the real world; `check`
+a directory offline; `memory` what is given back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP.
+"""
