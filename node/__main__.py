@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+
+# Searches run side by side on threads of their own; numpy's would fight them. Read when numpy is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import urllib.error
 import urllib.request
 from typing import Any
