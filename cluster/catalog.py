@@ -31,6 +31,7 @@ from storage.errors import (
     CollectionNotFound,
     DatabaseLimit,
     DatabaseNotFound,
+    IndexNotFound,
     InvalidParameter,
     NameInvalid,
     PartitionNotFound,
@@ -95,6 +96,12 @@ class Collection:
         found = self.partitions.get(name)
         if found is None:
             raise PartitionNotFound(name)
+        return found
+
+    def index(self, name: str) -> IndexDef:
+        found = self.indexes.get(name)
+        if found is None:
+            raise IndexNotFound(name)
         return found
 
     def index_on(self, field_name: str) -> IndexDef | None:
@@ -257,7 +264,7 @@ class Catalog:
                 self._rename(message)
             case AlterIndex(database, collection_name, index_name, changed, dropped):
                 owner = self.find(database, collection_name)
-                index = owner.indexes[index_name]
+                index = owner.index(index_name)
                 index = replace(index, properties=altered(index.properties, changed, dropped))
                 self.put(replace(owner, indexes={**owner.indexes, index_name: index}))
             case _:
