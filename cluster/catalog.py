@@ -11,7 +11,8 @@ rename) is one command. A change that shards must see too is a *task* of two com
 Invariants
   1. A collection is visible exactly when every shard that holds its rows has its CreateCollection.
   2. A task is forgotten only after every shard concerned has applied its message.
-  3. At most one task is open per collection.
+  3. At most one task is open per collection. What it checked when it began holds until it ends: nothing is named
+     like a collection that is being created, and nothing begins to refer to one that is being dropped.
   4. `apply` is total: a command that cannot be applied answers Rejected and changes nothing.
 """
 
@@ -29,6 +30,7 @@ from storage.errors import (
     AliasExists,
     AliasNotFound,
     CollectionNotFound,
+    Conflict,
     DatabaseLimit,
     DatabaseNotFound,
     IndexNotFound,
@@ -231,6 +233,16 @@ class Catalog:
     def aliases_of(self, collection_id: CollectionId) -> list[str]:
         return sorted(alias for (_, alias), found in self.aliases.items() if found == collection_id)
 
+    def task_of(self, collection_id: CollectionId) -> Task | None:
+        """Return the open task of a collection."""
+        return next((task for task in self.tasks.values() if task.collection_id == collection_id), None)
+
+    def is_taken(self, database: str, name: str) -> bool:
+        """Say whether a collection has the name, or is being created under it."""
+        return (database, name) in self.names or any(
+            (task.facts["database"], task.facts["name"]) == (database, name) for task in self.tasks.values()
+        )
+
     # changes that concern the catalogue alone
 
     def fresh_id(self) -> int:
@@ -295,7 +307,10 @@ class Catalog:
     def _create_alias(self, database: str, name: str, alias: str, move: bool) -> None:
         check_name(alias, "alias")
         collection = self.find(database, name, alias=False)
-        if (database, alias) in self.names:
+        task = self.task_of(collection.collection_id)
+        if task is not None and task.kind == "drop_collection":
+            raise Conflict(f"collection {name} is being dropped")
+        if self.is_taken(database, alias):
             raise AliasConflict(f"alias and collection name conflict[database={database}][alias={alias}]")
         known = self.aliases.get((database, alias))
         if move and known is None:
@@ -313,11 +328,11 @@ class Catalog:
         collection = self.find(message.database, message.name, alias=False)
         self.database(message.new_database)
         target = (message.new_database, message.new_name)
-        if target in self.names or target in self.aliases:
+        if self.is_taken(*target) or target in self.aliases:
             raise InvalidParameter(f"duplicated new collection name {message.new_name} in database {target[0]}")
         if message.new_database != message.database and self.aliases_of(collection.collection_id):
             raise InvalidParameter("fail to rename db name, must drop all aliases of this collection before rename")
-        if any(task.collection_id == collection.collection_id for task in self.tasks.values()):
+        if self.task_of(collection.collection_id) is not None:
             raise InvalidParameter(f"collection {message.name} is being changed; rename it afterwards")
         del self.names[message.database, message.name]
         self.put(replace(collection, database=message.new_database, name=message.new_name))
