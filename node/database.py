@@ -386,7 +386,7 @@ class Database:
             "read_only": node.read_only_reason,
             "segments_in_memory": [ready, total],
             "journal": {"bytes": node.journal.bytes_on_disk, "files": node.journal.files},
-            "chunks": {"bytes": node.seams.store.size_bytes()},
+            "chunks": {"bytes": node.seams.disk.used_bytes(f"{node.settings.node.data}/chunks")},
             "collections": [self._collection_status(one) for one in catalog.collections.values()],
             "shards": [
                 {

@@ -6,6 +6,7 @@ in which thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Final
@@ -94,6 +95,14 @@ class OsDisk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def used_bytes(self, directory: str) -> int:
+        total = 0
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    total += entry.stat().st_size
+        return total
 
     def free_bytes(self, path: str) -> int:
         facts = os.statvfs(path)

@@ -100,10 +100,6 @@ class ChunkStore(Protocol):
         """Give the room of what was removed back to the file system. Takes as long as rewriting what is left."""
         ...
 
-    def size_bytes(self) -> int:
-        """Return about how many bytes the files take."""
-        ...
-
     def reopen(self) -> None:
         """Make writing possible again after a failed write. Raises OSError while it is not."""
         ...
@@ -193,11 +189,6 @@ class LevelDbChunks:
         except plyvel.Error as error:
             raise _os_error(error) from error
 
-    def size_bytes(self) -> int:
-        """Return about how many bytes the files take; what was written last may still be in the log, uncounted."""
-        size: int = self._db.approximate_size(_FIRST, _LAST)
-        return size
-
     def reopen(self) -> None:
         self._db.close()
         self._db = _open(self.path)
@@ -234,6 +225,7 @@ def open_record(key: bytes, stored: bytes) -> bytes:
 
 
 def _open(path: str) -> Any:
+    _refuse_headless(path)
     try:
         return plyvel.DB(
             path,
@@ -255,6 +247,16 @@ def _open(path: str) -> Any:
                 "with another --data"
             ) from error
         raise _os_error(error) from error
+
+
+def _refuse_headless(path: str) -> None:
+    """Raise ChunkDamaged for tables without CURRENT: LevelDB would take the directory for new and remove them."""
+    names = os.listdir(path) if os.path.isdir(path) else []
+    if "CURRENT" not in names and any(name.endswith((".ldb", ".log")) for name in names):
+        raise ChunkDamaged(
+            f"the chunk store {path} has lost its file CURRENT: move it away, and this node fetches its data from the "
+            "others, or restore it from a backup"
+        )
 
 
 def _os_error(error: Exception) -> OSError:

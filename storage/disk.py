@@ -67,6 +67,10 @@ class Disk(Protocol):
         """Make created, renamed and removed names in `path` durable."""
         ...
 
+    def used_bytes(self, directory: str) -> int:
+        """Return how many bytes the files of a directory have; opens none of them (that could drop others' locks)."""
+        ...
+
     def free_bytes(self, path: str) -> int:
         """Return how many bytes may still be written to the file system that holds `path`."""
         ...

@@ -89,9 +89,6 @@ class SimChunks:
 
     def compact(self) -> None: ...
 
-    def size_bytes(self) -> int:
-        return sum(map(len, self._seen.values()))
-
     def reopen(self) -> None:
         self._refuse_if_full()
         self._refusing = self._was_full = False

@@ -137,20 +137,24 @@ class SimDisk:
         kept = {name: inode for name, inode in self._durable.items() if not _directly_in(name, prefix)}
         self._durable = kept | {name: inode for name, inode in self._seen.items() if _directly_in(name, prefix)}
 
+    def used_bytes(self, directory: str) -> int:
+        prefix = directory.rstrip("/") + "/"
+        return sum(len(inode.seen) for path, inode in self._seen.items() if _directly_in(path, prefix))
+
     def free_bytes(self, path: str) -> int:
-        return 1 << 60 if self.capacity_bytes is None else max(0, self.capacity_bytes - self.used_bytes)
+        return 1 << 60 if self.capacity_bytes is None else max(0, self.capacity_bytes - self.total_bytes)
 
     # ---- what tests do to it
 
     @property
-    def used_bytes(self) -> int:
+    def total_bytes(self) -> int:
         return sum(len(inode.seen) for inode in self._seen.values())
 
     def room(self, size: int, wanted: int) -> int:
         """How many bytes are left if a file grows from `size` to `wanted`; negative if it cannot."""
         if self.capacity_bytes is None:
             return 0
-        return min(0, self.capacity_bytes - self.used_bytes - max(0, wanted - size))
+        return min(0, self.capacity_bytes - self.total_bytes - max(0, wanted - size))
 
     def step(self, what: str) -> None:
         """Count a call that changes something; the power may go before it."""

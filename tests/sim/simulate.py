@@ -361,7 +361,7 @@ class Simulation:
                     await database.drop_collection("default", "other")
                 elif kind == "full" and self.faults.full:
                     self.store.full = True
-                    self.disk.capacity_bytes = self.disk.used_bytes + rng.randrange(2_000)
+                    self.disk.capacity_bytes = self.disk.total_bytes + rng.randrange(2_000)
                     await asyncio.sleep(rng.uniform(0.1, 1.0))
                     self.store.full, self.disk.capacity_bytes = False, None
                     await asyncio.sleep(2.0)

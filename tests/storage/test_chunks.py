@@ -235,11 +235,11 @@ def test_removing_chunks_frees_space(tmp_path: Path) -> None:
     some = chunks(*(os.urandom(1 << 20) for _ in range(40)))
     store.put_many(SHARD, some)
     store.compact()
-    before, size_before = _bytes_in(path), store.size_bytes()
-    assert before > 40 << 20 and size_before > 38 << 20
+    before = _bytes_in(path)
+    assert before > 40 << 20
     store.commit([(manifest_key(SHARD), b"fewer")], (), [(SHARD, digest) for digest, _ in some[:35]])
     store.compact()
-    assert _bytes_in(path) < 8 << 20 and store.size_bytes() < 8 << 20
+    assert _bytes_in(path) < 8 << 20
     assert [store.get(SHARD, digest) for digest, _ in some[35:]] == [data for _, data in some[35:]]
     store.close()
 

@@ -568,7 +568,7 @@ def test_a_full_disk_loses_nothing_and_ends() -> None:
     log = journal.group(1)
     log.append(b"safe", 1, 1)
     journal.write_now()
-    disk.capacity_bytes = disk.used_bytes + 1_000
+    disk.capacity_bytes = disk.total_bytes + 1_000
     for position in range(2, 8):
         log.append(bytes([position]) * 700, position, 1)
     for _ in range(3):
@@ -590,7 +590,7 @@ def test_power_loss_on_a_full_disk_leaves_a_torn_end() -> None:
         disk = SimDisk(Random(seed))
         journal = filled(disk, "j")
         expected = read_all(journal)
-        disk.capacity_bytes = disk.used_bytes + 900
+        disk.capacity_bytes = disk.total_bytes + 900
         journal.group(1).append(bytes(700), 13, 2)
         journal.group(2).append(bytes(700), 13, 2)
         with pytest.raises(OSError, match="No space"):
@@ -610,12 +610,12 @@ def test_the_reserve_lets_a_full_disk_be_emptied() -> None:
     for position in range(1, 11):
         log.append(bytes(700), position, 1)
     journal.write_now()
-    disk.capacity_bytes = disk.used_bytes
-    held_before, used = journal.reserve_held, disk.used_bytes
+    disk.capacity_bytes = disk.total_bytes
+    held_before, used = journal.reserve_held, disk.total_bytes
     log.trim_below(10)
     journal.write_now()
     assert (held_before, journal.reserve_held) == (True, False)
-    assert disk.used_bytes < used - 4_096 - 7 * 700
+    assert disk.total_bytes < used - 4_096 - 7 * 700
     journal.close()
     disk.capacity_bytes = None
     assert Journal.open(disk, "j", reserve_bytes=4_096).reserve_held
