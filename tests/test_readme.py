@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,14 @@ ADDRESS = "127.0.0.1:19530"
 DATA = "annulus-data/mine"
 START_S_MAX = 20.0
 RUN_S_MAX = 60.0
+CURL = """
+import sys, urllib.request
+arguments = [one for one in sys.argv[1:] if one != "-s"]
+body = arguments.pop(arguments.index("-d") + 1).encode() if "-d" in arguments else None
+url = next(one for one in arguments if one != "-d")
+sys.stdout.buffer.write(urllib.request.urlopen(urllib.request.Request(url, body)).read())
+"""
+"""What the examples use of curl, for machines that have none."""
 _FENCE = re.compile(
     r"(?:<!-- (?P<note>[a-z ]+): (?P<why>[^>]*) -->\n)?"
     r"^```(?P<kind>[a-z]+)\n(?P<body>.*?)^```\n(?:```text\n(?P<shown>.*?)^```\n)?",
@@ -91,7 +100,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """Run every example on a node of its own, ask every filter, stop the node, run what needs it stopped."""
     place = tmp_path_factory.mktemp("readme")
     (place / "bin").mkdir()
-    for name, arguments in (("annulus", " -m node"), ("python", ""), ("python3", "")):
+    commands = {"annulus": " -m node", "python": "", "python3": ""}
+    if shutil.which("curl") is None:
+        (place / "curl.py").write_text(CURL)
+        commands["curl"] = f" {place}/curl.py"
+    for name, arguments in commands.items():
         command = place / "bin" / name
         command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
         command.chmod(0o700)
@@ -136,7 +149,7 @@ def _run(examples: list[Example], place: Path, environment: dict[str, str], addr
             body = f"python line_{one.line}.py\n"
         script.append(f"{body}printf '\\n@@ {one.line}\\n'\n")
     done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", "".join(script)],
+        ["sh", "-e", "-c", "".join(script)],
         cwd=place, env=environment, capture_output=True, text=True, timeout=RUN_S_MAX,
     )  # fmt: skip
     parts = re.split(r"\n@@ (\d+)\n", done.stdout)
