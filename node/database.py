@@ -438,7 +438,7 @@ class Database:
         return found
 
     def _index_info(self, collection: Collection, index: IndexDef) -> IndexInfo:
-        """Return the index with its progress over sealed segments; growing rows are searched exactly and not counted."""
+        """Return the index with its progress over sealed segments; growing rows are not counted, as in Milvus."""
         total = indexed = 0
         building = False
         failure = ""
