@@ -205,6 +205,11 @@ def referenced(manifest_raw: bytes) -> Iterable[tuple[str, bytes]]:
                 yield from ((f"{where} deletes", ref[0]) for ref in one["deletes"]["chunks"])
 
 
+def covered(manifest_raw: bytes) -> Position:
+    """Return the position up to which a manifest holds everything; the journal must have what follows."""
+    return Position(cbor2.loads(manifest_raw)["machine"]["position"])
+
+
 def rows_from(view: SegmentView, first: int) -> tuple[Batch, Ticks]:
     """Return the rows of a segment in memory from offset `first` on."""
     pieces = [part.batch.slice(max(first - part.start, 0), part.batch.rows) for part in view.parts]

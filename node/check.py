@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cbor2
 
-from cluster.checkpoint import manifest_key, referenced
+from cluster.checkpoint import covered, manifest_key, referenced
 from cluster.control import Control
+from cluster.raft import ROOT
 from node.disk import OsDisk
-from node.node import CATALOG_KEY, IDENTITY_KEY
+from node.node import CATALOG_KEY, CONTROL_GROUP, IDENTITY_KEY, group_of
 from storage.chunks import LevelDbChunks
 from storage.errors import ChunkDamaged
-from storage.journal_recovery import Severity, verify
-from storage.types import ShardId
+from storage.journal_recovery import Severity, Survey
+from storage.journal_state import GroupState
+from storage.types import Position, ShardId
 
 
 def check(data: str) -> Iterator[tuple[bool, str]]:
@@ -26,45 +28,75 @@ def check(data: str) -> Iterator[tuple[bool, str]]:
         if not (Path(data) / part).is_dir():
             raise FileNotFoundError(f"{data} is no data directory: it has no {part}/")
     store = LevelDbChunks.open(f"{data}/chunks")
+    logs: dict[int, GroupState] = {}
     try:
-        yield from _check_journal(data)
-        yield from _check_chunks(store)
+        yield from _check_journal(data, logs)
+        yield from _check_chunks(store, logs)
     finally:
         store.close()
 
 
-def _check_journal(data: str) -> Iterator[tuple[bool, str]]:
+def _check_journal(data: str, logs: dict[int, GroupState]) -> Iterator[tuple[bool, str]]:
+    """Yield what is wrong with the journal; put into `logs` which entries of each group it has."""
+    survey = Survey(OsDisk(), f"{data}/journal")
     count = 0
-    for finding in verify(OsDisk(), f"{data}/journal"):
-        count += 1
-        yield finding.severity is Severity.DAMAGED, f"journal {finding.file} offset {finding.offset}: {finding.what}"
+    try:
+        for finding in survey.run():
+            count += 1
+            where = f"journal {finding.file} offset {finding.offset}"
+            yield finding.severity is Severity.DAMAGED, f"{where}: {finding.what}"
+    finally:
+        survey.close()
     if count == 0:
         yield False, "journal: every record is whole"
+    logs.update(survey.states)
 
 
-def _check_chunks(store: LevelDbChunks) -> Iterator[tuple[bool, str]]:
+def _check_chunks(store: LevelDbChunks, logs: Mapping[int, GroupState]) -> Iterator[tuple[bool, str]]:
+    control_position = Position(0)
     try:
         identity = store.read(IDENTITY_KEY)
         catalog = store.read(CATALOG_KEY)
         if catalog is not None:
             control = Control.restore(catalog)
-            yield False, f"catalogue: {len(control.catalog.collections)} collections at position {control.position}"
+            control_position = control.position
+            yield False, f"catalogue: {len(control.catalog.collections)} collections at position {control_position}"
     except ChunkDamaged as error:
         yield True, str(error)
         return
     if identity is None:
-        yield False, "no node has used this directory yet"
+        if logs:
+            yield True, "the chunk store is empty, but a node has written to the journal"
+        else:
+            yield False, "no node has used this directory yet"
         return
+    yield from _check_meeting(logs, CONTROL_GROUP, control_position)
     for number in range(cbor2.loads(identity)["shards"]):
-        yield from _check_shard(store, ShardId(number))
+        yield from _check_shard(store, ShardId(number), logs)
 
 
-def _check_shard(store: LevelDbChunks, shard_id: ShardId) -> Iterator[tuple[bool, str]]:
+def _check_meeting(
+    logs: Mapping[int, GroupState], group_id: int, covered_position: Position
+) -> Iterator[tuple[bool, str]]:
+    """Yield damage if entries are missing between a group's checkpoint and its log.
+
+    This is all that shows the loss of a whole record of LevelDB's own log, which it drops without a word.
+    """
+    log = logs.get(group_id)
+    first, last = (ROOT, Position(0)) if log is None else (log.base, log.last)
+    if max(covered_position, ROOT) < first:
+        yield True, f"group {group_id}: its log begins after {first}, its checkpoint covers only {covered_position}"
+    if covered_position > last:
+        yield True, f"group {group_id}: its log ends at {last}, its checkpoint covers {covered_position}"
+
+
+def _check_shard(store: LevelDbChunks, shard_id: ShardId, logs: Mapping[int, GroupState]) -> Iterator[tuple[bool, str]]:
     try:
         manifest = store.read(manifest_key(shard_id))
     except ChunkDamaged as error:
         yield True, str(error)
         return
+    yield from _check_meeting(logs, group_of(shard_id), Position(0) if manifest is None else covered(manifest))
     needed: set[bytes] = set()
     for where, digest in [] if manifest is None else referenced(manifest):
         if digest in needed:

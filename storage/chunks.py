@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import plyvel
@@ -251,8 +252,8 @@ def _open(path: str) -> Any:
 
 def _refuse_headless(path: str) -> None:
     """Raise ChunkDamaged for tables without CURRENT: LevelDB would take the directory for new and remove them."""
-    names = os.listdir(path) if os.path.isdir(path) else []
-    if "CURRENT" not in names and any(name.endswith((".ldb", ".log")) for name in names):
+    directory = Path(path)
+    if not (directory / "CURRENT").exists() and [*directory.glob("*.ldb"), *directory.glob("*.log")]:
         raise ChunkDamaged(
             f"the chunk store {path} has lost its file CURRENT: move it away, and this node fetches its data from the "
             "others, or restore it from a backup"
