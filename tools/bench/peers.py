@@ -39,7 +39,7 @@ class PeerMissing(Exception):
 
 
 def chroma(bench: Bench, python: str) -> None:
-    """Measure Chroma's server: insert with 2 connections, search with 1 and 8."""
+    """Measure Chroma's server: insert and search, as the node was."""
     program = os.path.join(os.path.dirname(python), "chroma")
     if not os.path.exists(program):
         raise PeerMissing(f"no {program}; install chromadb in an environment of its own and name it by --peer-python")
@@ -48,7 +48,9 @@ def chroma(bench: Bench, python: str) -> None:
         command = [program, "run", "--path", folder, "--host", address.host, "--port", str(address.port)]
         with _server(command, lambda: _answers(address, "/api/v2/heartbeat")):
             path = f"{CHROMA_PATH}/{_create_in_chroma(address, data.metric)}"
-            inserts = run_load(address, _chroma_inserts(bench, address, path), connections=2)
+            inserts = run_load(
+                address, _chroma_inserts(bench, address, path), connections=bench.plan.insert_connections
+            )
             _all_well(inserts, "chroma: insert")
             _add_insert(bench, "chroma", inserts.wall_s, disk_of_raw=disk_bytes(folder) / data.raw_bytes)
             bodies = [{"query_embeddings": [query], "n_results": K, "include": ["distances"]} for query in data.queries]
