@@ -141,7 +141,7 @@ def test_every_canary_is_noticed(tmp_path: Path) -> None:
         arena = Arena(str(tmp_path), 1, trace, said.append, node_module=DUMB, subjects=(TWO, AUTO))
         missed = asyncio.run(run_canaries(arena, said.append))
     assert missed == []
-    assert sum(line.startswith("canary") for line in said) == len(CANARIES) + 1
+    assert sum(line.startswith("canary") for line in said) == len(CANARIES) + 1, "one file is there to be damaged"
 
 
 def _model(unknown: Write | None = None) -> Model:

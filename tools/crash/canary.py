@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tools.crash.model import Kind, Model, Write
-from tools.crash.rounds import Arena, Ending, client_of
+from tools.crash.rounds import Arena, client_of
 from tools.crash.rows import Key, row
 
 HONEST_ROUNDS = 2
 FLIP_EVERY_BYTES = 4096
+FLIPPED_BYTES_MIN = 16_384
+FLIPPED_FILES_MAX = 6
 Sabotage = Callable[[Arena, Model, random.Random], None]
 
 
@@ -29,15 +32,13 @@ async def run_canaries(arena: Arena, say: Callable[[str], None]) -> list[str]:
                 await arena.round(number)
         if not arena.sound:
             say("an honest round failed, so the canaries prove nothing")
+            for violation in arena.world.violations:
+                say(f"  {violation}")
             return ["honest rounds"]
         missed = [name for name, (kind, sabotage) in CANARIES.items()
                   if not await _noticed(arena, name, kind, sabotage, chance, say)]  # fmt: skip
-        await arena.end(Ending(0.0, gently=True, cut_short_s=None, starts_killed_s=()))
-        _flip_bytes(arena)
-        arena.world.violations.clear()
-        noticed = not arena.check()
-        say(f"canary flipped bytes: {'noticed' if noticed else 'MISSED'}")
-        return missed if noticed else [*missed, "flipped bytes"]
+        arena.node.kill()  # not gently: then the logs are not empty
+        return missed + [name for name in _largest_files(arena.data_dir) if not _damage_noticed(arena, name, say)]
     finally:
         arena.node.kill()
 
@@ -117,17 +118,34 @@ def _call(arena: Arena, model: Model, path: str, **body: Any) -> None:
     client_of(arena).call(path, collectionName=model.subject.name, **body)
 
 
-def _flip_bytes(arena: Arena) -> None:
-    """Change one byte in each few KiB of the largest file: what a disk does without a word.
+def _largest_files(folder: str) -> list[str]:
+    """Return the largest files below a folder that are worth damaging, as paths within it."""
+    paths = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    large = sorted((path for path in paths if os.path.getsize(path) >= FLIPPED_BYTES_MIN), key=os.path.getsize)
+    return [os.path.relpath(path, folder) for path in large[-FLIPPED_FILES_MAX:]]
+
+
+def _damage_noticed(arena: Arena, name: str, say: Callable[[str], None]) -> bool:
+    """Return whether `node check` finds fault with a copy of the directory in which one file has flipped bits."""
+    copy = os.path.join(arena.folder, "flipped")
+    shutil.copytree(arena.data_dir, copy)
+    _flip_bytes(os.path.join(copy, name))
+    arena.world.trace.write("flipped bytes", file=name)
+    noticed = not arena.check(copy)
+    arena.world.violations.clear()
+    shutil.rmtree(copy)
+    say(f"canary flipped bytes in {name}: {'noticed' if noticed else 'MISSED'}")
+    return noticed
+
+
+def _flip_bytes(path: str) -> None:
+    """Change one byte in each few KiB of a file: what a disk does without a word.
 
     One alone could fall on rows that are deleted but not yet cleared away, which nobody has to read.
     """
-    files = [os.path.join(parent, name) for parent, _, names in os.walk(arena.data_dir) for name in names]
-    largest = max(files, key=os.path.getsize)
-    with open(largest, "r+b") as file:
-        for at in range(FLIP_EVERY_BYTES // 2, os.path.getsize(largest), FLIP_EVERY_BYTES):
+    with open(path, "r+b") as file:
+        for at in range(FLIP_EVERY_BYTES // 2, os.path.getsize(path), FLIP_EVERY_BYTES):
             file.seek(at)
             byte = file.read(1)[0]
             file.seek(at)
             file.write(bytes([byte ^ 0x40]))
-    arena.world.trace.write("flipped bytes", file=largest)

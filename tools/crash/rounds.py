@@ -183,16 +183,16 @@ class Arena:
         if code != 0:
             self.world.complain(Kind.PROCESS, "SIGTERM", f"exit code {code}\n{self.node.last_words()}")
 
-    def check(self) -> bool:
-        """Run `node check` on the directory of the ended node; note and return whether it finds it sound."""
-        command = [sys.executable, "-m", self._node_module, "check", self.data_dir]
+    def check(self, data_dir: str | None = None) -> bool:
+        """Run `node check` on the directory of the ended node, or a copy; note and return whether it is sound."""
+        command = [sys.executable, "-m", self._node_module, "check", data_dir or self.data_dir]
         done = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=CHECK_S_MAX, env={**os.environ, **SMALL}
         )
         self.world.trace.write("check", code=done.returncode)
         if done.returncode != 0:
             text = f"exit code {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
-            self.world.complain(Kind.CHECK, self.data_dir, text)
+            self.world.complain(Kind.CHECK, data_dir or self.data_dir, text)
         return done.returncode == 0
 
     async def _watch(self, seconds: float) -> None:
