@@ -227,8 +227,9 @@ class Catalog:
         return self.collections[found]
 
     def in_database(self, database: str) -> list[Collection]:
+        """Return the collections of a database, the oldest first."""
         self.database(database)
-        return [self.collections[found] for (owner, _), found in self.names.items() if owner == database]
+        return [one for one in self.collections.values() if one.database == database]
 
     def aliases_of(self, collection_id: CollectionId) -> list[str]:
         return sorted(alias for (_, alias), found in self.aliases.items() if found == collection_id)

@@ -316,7 +316,9 @@ KINDS: Mapping[str, Ddl] = {
 
 def begin(catalog: Catalog, message: BeginDdl, tick: Tick) -> Task | None:
     """Open the task, or return None if nothing is to be done. Raises BadRequest or Conflict, changing nothing."""
-    ddl = KINDS[message.ddl]
+    ddl = KINDS.get(message.ddl)
+    if ddl is None:
+        raise InvalidParameter(f"unknown change of the catalogue: {message.ddl}")
     catalog.database(message.database)
     for task in catalog.tasks.values():
         if (task.facts["database"], task.facts["name"]) == (message.database, message.collection):
