@@ -377,6 +377,7 @@ def _same_parameters(known: Collection, request: Facts) -> bool:
     return (
         known.schema.to_dict() == request["schema"]
         and len(known.shards) == request["shards"]
+        and (known.schema.partition_key is None or sorted(known.partitions) == sorted(request["partitions"]))
         and known.description == request["description"]
         and known.consistency == request["consistency"]
         and sorted(known.properties.items()) == sorted(request["properties"].items())
