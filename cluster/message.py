@@ -136,6 +136,9 @@ class Insert(Message):
     delete_keys: Sequence[int | str] | None = None
     """With `replace`, the keys that die when they are not the body's own (an upsert that gives fresh ids)."""
     expected: Sequence[int] | None = None
+    others: Sequence[tuple[PartitionId, int]] = ()
+    """More partitions, so that a request is one message a shard: (partition, rows), the body's last rows in order.
+    The rows before them belong to `partition_id`."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from index.spec import IndexSpec
 from storage.columns import Batch
 from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, PartitionNotFound
 from storage.growing import GrowingSegment
-from storage.key_lookup import Keys, batch_keys
+from storage.key_lookup import Keys, KeySet, batch_keys
 from storage.schema import CollectionSchema
 from storage.sealed import SealedRows, SealedSegment, prepare, prepare_from_files
 from storage.segment_files import BlobFiles, GetChunk, SegmentFiles
@@ -232,16 +232,24 @@ class Shard(StateMachine):
 
     def _insert(self, message: Insert, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         state = self.collection(message.collection_id)
-        if message.partition_id not in state.partitions:
-            raise PartitionNotFound(f"id {message.partition_id}")
         batch = parse_rows(body, state.schema)
+        first = batch.rows - sum(rows for _, rows in message.others)
+        parts = [(message.partition_id, first), *message.others]
+        for partition_id, rows in parts:
+            if partition_id not in state.partitions:
+                raise PartitionNotFound(f"id {partition_id}")
+            if rows < 0:
+                raise BadRow(f"partition {partition_id} is to have {rows} rows")
         keys = batch_keys(batch, state.schema.primary.id)
         if message.expected is not None:
             self._check_expected(state, keys, message.expected, tick)
         dying = keys if message.delete_keys is None else parse_keys(message.delete_keys, state.schema)
         deleted = self._delete(state, dying, tick, None) if message.replace else 0
-        if batch.rows:
-            self._growing(state, message.partition_id, tick).append(batch, tick)
+        start = 0
+        for partition_id, rows in parts:
+            if rows:
+                self._growing(state, PartitionId(partition_id), tick).append(batch.slice(start, start + rows), tick)
+            start += rows
         return {"rows": batch.rows, "deleted": deleted}
 
     def _growing(self, state: CollectionState, partition_id: PartitionId, tick: Tick) -> GrowingSegment:
@@ -264,8 +272,11 @@ class Shard(StateMachine):
 
     @staticmethod
     def _delete(state: CollectionState, keys: Keys, tick: Tick, partitions: Sequence[PartitionId] | None) -> int:
+        prepared = KeySet.of(keys)  # once for all segments
         return sum(
-            one.delete(keys, tick) for one in state.segments() if partitions is None or one.partition_id in partitions
+            one.delete(prepared, tick)
+            for one in state.segments()
+            if partitions is None or one.partition_id in partitions
         )
 
     def _fresh_segment(self) -> SegmentId:

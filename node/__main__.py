@@ -9,8 +9,11 @@ import sys
 # Searches run side by side on threads of their own; numpy's would fight them. Read when numpy is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import contextlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
@@ -22,10 +25,14 @@ from node.settings import Settings, SettingsError
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
+try:
+    VERSION = version("annulus")
+except PackageNotFoundError:
+    VERSION = "(not installed)"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="annulus", message="annulus %(version)s")
+@click.version_option(VERSION, message="annulus %(version)s")
 def main() -> None:
     """Annulus: a vector database that speaks Milvus's API and needs no other server.
 
@@ -38,7 +45,8 @@ def main() -> None:
 def serve(**flags: Any) -> None:
     """Start a node and serve until SIGTERM or Ctrl-C."""
     settings = _settings(flags)
-    from node.app import run
+    with _quiet_imports():
+        from node.app import run
     from node.logs import setup
 
     setup(settings.log.level, settings.log.format)
@@ -115,7 +123,8 @@ def status(address: str, as_json: bool) -> None:
 @click.argument("directory", type=click.Path(exists=True, file_okay=False))
 def check(directory: str) -> None:
     """Verify the data directory of a stopped node: journal records, digests, references. Exit status 1 if damaged."""
-    from node.check import check as findings
+    with _quiet_imports():
+        from node.check import check as findings
 
     damaged = 0
     try:
@@ -126,6 +135,21 @@ def check(directory: str) -> None:
         raise click.ClickException(str(error)) from error
     click.echo(f"{directory}: {f'{damaged} damaged parts' if damaged else 'clean'}")
     sys.exit(1 if damaged else 0)
+
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Hide what native libraries print when they are loaded: nmslib's advice on building it would open every log."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _settings(flags: dict[str, Any]) -> Settings:

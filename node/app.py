@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from node.api.server import make_app
+from node.chunk_gate import GatedChunks
 from node.clock import SystemClock
 from node.database import Database
 from node.disk import OsDisk
@@ -35,6 +37,7 @@ from storage.chunks import LevelDbChunks
 log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 70
+BACKLOG: Final = 1024
 SWITCH_INTERVAL_S: Final = 0.0002
 """How long a thread that wants the interpreter waits at most: the default of 5 ms is several searches' time."""
 
@@ -53,10 +56,11 @@ async def _serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     for warning in settings.warnings:
         log.warning("%s", warning)
+    listener = _bind(settings)  # before anything is created: a port in use is the commonest reason not to start
     clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
     data = settings.node.data
     disk.make_directory(f"{data}/journal")
-    store = LevelDbChunks.open(f"{data}/chunks")
+    store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
     workers = Workers(
         disk_threads=settings.workers.disk_threads,
         search_threads=settings.workers.search_threads,
@@ -72,7 +76,7 @@ async def _serve(settings: Settings) -> int:
     try:
         await node.start()
         metrics.before_scrape(lambda: observe(node, metrics))
-        runner = await _listen(node, settings, metrics, clock, workers)
+        runner = await _listen(listener, node, settings, metrics, clock, workers)
         stopping: asyncio.Future[Any] = loop.create_task(stop.wait())
         both: set[asyncio.Future[Any]] = {stopping, node.failed}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +96,7 @@ async def _serve(settings: Settings) -> int:
 
 
 async def _listen(
-    node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
+    listener: socket.socket, node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
 ) -> web.AppRunner:
     app = make_app(
         Database(node),
@@ -106,9 +110,23 @@ async def _listen(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
     address = settings.node.listen
-    await web.TCPSite(runner, address.host, address.port, backlog=1024).start()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
     log.info("listening address=%s node=%s data=%s", address, settings.node.name, settings.node.data)
     return runner
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Return a socket bound to the client address, not listening yet. Raises OSError in words for a person."""
+    address = settings.node.listen
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{address}: {reason}; stop what uses it, or give another --listen") from error
+    return listener
 
 
 def why_not_ready(node: Node) -> str:

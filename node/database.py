@@ -258,7 +258,11 @@ class Database:
         for host in self._node.shards.values():
             for state in host.machine.collections.values():
                 if state.collection_id == collection_id:
-                    found += [one for one in _segments_of(host.machine, state) if one["segmentID"] in segment_ids]
+                    found += [
+                        one
+                        for one in _segments_of(host.machine, state)
+                        if not segment_ids or one["segmentID"] in segment_ids
+                    ]
         return found
 
     # partitions

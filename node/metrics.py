@@ -33,11 +33,9 @@ class PlanKind(StrEnum):
     EXACT = "exact"
     """Every row, or every survivor of the filter, compared."""
     INDEX = "index"
-    """The vector index, no filter."""
-    INDEX_MASKED = "index_masked"
-    """The vector index with the filter as a bitmap inside."""
-    OVER_FETCH = "over_fetch"
-    """The vector index for more rows than asked, filtered afterwards."""
+    """The vector index, under a mask of the survivors if a filter or deletes leave some out."""
+    SKIP = "skip"
+    """Not at all: no row of it can match."""
 
 
 class Metrics:

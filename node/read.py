@@ -133,7 +133,7 @@ class Reader:
         )  # fmt: skip
         hits, batch = await self._gather(kind, collection, partitions, options, asked, output, request.offset)
         for step in hits.steps:
-            self._node.metrics.searched(_PLANS[step.plan])
+            self._node.metrics.searched(PlanKind(step.plan))
         counts = np.maximum(hits.counts - request.offset, 0)
         found = hits.offsets[:, request.offset :] >= 0
         scores = spec.metric.scores(hits.distances[:, request.offset :][found])
@@ -320,9 +320,6 @@ class Reader:
         schema: CollectionSchema, batch: Batch, output: Output, *, explain: Sequence[Mapping[str, Any]] = ()
     ) -> Rows:
         return Rows(schema, batch, [one.name for one in output.fields], output.dynamic_keys, explain=explain)
-
-
-_PLANS: Final = {"skip": PlanKind.EXACT, "exact": PlanKind.EXACT, "index": PlanKind.INDEX}
 
 
 def _explained(hits: SearchHits) -> list[dict[str, Any]]:

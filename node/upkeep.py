@@ -67,6 +67,7 @@ class Upkeep:
         metrics: Metrics,
         *,
         on_store_error: Callable[[OSError], None],
+        store_full: Callable[[], bool],
     ) -> None:
         self._host = host
         self._store = store
@@ -76,6 +77,7 @@ class Upkeep:
         self._settings = settings
         self._metrics = metrics
         self._on_store_error = on_store_error
+        self._store_full = store_full
         self._chunks = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._wakers: list[asyncio.Event] = []
@@ -112,6 +114,8 @@ class Upkeep:
         if self.shard.changes == self._changes_seen:
             return
         self._changes_seen = self.shard.changes
+        for progress in self.builds.values():
+            progress.cancelled = progress.cancelled or not self._still_wanted(progress)
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -198,6 +202,8 @@ class Upkeep:
 
     async def _flush_step(self) -> bool:
         """Write the rows of one sealed segment to chunks."""
+        if self._store_full():
+            return False
         found = self._first(lambda state, one: not one.is_flushed)
         if found is None:
             return False
@@ -295,6 +301,8 @@ class Upkeep:
 
     async def _index_step(self) -> bool:
         """Build one index that a flushed segment lacks."""
+        if self._store_full():
+            return False
         for state in list(self.shard.collections.values()):
             for stored in sorted(state.stored.values(), key=lambda one: -one.segment.rows):
                 for index in self.wanted_indexes(state, stored):
@@ -356,14 +364,14 @@ class Upkeep:
             view.matrix(index.field_id, index.spec.metric),
             threads=self._settings.index.build_threads or os.cpu_count() or 1,
             progress=note,
-            cancelled=lambda: progress.cancelled or not self._still_wanted(progress),
+            cancelled=lambda: progress.cancelled,
         )
         return built, built.dump()
 
     def _still_wanted(self, progress: BuildProgress) -> bool:
         return any(
             progress.segment_id in state.stored and progress.index_id in state.indexes
-            for state in list(self.shard.collections.values())
+            for state in self.shard.collections.values()
         )
 
     def _write_index(self, blob: bytes) -> BlobFiles:
@@ -375,6 +383,8 @@ class Upkeep:
 
     async def _compact_step(self) -> bool:
         """Merge small segments, or rewrite one that is full of dead rows."""
+        if self._store_full():
+            return False
         for state in list(self.shard.collections.values()):
             if state.properties.get("collection.autocompaction.enabled", "true").lower() == "false":
                 continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from node.workers import Lane
 from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn
 from storage.errors import BadRow, Conflict, InvalidParameter
 from storage.key_lookup import Keys, batch_keys
-from storage.schema import DataType, FieldSchema
+from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
-from storage.types import PartitionId
+from storage.types import TICK_MAX, PartitionId
 from storage.view import SegmentView
 
 CONFLICT_RETRIES_MAX = 16
@@ -55,22 +54,39 @@ class Writer:
         if partial:
             return await self._upsert_partial(collection, _last_of_each_key(batch, primary), partition)
         batch = _last_of_each_key(batch, primary)
-        old_keys: Sequence[int | str] | None = None
         if primary.auto_id:
-            old_keys = list(_plain(batch_keys(batch, primary.id)))
-            columns = {i: column for i, column in batch.columns.items() if i != primary.id}
-            batch = Batch(columns, batch.rows)
-        batch, keys = self._with_keys(collection, batch)
+            return await self._upsert_generated(collection, batch, partition)
+        keys = batch_keys(batch, primary.id)
         groups = self._partitions_of(collection, batch, partition)
-        if old_keys is not None:
+        outcomes = await self._send(collection, batch, groups, replace_rows=True)
+        rows = sum(int(one["rows"]) for one in outcomes)
+        self._node.metrics.rows_inserted(rows)
+        return WriteResult(rows, keys)
+
+    async def _upsert_generated(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
+        """Replace rows whose keys the database gives: the old rows go, the new ones get fresh keys, as in Milvus.
+
+        One message where there is one virtual channel. With several, old and new rows may belong to different shards:
+        the new rows are written first, so that a crash between leaves both rather than none.
+        """
+        primary = collection.schema.primary
+        old_keys = list(_plain(batch_keys(batch, primary.id)))
+        columns = {i: column for i, column in batch.columns.items() if i != primary.id}
+        batch, keys = self._with_keys(collection, Batch(columns, batch.rows))
+        groups = self._partitions_of(collection, batch, partition)
+        single = len(collection.shards) == 1
+        outcomes = await self._send(
+            collection, batch, groups, replace_rows=single, delete_keys=old_keys if single else None
+        )
+        if not single:
             await self.delete_keys(collection, _typed(old_keys, primary), None)
-        outcomes = await self._send(collection, batch, groups, replace_rows=old_keys is None)
         rows = sum(int(one["rows"]) for one in outcomes)
         self._node.metrics.rows_inserted(rows)
         return WriteResult(rows, keys)
 
     async def delete_keys(self, collection: Collection, keys: Keys, partitions: Sequence[PartitionId] | None) -> int:
         """Delete the rows with these primary keys; return how many there were."""
+        self._node.check_journal()
         shards = collection.shards
         messages = []
         for shard_id, offsets in zip(shards, split(keys, len(shards)), strict=True):
@@ -92,26 +108,35 @@ class Writer:
         self,
         collection: Collection,
         batch: Batch,
-        groups: Sequence[tuple[PartitionId, npt.NDArray[np.int64] | None]],
+        groups: Sequence[tuple[PartitionId, npt.NDArray[np.int64]]],
         *,
         replace_rows: bool = False,
         expected: npt.NDArray[np.int64] | None = None,
+        delete_keys: Sequence[int | str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Propose one message per partition and virtual channel that has rows; return their outcomes."""
-        primary = collection.schema.primary.id
+        """Propose one message per virtual channel that has rows; return their outcomes."""
+        channels = split(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
+        owner = np.empty(batch.rows, np.int64)
+        for channel, offsets in enumerate(channels):
+            owner[offsets] = channel
         proposals = []
-        for partition_id, chosen in groups:
-            rows = batch if chosen is None else batch.take(chosen)
-            ways = split(batch_keys(rows, primary), len(collection.shards))
-            for shard_id, offsets in zip(collection.shards, ways, strict=True):
-                if len(offsets) == 0:
-                    continue
-                mine = rows if len(offsets) == rows.rows else rows.take(offsets)
-                message = Insert(collection.collection_id, partition_id, replace_rows)
-                if expected is not None:
-                    inside = offsets if chosen is None else chosen[offsets]
-                    message = replace(message, expected=expected[inside].tolist())
-                proposals.append(self._node.shards[shard_id].change(message, mine.to_bytes()))
+        for channel, shard_id in enumerate(collection.shards):
+            parts = [(partition_id, chosen[owner[chosen] == channel]) for partition_id, chosen in groups]
+            parts = [(partition_id, offsets) for partition_id, offsets in parts if len(offsets)]
+            if not parts:
+                continue
+            rows = np.concatenate([offsets for _, offsets in parts])
+            message = Insert(
+                collection.collection_id,
+                parts[0][0],
+                replace_rows,
+                delete_keys,
+                None if expected is None else expected[rows].tolist(),
+                [(partition_id, len(offsets)) for partition_id, offsets in parts[1:]],
+            )
+            whole = len(rows) == batch.rows and len(parts) == 1
+            body = (batch if whole else batch.take(rows)).to_bytes()
+            proposals.append(self._node.shards[shard_id].change(message, body))
         return list(await asyncio.gather(*proposals))
 
     def _check(self, batch: Batch) -> None:
@@ -136,11 +161,12 @@ class Writer:
 
     def _partitions_of(
         self, collection: Collection, batch: Batch, partition: str
-    ) -> list[tuple[PartitionId, npt.NDArray[np.int64] | None]]:
-        """Return (partition, offsets of its rows); None for all rows."""
+    ) -> list[tuple[PartitionId, npt.NDArray[np.int64]]]:
+        """Return (partition, offsets of its rows)."""
         key = collection.schema.partition_key
         if key is None:
-            return [(collection.partition(partition or DEFAULT_PARTITION), None)]
+            everything = np.arange(batch.rows, dtype=np.int64)
+            return [(collection.partition(partition or DEFAULT_PARTITION), everything)]
         if partition:
             raise InvalidParameter("not support manually specifying the partition names if partition key mode is used")
         ids = [collection.partitions[name] for name in sorted(collection.partitions, key=partition_number)]
@@ -157,7 +183,7 @@ class Writer:
         """Merge the given fields into the rows that exist; whoever changes them meanwhile makes us read again."""
         for _ in range(CONFLICT_RETRIES_MAX):
             merged, expected = await self._node.seams.executor.run(
-                Lane.SEARCH, self._merge_partial, collection, batch, self._views(collection)
+                Lane.SEARCH, _merge_partial, collection.schema, batch, self._views(collection)
             )
             groups = self._partitions_of(collection, merged, partition)
             try:
@@ -175,39 +201,38 @@ class Writer:
             view for shard_id in shards for view in self._node.shards[shard_id].machine.views(collection.collection_id)
         ]
 
-    def _merge_partial(
-        self, collection: Collection, batch: Batch, views: Sequence[SegmentView]
-    ) -> tuple[Batch, npt.NDArray[np.int64]]:
-        """Return (whole rows, for each the insert tick of the row it replaces, 0 if it is new)."""
-        schema = collection.schema
-        keys = batch_keys(batch, schema.primary.id)
-        tick = self._node.hybrid.stamp()
-        newest: dict[int | str, tuple[int, SegmentView, int]] = {}
-        for view in views:
-            offsets = view.find(keys, tick)
-            found = _plain(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
-            for offset, key in zip(offsets.tolist(), found, strict=True):
-                inserted = int(view.ticks[offset])
-                if key not in newest or newest[key][0] < inserted:
-                    newest[key] = (inserted, view, offset)
-        wanted = list(_plain(keys))
-        expected = np.array([newest[key][0] if key in newest else 0 for key in wanted], np.int64)
-        missing = [one for one in schema.fields if one.id not in batch.columns]
-        fresh = [key for key in wanted if key not in newest]
-        required = [one.name for one in missing if not one.nullable and one.default is None and not one.dynamic]
-        if fresh and required:
-            raise BadRow(f"row {fresh[0]} does not exist, so every field must be given: {', '.join(required)} missing")
-        columns: dict[Any, Column] = dict(batch.columns)
-        for one in missing:
-            pieces = []
-            for key in wanted:
-                if key in newest:
-                    _, view, offset = newest[key]
-                    pieces.append(view.fetch(np.array([offset], np.int64), [one.id]))
-                else:
-                    pieces.append(Batch({one.id: absent_column(one, 1)}, 1))
-            columns[one.id] = Batch.concat(pieces).columns[one.id]
-        return Batch(columns, batch.rows), expected
+
+def _merge_partial(
+    schema: CollectionSchema, batch: Batch, views: Sequence[SegmentView]
+) -> tuple[Batch, npt.NDArray[np.int64]]:
+    """Return (whole rows, for each the insert tick of the row it replaces, 0 if it is new)."""
+    keys = batch_keys(batch, schema.primary.id)
+    newest: dict[int | str, tuple[int, SegmentView, int]] = {}
+    for view in views:
+        offsets = view.find(keys, TICK_MAX)
+        found = _plain(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
+        for offset, key in zip(offsets.tolist(), found, strict=True):
+            inserted = int(view.ticks[offset])
+            if key not in newest or newest[key][0] < inserted:
+                newest[key] = (inserted, view, offset)
+    wanted = list(_plain(keys))
+    expected = np.array([newest[key][0] if key in newest else 0 for key in wanted], np.int64)
+    missing = [one for one in schema.fields if one.id not in batch.columns]
+    fresh = [key for key in wanted if key not in newest]
+    required = [one.name for one in missing if not one.nullable and one.default is None and not one.dynamic]
+    if fresh and required:
+        raise BadRow(f"row {fresh[0]} does not exist, so every field must be given: {', '.join(required)} missing")
+    columns: dict[Any, Column] = dict(batch.columns)
+    for one in missing:
+        pieces = []
+        for key in wanted:
+            if key in newest:
+                _, view, offset = newest[key]
+                pieces.append(view.fetch(np.array([offset], np.int64), [one.id]))
+            else:
+                pieces.append(Batch({one.id: absent_column(one, 1)}, 1))
+        columns[one.id] = Batch.concat(pieces).columns[one.id]
+    return Batch(columns, batch.rows), expected
 
 
 def absent_column(one: FieldSchema, rows: int) -> Column:

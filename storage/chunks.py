@@ -46,8 +46,8 @@ class ChunkFault(ChunkDamaged):
 
     def __init__(self, shard_id: ShardId, digest: bytes, reason: str) -> None:
         super().__init__(
-            f"chunk {digest.hex()} of shard {shard_id} is damaged ({reason}): this copy is not served, "
-            "another replica has it"
+            f"chunk {digest.hex()} of shard {shard_id} is damaged ({reason}): this copy is not served. Fetch it from "
+            "another replica, or restore the data directory from a backup"
         )
         self.shard_id = shard_id
         self.digest = digest

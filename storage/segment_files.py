@@ -20,6 +20,7 @@ import numpy as np
 from storage.columns import (
     ArrayColumn,
     Batch,
+    BatchDamaged,
     Column,
     Offsets,
     ScalarColumn,
@@ -28,6 +29,7 @@ from storage.columns import (
     concat_columns,
 )
 from storage.deletes import Ticks
+from storage.errors import ChunkDamaged
 from storage.types import FieldId
 
 CHUNK_BYTES: Final = 1 << 20
@@ -176,7 +178,12 @@ def read_blob(files: BlobFiles, get: GetChunk) -> bytes:
 
 
 def _column(ref: ChunkRef, field_id: FieldId, get: GetChunk) -> Column:
-    batch = Batch.from_bytes(memoryview(get(ref.digest))[DIGEST_BYTES:])
+    try:
+        batch = Batch.from_bytes(memoryview(get(ref.digest))[DIGEST_BYTES:])
+    except BatchDamaged as error:  # its digest is right, so it was written like this: by a program of another format
+        raise ChunkDamaged(
+            f"chunk {ref.digest.hex()} is whole but is {error}: start the version that wrote it"
+        ) from error
     assert batch.rows == ref.rows, "a chunk with the right digest has the right rows"
     return batch.columns[field_id]
 

@@ -20,7 +20,7 @@ def test_everything_can_be_scraped() -> None:
     metrics.request_ended(route="/v2/vectordb/entities/search", code=0, seconds=0.003)
     metrics.rows_inserted(1000)
     metrics.rows_deleted(3)
-    metrics.searched(PlanKind.INDEX_MASKED, 2)
+    metrics.searched(PlanKind.SKIP, 2)
     metrics.fsynced(0.0007)
     metrics.journal_position(3, 4711)
     metrics.journal_bytes(1 << 20)
@@ -40,7 +40,7 @@ def test_everything_can_be_scraped() -> None:
         "annulus_requests_running": 1,
         "annulus_rows_inserted_total": 1000,
         "annulus_rows_deleted_total": 3,
-        'annulus_searches_total{plan="index_masked"}': 2,
+        'annulus_searches_total{plan="skip"}': 2,
         "annulus_fsync_seconds_count": 1,
         'annulus_fsync_seconds_bucket{le="0.001"}': 1,
         'annulus_journal_position{shard="3"}': 4711,
