@@ -10,6 +10,7 @@ On other systems than Linux with glibc these do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -40,7 +41,7 @@ def reclaim(directory: str) -> None:
     if not hasattr(libc, "madvise") or not os.path.exists("/proc/self/maps"):
         return
     prefix = os.path.abspath(directory) + os.sep
-    with open("/proc/self/maps") as maps:
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:  # out of files: nothing to fail for
         for line in maps:
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[5].startswith(prefix) and fields[1].startswith("r--"):

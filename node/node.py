@@ -48,6 +48,8 @@ FORMAT: Final = 1
 WATCH_S: Final = 0.5
 """How often disk room, memory and checkpoints are looked at."""
 RECLAIM_S: Final = 2.0
+REOPEN_BYTES_MIN: Final = 20 << 20
+"""Room without which the chunk store is not opened again: opening writes out what its log holds."""
 CONTROL_ENTRIES_MAX: Final = 1_000
 """Catalogue changes between two checkpoints of it."""
 
@@ -98,6 +100,7 @@ class Node:
         self._control_saved = 0
         self._control_saved_at_s = 0.0
         self._store_full = False
+        self._journal_full = False
         self._changes_reclaimed = -1
         self._reclaimed_at_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
@@ -123,7 +126,7 @@ class Node:
             self.seams.clock,
             self.metrics,
             on_durable=lambda group_id: self._groups[group_id].on_durable(),
-            on_full=lambda full: self._note_disk("journal", full),
+            on_full=self._note_journal,
             on_fatal=self.fail,
         )
         producer = Producer(f"{self.settings.node.name}/{self.seams.dice.getrandbits(64):016x}")
@@ -146,6 +149,7 @@ class Node:
                 self.settings,
                 self.metrics,
                 on_store_error=self.note_store_error,
+                store_full=lambda: self._store_full,
             )
         self._groups: Mapping[int, GroupHost[Any]] = {
             CONTROL_GROUP: self.control,
@@ -213,6 +217,7 @@ class Node:
 
         Once begun it is carried through even if the caller goes away. Raises what `begin` refuses.
         """
+        self.check_journal()
         lock = self._ddl_locks.setdefault((database, collection), asyncio.Lock())
         try:
             async with lock:
@@ -240,15 +245,25 @@ class Node:
 
     def check_writable(self) -> None:
         """Raise ReadOnly while there is no room for new rows. Deletes, drops and reads need not ask."""
+        self.check_journal()
         if self.read_only_reason:
             raise ReadOnly(
                 f"quota exceeded[reason=disk quota exceeded]: {self.read_only_reason}; writes are refused until there "
                 "is room again, reads and deletes go on"
             )
 
-    def _note_disk(self, what: str, full: bool) -> None:
+    def check_journal(self) -> None:
+        """Raise ReadOnly while the journal has no room for a single record: then deletes and drops wait in vain too."""
+        if self._journal_full:
+            raise ReadOnly(
+                "quota exceeded[reason=disk quota exceeded]: the disk of the journal is full; nothing can be changed "
+                "until there is room again, reads go on"
+            )
+
+    def _note_journal(self, full: bool) -> None:
+        self._journal_full = full
         if full:
-            self._say_read_only(f"the disk of the {what} is full")
+            self._say_read_only("the disk of the journal is full")
         else:
             self._check_room()
 
@@ -261,30 +276,34 @@ class Node:
             self.fail(error)
 
     def _say_read_only(self, reason: str) -> None:
-        if reason != self.read_only_reason:
+        if bool(reason) != bool(self.read_only_reason):
             if reason:
                 log.error("read-only: %s", reason)
             else:
                 log.info("writable again")
-            self.read_only_reason = reason
             self.metrics.read_only(bool(reason))
+        self.read_only_reason = reason
 
     def _check_room(self) -> None:
         free_bytes = self.seams.disk.free_bytes(self.settings.node.data)
         reserve_bytes = self.settings.storage.disk_reserve_bytes
         if free_bytes < reserve_bytes:
             self._say_read_only(f"{free_bytes} bytes are free, {reserve_bytes} are kept in reserve")
-        elif self._store_full:
-            if not any(self.seams.executor.pending(lane) for lane in Lane):
-                try:
-                    self.seams.store.reopen()
-                except OSError as error:
-                    log.warning("the chunk store cannot be written yet: %s", error)
-                else:
-                    self._store_full = False
-                    self._say_read_only("")
-        else:
+        elif not self._store_full and not self._journal_full:
             self._say_read_only("")
+
+    async def _reopen_store(self) -> None:
+        """Make the chunk store writable again once there is room."""
+        needed_bytes = max(self.settings.storage.disk_reserve_bytes, REOPEN_BYTES_MIN)
+        if self.seams.disk.free_bytes(self.settings.node.data) < needed_bytes:
+            return
+        try:
+            await self.seams.executor.run(Lane.DISK, self.seams.store.reopen)
+        except OSError as error:
+            log.warning("the chunk store cannot be written yet: %s", error)
+        else:
+            self._store_full = False
+            self._check_room()
 
     # checkpoints and limits
 
@@ -314,6 +333,9 @@ class Node:
             await asyncio.sleep(WATCH_S)
             try:
                 self._check_room()
+                if self._store_full:
+                    await self._reopen_store()
+                    continue
                 await self._bound_growing()
                 await self._checkpoint_due()
                 await self._reclaim()
