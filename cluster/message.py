@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Final
 
 import cbor2
@@ -224,9 +224,23 @@ class Entry:
             raise JournalDamaged(
                 f"log message of version {bytes(view[:1])!r}: a newer program wrote it; start that one"
             )
-        (length,) = _LENGTH.unpack_from(view, 1)
-        kind, producer, sequence, stamp, values = cbor2.loads(view[5 : 5 + length])
+        try:
+            (length,) = _LENGTH.unpack_from(view, 1)
+            kind, producer, sequence, stamp, values = cbor2.loads(view[5 : 5 + length])
+            if not (isinstance(kind, str) and isinstance(producer, str) and isinstance(values, list)):
+                raise ValueError("its header is not one")
+            if not (isinstance(sequence, int) and isinstance(stamp, int)):
+                raise ValueError("its header has something else than numbers")
+        except (struct.error, cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+            raise JournalDamaged(f"log message that cannot be read: {error}") from error
         message_type = TYPES.get(kind)
         if message_type is None:
             raise JournalDamaged(f"log message of type {kind!r}: a newer program wrote it; start that one")
+        known = fields(message_type)
+        required = sum(one.default is MISSING for one in known)
+        if not required <= len(values) <= len(known):
+            raise JournalDamaged(
+                f"log message {kind} with {len(values)} fields, this program knows {required} to {len(known)}: another "
+                "version wrote it; start that one"
+            )
         return cls(producer, sequence, Tick(stamp), message_type(*values), bytes(view[5 + length :]))
