@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.catalog import Collection, IndexDef, Task
@@ -101,7 +101,7 @@ def refused(outcome: Any, code: str, text: str) -> bool:
     return True
 
 
-def driver(*changes: Sequence[Any]) -> Driver:
+def driver(*changes: Any) -> Driver:
     """Return a driver after these changes were carried through: (kind, name, request) or a message."""
     one = Driver()
     for change in changes:

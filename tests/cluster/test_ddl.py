@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ from tests.cluster.controls import (
 A = ("create_collection", "a", new_collection())
 INDEX = ("create_index", "a", new_index())
 PARTITION = ("create_partition", "a", {"partition": "p"})
-LOAD = ("load", "a", {"partitions": []})
+LOAD: Sequence[Any] = ("load", "a", {"partitions": []})
 LOAD_P = ("load", "a", {"partitions": ["p"]})
 
 
