@@ -17,6 +17,7 @@ from storage.errors import BadPrimaryKey, BadRow, InvalidParameter
 from storage.key_lookup import Keys
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.segment_files import BlobFiles, SegmentFiles
+from storage.types import PartitionId
 
 T = TypeVar("T")
 
@@ -36,6 +37,19 @@ def parse_rows(body: bytes | memoryview, schema: CollectionSchema) -> Batch:
     if len(batch.columns) != len(schema.fields):
         raise BadRow("the rows have fields that the schema has not")
     return batch
+
+
+def parse_parts(
+    first: PartitionId, others: Sequence[tuple[PartitionId, int]], rows: int
+) -> list[tuple[PartitionId, int]]:
+    """Return (partition, how many of the rows) in the order of the rows. Raises BadRow unless they add up."""
+    try:
+        parts = [(first, rows - sum(count for _, count in others)), *((one, count) for one, count in others)]
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"not a list of partitions and their rows: {error}") from error
+    if any(count < 0 for _, count in parts):
+        raise BadRow(f"{rows} rows do not make {parts}")
+    return parts
 
 
 def parse_keys(keys: bytes | Sequence[int | str], schema: CollectionSchema) -> Keys:

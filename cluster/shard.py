@@ -47,7 +47,15 @@ from cluster.message import (
     Seal,
     TruncateCollection,
 )
-from cluster.parse import parse_blob_files, parse_index, parse_keys, parse_rows, parse_schema, parse_segment_files
+from cluster.parse import (
+    parse_blob_files,
+    parse_index,
+    parse_keys,
+    parse_parts,
+    parse_rows,
+    parse_schema,
+    parse_segment_files,
+)
 from index.protocol import VectorIndex
 from index.spec import IndexSpec
 from storage.columns import Batch
@@ -233,13 +241,10 @@ class Shard(StateMachine):
     def _insert(self, message: Insert, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         state = self.collection(message.collection_id)
         batch = parse_rows(body, state.schema)
-        first = batch.rows - sum(rows for _, rows in message.others)
-        parts = [(message.partition_id, first), *message.others]
-        for partition_id, rows in parts:
+        parts = parse_parts(message.partition_id, message.others, batch.rows)
+        for partition_id, _ in parts:
             if partition_id not in state.partitions:
                 raise PartitionNotFound(f"id {partition_id}")
-            if rows < 0:
-                raise BadRow(f"partition {partition_id} is to have {rows} rows")
         keys = batch_keys(batch, state.schema.primary.id)
         if message.expected is not None:
             self._check_expected(state, keys, message.expected, tick)
@@ -248,7 +253,7 @@ class Shard(StateMachine):
         start = 0
         for partition_id, rows in parts:
             if rows:
-                self._growing(state, PartitionId(partition_id), tick).append(batch.slice(start, start + rows), tick)
+                self._growing(state, partition_id, tick).append(batch.slice(start, start + rows), tick)
             start += rows
         return {"rows": batch.rows, "deleted": deleted}
 

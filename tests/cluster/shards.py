@@ -192,6 +192,19 @@ class World:
     def insert(self, c: int, p: int, numbers: list[int], version: int) -> None:
         self._insert(c, p, numbers, version, Insert(CollectionId(c), PartitionId(p)), kills=False)
 
+    def insert_both(self, c: int, numbers: list[int], version: int, replace: bool) -> None:
+        """Say the rows of two partitions in one message: the last one's in partition 2, all others' in 1."""
+        known = self.model.get(c)
+        message = Insert(CollectionId(c), PartitionId(1), replace, others=[(PartitionId(2), 1)])
+        body = rows_of(self, numbers, version).to_bytes()
+        if known is None or not known.partitions >= {1, 2}:
+            self.expect("collection_not_found" if known is None else "partition_not_found", message, body)
+            return
+        outcome, tick = self.say(message, body)
+        assert outcome == {"rows": len(numbers), "deleted": known.kill(numbers, tick) if replace else 0}
+        known.rows += [ModelRow(1, one, version, tick) for one in numbers[:-1]]
+        known.rows.append(ModelRow(2, numbers[-1], version, tick))
+
     def upsert(self, c: int, p: int, numbers: list[int], version: int) -> None:
         self._insert(c, p, numbers, version, Insert(CollectionId(c), PartitionId(p), True), kills=True)
 
@@ -453,7 +466,8 @@ Step = tuple[Any, ...]
 """The name of a method of World and its arguments."""
 
 WEIGHTS: Final = {
-    "insert": 16, "upsert": 10, "upsert_expecting": 3, "delete": 8, "seal": 12, "flush": 16, "index": 8, "compact": 12,
+    "insert": 16, "upsert": 10,
+    "insert_both": 4, "upsert_expecting": 3, "delete": 8, "seal": 12, "flush": 16, "index": 8, "compact": 12,
     "load": 3, "release": 3, "bring": 3, "create_index": 2, "drop_index": 1, "alter": 2, "wait": 5, "repeat": 3,
     "create": 1, "drop": 0.5, "create_partition": 2, "drop_partition": 0.6, "truncate": 1,
 }  # fmt: skip
@@ -479,6 +493,8 @@ def _arguments(dice: Random, name: str) -> tuple[Any, ...]:
             return (dice.randrange(30),)
         case "insert":
             return c, p, doubled, dice.randrange(2)
+        case "insert_both":
+            return c, distinct, dice.randrange(2), handed
         case "upsert":
             return c, p, distinct, dice.randrange(2)
         case "upsert_expecting":

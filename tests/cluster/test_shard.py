@@ -106,6 +106,9 @@ def rows(**changed: Any) -> bytes:
         pytest.param(Insert(C, P), rows(group=PK), "bad_row", id="a column of another width"),
         pytest.param(Insert(C, P), rows(group=VECTOR), "bad_row", id="vectors for numbers"),
         pytest.param(Insert(C, P, True, None, [0]), rows(), "bad_row", id="fewer preconditions than rows"),
+        pytest.param(Insert(C, P, others=[(P, 3)]), rows(), "bad_row", id="more rows of another partition than rows"),
+        pytest.param(Insert(C, P, others=[(P, -1)]), rows(), "bad_row", id="fewer rows than none"),
+        pytest.param(Insert(C, P, others=[P]), rows(), "bad_row", id="no rows of another partition"),  # type: ignore
         pytest.param(Insert(C, P, True, ["a"]), rows(), "bad_primary_key", id="text for integer keys of an upsert"),
         pytest.param(Insert(C, P, True, [1 << 63]), rows(), "bad_primary_key", id="a key beyond int64"),
         pytest.param(Delete(C, ["a"]), b"", "bad_primary_key", id="text for integer keys"),
