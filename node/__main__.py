@@ -112,10 +112,11 @@ def status(address: str, as_json: bool) -> None:
             _size(one["chunk_bytes"]), indexes,
         )  # fmt: skip
     console.print(collections)
-    shards = Table("shard", "leader", "term", "position", "checkpoint", "segments", "rows", title="shards")
+    columns = ("shard", "leader", "replicas", "term", "position", "checkpoint", "segments", "rows")
+    shards = Table(*columns, title="shards")
     for one in found["shards"]:
-        values = (one[key] for key in ("shard", "leader", "term", "position", "checkpoint", "segments", "rows"))
-        shards.add_row(*map(str, values))
+        shown = {**one, "replicas": ", ".join(one["replicas"])}
+        shards.add_row(*(str(shown[column]) for column in columns))
     console.print(shards)
 
 

@@ -24,6 +24,7 @@ from cluster.catalog import (
     RenameCollection,
 )
 from cluster.message import Seal
+from cluster.ring import place
 from cluster.shard import CollectionState, Shard
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
 from node.node import Node
@@ -385,6 +386,7 @@ class Database:
         node = self._node
         catalog = node.catalog
         ready, total = node.loading
+        placement = place([node.settings.node.name], len(node.shards), 1)
         return {
             "node": node.settings.node.name,
             "read_only": node.read_only_reason,
@@ -396,6 +398,7 @@ class Database:
                 {
                     "shard": shard_id,
                     "leader": host.raft.leader,
+                    "replicas": list(placement[shard_id]),
                     "term": host.raft.term,
                     "position": host.machine.position,
                     "checkpoint": node.upkeep[shard_id].checkpoint_position,
