@@ -153,6 +153,10 @@ class Shard(StateMachine):
             raise CollectionNotFound("", f"id {collection_id}")
         return found
 
+    def populated(self) -> list[CollectionState]:
+        """Return the collections that have rows: the only ones for which there may be work."""
+        return [state for state in self.collections.values() if state.stored or state.growing]
+
     def views(
         self,
         collection_id: CollectionId,

@@ -169,7 +169,7 @@ class Upkeep:
         """Seal what is full, old or idle."""
         now_ms = tick_ms(self._hybrid.stamp())
         storage = self._settings.storage
-        for state in list(self.shard.collections.values()):
+        for state in self.shard.populated():
             due = [
                 one.segment_id
                 for one in state.growing.values()
@@ -186,12 +186,12 @@ class Upkeep:
         return False
 
     def growing_bytes(self) -> int:
-        return sum(one.nbytes for state in self.shard.collections.values() for one in state.growing.values())
+        return sum(one.nbytes for state in self.shard.populated() for one in state.growing.values())
 
     async def seal_largest(self) -> None:
         """Seal the largest growing segment of this shard: memory is short."""
         largest: tuple[CollectionState, GrowingSegment] | None = None
-        for state in self.shard.collections.values():
+        for state in self.shard.populated():
             for one in state.growing.values():
                 if largest is None or one.nbytes > largest[1].nbytes:
                     largest = (state, one)
@@ -250,7 +250,7 @@ class Upkeep:
             if segment.released and state.is_loaded(segment.partition_id):
                 segment.load(rows)
             return True
-        for state in list(self.shard.collections.values()):
+        for state in self.shard.populated():
             for stored in list(state.stored.values()):
                 for index, files in self._missing_indexes(state, stored):
                     await self._load_index(stored, index, files)
@@ -290,7 +290,7 @@ class Upkeep:
     def loading(self) -> tuple[int, int]:
         """Return (segments of loaded collections whose rows and indexes are in memory, all of them)."""
         ready = total = 0
-        for state in self.shard.collections.values():
+        for state in self.shard.populated():
             for one in state.stored.values():
                 if state.is_loaded(one.segment.partition_id):
                     total += 1
@@ -303,7 +303,7 @@ class Upkeep:
         """Build one index that a flushed segment lacks."""
         if self._store_full():
             return False
-        for state in list(self.shard.collections.values()):
+        for state in self.shard.populated():
             for stored in sorted(state.stored.values(), key=lambda one: -one.segment.rows):
                 for index in self.wanted_indexes(state, stored):
                     if stored.segment.segment_id not in self._busy:
@@ -371,7 +371,7 @@ class Upkeep:
     def _still_wanted(self, progress: BuildProgress) -> bool:
         return any(
             progress.segment_id in state.stored and progress.index_id in state.indexes
-            for state in self.shard.collections.values()
+            for state in self.shard.populated()
         )
 
     def _write_index(self, blob: bytes) -> BlobFiles:
@@ -385,7 +385,7 @@ class Upkeep:
         """Merge small segments, or rewrite one that is full of dead rows."""
         if self._store_full():
             return False
-        for state in list(self.shard.collections.values()):
+        for state in self.shard.populated():
             if state.properties.get("collection.autocompaction.enabled", "true").lower() == "false":
                 continue
             for plan in self._plans(state, self._compaction_settings()):
@@ -482,7 +482,7 @@ class Upkeep:
     def _first(
         self, wanted: Callable[[CollectionState, StoredSegment], bool]
     ) -> tuple[CollectionState, StoredSegment] | None:
-        for state in self.shard.collections.values():
+        for state in self.shard.populated():
             for one in state.stored.values():
                 if wanted(state, one):
                     return state, one
