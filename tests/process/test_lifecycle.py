@@ -19,7 +19,7 @@ DIM = 16
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with Running(tmp_path_factory.mktemp("life") / "n1") as running:
+    with Running(tmp_path_factory.mktemp("life") / "n1", settings={"api.drain_s_max": "2"}) as running:
         running.ask("/collections/create", collectionName="kept", dimension=2)
         running.ask("/entities/insert", collectionName="kept", data=[{"id": 7, "vector": [1, 0]}])
         yield running
