@@ -55,9 +55,9 @@ class Replies:
         """Return a percentile of the time from due to done."""
         return percentile(self.done_ns - self.due_ns, percent) / 1e6
 
-    def sent_before(self, last_ns: int) -> Replies:
-        """Return the replies to what was sent before a moment."""
-        kept = np.flatnonzero(self.sent_ns < last_ns)
+    def due_between(self, first_ns: int, last_ns: int) -> Replies:
+        """Return the replies to what was due from one moment until another."""
+        kept = np.flatnonzero((self.due_ns >= first_ns) & (self.due_ns < last_ns))
         times = (self.numbers[kept], self.due_ns[kept], self.sent_ns[kept], self.done_ns[kept], self.statuses[kept])
         return Replies(*times, [self.bodies[i] for i in kept.tolist()])
 

@@ -41,7 +41,7 @@ def mixed(bench: Bench) -> None:
             with Load(address, asked, connections=MIXED_CONNECTIONS, rate=rate, cycle=True) as load:
                 inserts = bench.insert(name, data, form)
                 searches = load.stop()
-        during = searches.sent_before(int(inserts.done_ns.max()))
+        during = searches.due_between(int(inserts.sent_ns.min()), int(inserts.done_ns.max()))
         found = freshness.judge(during, inserts, data, queries=queries, batch_rows=BATCH_ROWS, codec=form.codec, k=K)
         bench.results.add(
             "mixed",
