@@ -429,8 +429,8 @@ class Shard(StateMachine):
     # chunks
 
     def remember(self, digests: Iterable[bytes]) -> None:
-        """Count one more need of each of these chunks. One that was garbage may be needed again: equal columns of
-        other segments are the same chunk."""
+        """Count one more need of each of these chunks. One that was garbage may be needed again: equal bytes are one
+        chunk, such as rows that a merge leaves as they were, or indexes that hold nothing of their own."""
         for digest in digests:
             self.digests[digest] += 1
             self.garbage.discard(digest)

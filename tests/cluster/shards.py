@@ -375,6 +375,8 @@ class World:
         for shard in (self.first, self.second):
             assert shard.digests == recount(shard)
             assert not shard.garbage & shard.digests.keys(), "nothing that is needed is garbage"
+            there = {one.segment_id for state in shard.collections.values() for one in state.segments()}
+            assert shard.saved_deletes.keys() <= there, "a segment's delete log goes with it"
             for state in shard.collections.values():
                 assert all(one.rows for one in state.segments()), "no segment is without rows"
 
@@ -386,7 +388,7 @@ class World:
 
 
 def rows_of(world: World, numbers: Sequence[int], version: int) -> Batch:
-    """Return rows made from their numbers and a version, so that equal columns come again in other segments."""
+    """Return rows made from their numbers and a version, so that equal rows come again in other segments."""
     vectors = np.array([[n, version, *[1] * (DIM - 2)] for n in numbers], np.float32)
     return make_batch(world.schema, numbers, [None if n == 2 else n % 2 + version for n in numbers], vectors)
 
