@@ -172,4 +172,4 @@ class GrowingSegment:
             rows, nbytes, take = rows + before.rows, nbytes + before.nbytes, take + 1
         if take > 1:
             joined = self._parts[-take:]
-            self._parts[-take:] = [Part(Batch.concat([part.batch for part in joined]), joined[0].start)]
+            self._parts[-take:] = [Part.joined(joined)]

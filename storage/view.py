@@ -98,6 +98,18 @@ class Part:
         self.start = start
         self._prepared: dict[tuple[FieldId, Metric], tuple[Matrix, Distances | None]] = {}
 
+    @classmethod
+    def joined(cls, parts: Sequence[Part]) -> Part:
+        """Return the rows of consecutive parts as one, with what all of them have prepared."""
+        part = cls(Batch.concat([one.batch for one in parts]), parts[0].start)
+        for key in list(parts[0]._prepared):
+            known = [one._prepared[key] for one in parts if key in one._prepared]
+            if len(known) == len(parts):
+                matrix = np.concatenate([rows for rows, _ in known])
+                squares = [lengths for _, lengths in known if lengths is not None]
+                part._prepared[key] = matrix, np.concatenate(squares) if squares else None
+        return part
+
     @property
     def stop(self) -> int:
         return self.start + self.batch.rows
