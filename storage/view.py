@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from index.flat import squared_lengths
-from index.metric import Metric, unit_rows
+from index.metric import Metric
 from index.protocol import Distances, VectorIndex
 from storage.columns import (
     NUMPY_TYPES,
@@ -45,6 +45,8 @@ from storage.types import FieldId, PartitionId, SegmentId, Tick
 UNIT_TOLERANCE: Final = 1e-6
 """A vector whose squared length is this near to 1 is a unit vector: what float32 arithmetic leaves of normalising."""
 _MASKS_KEPT: Final = 4
+_BLOCK_VALUES: Final = 1 << 16
+"""Components taken to float64 at once: half a MiB, which stays in the cache."""
 NEVER: Final = Tick(0)
 """As `expire_before`: before every tick, so that no row has expired."""
 
@@ -57,18 +59,20 @@ def as_unit_rows(matrix: Matrix) -> Matrix:
 
     Row by row, so that a row's cosine does not depend on which rows are stored beside it.
     """
-    far = np.empty(len(matrix), np.bool_)
-    step = max(1, (1 << 20) // max(1, matrix.shape[1]))
+    unit: Matrix | None = None
+    step = max(1, _BLOCK_VALUES // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), step):
         rows = matrix[start : start + step].astype(np.float64)
-        far[start : start + step] = np.abs(np.einsum("ij,ij->i", rows, rows) - 1.0) > UNIT_TOLERANCE
-    if not far.any():
-        return matrix
-    if far.all():
-        return unit_rows(matrix)
-    unit = matrix.copy()
-    unit[far] = unit_rows(matrix[far])
-    return unit
+        squares = np.einsum("ij,ij->i", rows, rows)
+        far = (np.abs(squares - 1.0) > UNIT_TOLERANCE) & (squares > 0.0)
+        if unit is None:
+            if not far.any():
+                continue
+            unit = np.empty_like(matrix)
+            unit[:start] = matrix[:start]
+        np.divide(rows, np.where(far, np.sqrt(squares), 1.0)[:, None], out=rows)
+        unit[start : start + step] = rows
+    return matrix if unit is None else unit
 
 
 def empty_column(one: FieldSchema) -> Column:
