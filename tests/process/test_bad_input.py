@@ -154,7 +154,7 @@ JSON_CASES = [
     ),
     pytest.param("/collections/create", b'{"collectionName":"x y","dimension":2}', 1100, "Invalid", id="name x y"),
     pytest.param("/collections/create", b'{"collectionName":"x","dimension":1}', 1100, "dim", id="dimension 1"),
-    pytest.param("/collections/create", b'{"collectionName":"x","dimension":32769}', 1100, "dim", id="dimension 2^15+1"),
+    pytest.param("/collections/create", b'{"collectionName":"x","dimension":32769}', 1100, "dim", id="2^15 + 1"),
     pytest.param(
         "/partitions/create", json.dumps({"collectionName": "open", "partitionName": "p" * 256}).encode(), 1100, "256",
         id="partition name of 256",
