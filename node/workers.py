@@ -23,7 +23,7 @@ Arguments = TypeVarTuple("Arguments")
 
 log = logging.getLogger(__name__)
 
-BUILD_NICE = 10
+BUILD_NICE = 5
 
 
 class Lane(StrEnum):
