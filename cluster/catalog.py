@@ -340,6 +340,14 @@ class Catalog:
 
     # checkpoint
 
+    def copy(self) -> Catalog:
+        """Return the catalogue as it is now: the values are frozen, so only the maps are copied."""
+        copy = Catalog(self.shard_count)
+        copy.next_id = self.next_id
+        copy.databases, copy.collections = dict(self.databases), dict(self.collections)
+        copy.names, copy.aliases, copy.tasks = dict(self.names), dict(self.aliases), dict(self.tasks)
+        return copy
+
     def to_bytes(self) -> bytes:
         data = {
             "shard_count": self.shard_count,

@@ -13,11 +13,12 @@ the next start removes. (Spec: recovery storage, "the checkpoint is written last
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import cbor2
 
+from cluster.machine import FrozenMachine
 from cluster.shard import CollectionState, Shard, ShardIndex, StoredSegment
 from index.spec import IndexSpec
 from storage.chunks import ChunkStore
@@ -52,7 +53,8 @@ class FrozenSegment:
 
 @dataclass(frozen=True)
 class FrozenCollection:
-    facts: Mapping[str, Any]
+    state: CollectionState
+    """A copy without its segments."""
     segments: Sequence[FrozenSegment]
 
 
@@ -60,7 +62,7 @@ class FrozenCollection:
 class FrozenShard:
     shard_id: ShardId
     position: Position
-    machine: Mapping[str, Any]
+    machine: FrozenMachine
     next_segment: int
     collections: Sequence[FrozenCollection]
     garbage: frozenset[bytes]
@@ -99,9 +101,12 @@ def freeze(shard: Shard) -> FrozenShard:
             segments.append(
                 FrozenSegment(view, True, Tick(0), 0, stored.spills, one_sealed.files, dict(stored.indexes), saved)
             )
-        collections.append(FrozenCollection(_collection_facts(state), segments))
+        # The schema, the properties and each index are replaced when they change, never changed themselves.
+        copy = replace(state, partitions=set(state.partitions), indexes=dict(state.indexes), growing={}, stored={})
+        collections.append(FrozenCollection(copy, segments))
     garbage = frozenset(shard.garbage)
-    return FrozenShard(shard.shard_id, shard.position, shard.dump_machine(), shard.next_segment, collections, garbage)
+    machine = shard.freeze_machine()
+    return FrozenShard(shard.shard_id, shard.position, machine, shard.next_segment, collections, garbage)
 
 
 def write(frozen: FrozenShard, store: ChunkStore) -> Written:
@@ -110,10 +115,10 @@ def write(frozen: FrozenShard, store: ChunkStore) -> Written:
     collections = []
     for collection in frozen.collections:
         segments = [_write_segment(frozen.shard_id, one, written, store) for one in collection.segments]
-        collections.append({**collection.facts, "segments": segments})
+        collections.append({**_collection_facts(collection.state), "segments": segments})
     manifest = {
         "version": VERSION,
-        "machine": frozen.machine,
+        "machine": frozen.machine.to_plain(),
         "next_segment": frozen.next_segment,
         "collections": collections,
     }

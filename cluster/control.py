@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cbor2
 
 from cluster.catalog import Catalog
 from cluster.ddl import BeginDdl, EndDdl, begin, end
-from cluster.machine import StateMachine
+from cluster.machine import FrozenMachine, StateMachine
 from cluster.message import Message
 from storage.types import Tick
+
+
+@dataclass(frozen=True)
+class FrozenControl:
+    """The control group's state at one position, to be written by a worker."""
+
+    machine: FrozenMachine
+    catalog: Catalog
+
+    def to_bytes(self) -> bytes:
+        return cbor2.dumps({**self.machine.to_plain(), "catalog": self.catalog.to_bytes()})
 
 
 class Control(StateMachine):
@@ -33,9 +44,13 @@ class Control(StateMachine):
             case _:
                 return self.catalog.change(message)
 
+    def freeze(self) -> FrozenControl:
+        """Return the whole state as it is now, in time proportional to the number of collections, not of fields."""
+        return FrozenControl(self.freeze_machine(), self.catalog.copy())
+
     def checkpoint(self) -> bytes:
-        """Return the whole state; `restore` takes it back."""
-        return cbor2.dumps({**self.dump_machine(), "catalog": self.catalog.to_bytes()})
+        """Return the whole state as bytes; `restore` takes them back."""
+        return self.freeze().to_bytes()
 
     @classmethod
     def restore(cls, raw: bytes) -> Control:

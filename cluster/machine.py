@@ -41,6 +41,23 @@ Outcome = Mapping[str, Any] | Rejected
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenMachine:
+    """What all state machines keep, at one position; cheap to take on the loop, made plain by a worker."""
+
+    position: Position
+    tick: Tick
+    outcomes: list[tuple[tuple[str, int], Outcome]]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain data for CBOR; `load_machine` takes it back."""
+        outcomes = [
+            [producer, sequence, [one.code, one.message] if isinstance(one, Rejected) else dict(one)]
+            for (producer, sequence), one in self.outcomes
+        ]
+        return {"position": self.position, "tick": self.tick, "outcomes": outcomes}
+
+
+@dataclass(frozen=True, slots=True)
 class Acknowledge:
     """Effect of applying an entry: whoever waits for this (producer, sequence) may be told."""
 
@@ -93,14 +110,10 @@ class StateMachine:
         """Change the state and return the outcome, or raise a deterministic error having changed nothing."""
         raise NotImplementedError
 
-    def dump_machine(self) -> dict[str, Any]:
-        """Return position, tick and outcomes as plain data for the checkpoint. Raises StorageFault after a fault."""
+    def freeze_machine(self) -> FrozenMachine:
+        """Return position, tick and outcomes as they are now, for a checkpoint. Raises StorageFault after a fault."""
         self._check_whole()
-        outcomes = [
-            [producer, sequence, [one.code, one.message] if isinstance(one, Rejected) else dict(one)]
-            for (producer, sequence), one in self._outcomes.items()
-        ]
-        return {"position": self.position, "tick": self.tick, "outcomes": outcomes}
+        return FrozenMachine(self.position, self.tick, list(self._outcomes.items()))
 
     def load_machine(self, data: Mapping[str, Any]) -> None:
         self.position, self.tick = Position(data["position"]), Tick(data["tick"])

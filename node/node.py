@@ -21,7 +21,7 @@ import cbor2
 
 from cluster.catalog import Catalog, Task
 from cluster.checkpoint import restore
-from cluster.control import Control
+from cluster.control import Control, FrozenControl
 from cluster.ddl import BeginDdl, EndDdl, messages
 from cluster.machine import StateMachine
 from cluster.raft import RaftGroup
@@ -321,9 +321,8 @@ class Node:
     async def _checkpoint_control(self) -> None:
         control = self.control.machine
         if control.position > self._control_saved:
-            position = control.position
-            raw = control.checkpoint()
-            await self.seams.executor.run(Lane.DISK, self.seams.store.commit, [(CATALOG_KEY, raw)])
+            position, frozen = control.position, control.freeze()
+            await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
             self._control_saved = position
             self._control_saved_at_s = self.seams.clock.monotonic_s()
             self.control.trim(position)
@@ -372,6 +371,9 @@ class Node:
             self._changes_reclaimed, self._reclaimed_at_s = changes, now_s
 
     # parts
+
+    def _write_catalog(self, frozen: FrozenControl) -> None:
+        self.seams.store.commit([(CATALOG_KEY, frozen.to_bytes())])
 
     def _identify(self) -> int:
         """Return the number of shards of this data directory, made when it is first used."""

@@ -447,7 +447,7 @@ def summary(shard: Shard, *, machine: bool = True) -> Any:
                 *(state.indexes, growing, stored),
             )
         )
-    return collections, shard.next_segment, shard.dump_machine() if machine else None
+    return collections, shard.next_segment, shard.freeze_machine().to_plain() if machine else None
 
 
 def _facts(view: SegmentView) -> Any:
