@@ -273,9 +273,10 @@ class Shard(StateMachine):
         if len(expected) != len(keys):
             raise BadRow(f"{len(expected)} preconditions for {len(keys)} rows")
         views = [one.view() for one in state.segments()]
+        expire_before = state.expire_before(tick)  # from the log's own time, so that all replicas agree
         for i, key in enumerate(keys):
             one: Keys = np.array([key], np.int64) if isinstance(keys, np.ndarray) else [str(key)]
-            ticks = [t for view in views for t in view.ticks[view.find(one, tick)].tolist()]
+            ticks = [t for view in views for t in view.ticks[view.find(one, tick, expire_before)].tolist()]
             if max(ticks, default=0) != expected[i]:
                 raise Conflict(f"row {key} was changed meanwhile; read it again and repeat")
 

@@ -15,7 +15,7 @@ import errno
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 import cbor2
 
@@ -40,6 +40,9 @@ from storage.errors import ReadOnly, StorageFault
 from storage.journal import Journal
 from storage.keys import record_key
 from storage.types import ShardId
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +103,9 @@ class Node:
         self._control_saved = 0
         self._control_saved_at_s = 0.0
         self._store_full = False
-        self._journal_full = False
+        self._journal_stuck = ""
+        self._readers: set[object] = set()
+        self._reader_left = asyncio.Event()
         self._changes_reclaimed = -1
         self._reclaimed_at_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
@@ -126,7 +131,7 @@ class Node:
             self.seams.clock,
             self.metrics,
             on_durable=lambda group_id: self._groups[group_id].on_durable(),
-            on_full=self._note_journal,
+            on_stuck=self._note_journal,
             on_fatal=self.fail,
         )
         producer = Producer(f"{self.settings.node.name}/{self.seams.dice.getrandbits(64):016x}")
@@ -149,6 +154,7 @@ class Node:
                 self.settings,
                 self.metrics,
                 on_store_error=self.note_store_error,
+                readers_gone=self._readers_gone,
                 store_full=lambda: self._store_full,
             )
         self._groups: Mapping[int, GroupHost[Any]] = {
@@ -199,6 +205,23 @@ class Node:
         """Hold on to a background task until it ends, and wait for it when the node stops."""
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def read(self, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
+        """Return `function(*args)` from a search thread; until then no chunk that its views need is removed."""
+        reader = object()
+        self._readers.add(reader)
+        try:
+            return await self.seams.executor.run(Lane.SEARCH, function, *args)
+        finally:
+            self._readers.discard(reader)
+            self._reader_left.set()
+
+    async def _readers_gone(self) -> None:
+        """Return when every read that runs now has ended; later ones see nothing that is garbage now."""
+        before = set(self._readers)
+        while before & self._readers:
+            self._reader_left.clear()
+            await self._reader_left.wait()
 
     @property
     def catalog(self) -> Catalog:
@@ -254,24 +277,24 @@ class Node:
 
     def check_journal(self) -> None:
         """Raise ReadOnly while the journal has no room for a single record: then deletes and drops wait in vain too."""
-        if self._journal_full:
+        if self._journal_stuck:
             raise ReadOnly(
-                "quota exceeded[reason=disk quota exceeded]: the disk of the journal is full; nothing can be changed "
-                "until there is room again, reads go on"
+                f"quota exceeded[reason=disk quota exceeded]: {self._journal_stuck}; nothing can be changed until "
+                "there is room again, reads go on"
             )
 
-    def _note_journal(self, full: bool) -> None:
-        self._journal_full = full
-        if full:
-            self._say_read_only("the disk of the journal is full")
+    def _note_journal(self, why: str) -> None:
+        self._journal_stuck = why
+        if why:
+            self._say_read_only(why)
         else:
             self._check_room()
 
     def note_store_error(self, error: OSError) -> None:
         """A full disk passes, once the store is opened again; anything else is fatal."""
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
             self._store_full = True
-            self._say_read_only("the disk of the chunk store is full")
+            self._say_read_only(f"the chunk store cannot be written: {error.strerror}")
         else:
             self.fail(error)
 
@@ -289,7 +312,7 @@ class Node:
         reserve_bytes = self.settings.storage.disk_reserve_bytes
         if free_bytes < reserve_bytes:
             self._say_read_only(f"{free_bytes} bytes are free, {reserve_bytes} are kept in reserve")
-        elif not self._store_full and not self._journal_full:
+        elif not self._store_full and not self._journal_stuck:
             self._say_read_only("")
 
     async def _reopen_store(self) -> None:

@@ -1,7 +1,7 @@
 """Reads: views of the segments concerned, one call of a worker thread, rows out.
 
-Searches that differ only in their vectors and wait at the same moment are answered by one call of the engine: while one
-batch of them runs, the next one gathers. A batch takes its views when it starts, which is after each of its requests
+Searches that differ only in their vectors and wait at the same moment are answered by one call of the engine: while
+batches of them run, the next one gathers. A batch takes its views when it starts, which is after each of its requests
 came in, so each sees every write that was acknowledged before it.
 """
 
@@ -21,7 +21,6 @@ from index.spec import IndexSpec, SpecError, parse_search_params
 from node.metrics import PlanKind
 from node.node import Node
 from node.service import ReadOptions, Rows, SearchRequest, SearchResult
-from node.workers import Lane
 from storage.columns import Batch, VectorColumn
 from storage.errors import (
     BadJson,
@@ -48,6 +47,8 @@ from storage.search import (
 from storage.types import CollectionId, FieldId, PartitionId, Tick
 from storage.view import SegmentView, empty_column
 
+BATCHES_MAX: Final = 2
+"""Batches of one kind at the same time: while one is searched, the loop answers the other and reads new requests."""
 FILTERS_KEPT: Final = 256
 FILTER_CHARS_KEPT_MAX: Final = 4_096
 COUNT: Final = "count(*)"
@@ -91,7 +92,7 @@ class _Gathering:
     waiting: list[tuple[VectorQuery, Output, int, asyncio.Future[tuple[SearchHits, Batch]]]] = field(
         default_factory=list
     )
-    running: bool = False
+    running: int = 0
 
 
 class Reader:
@@ -155,8 +156,8 @@ class Reader:
         waiter: asyncio.Future[tuple[SearchHits, Batch]] = asyncio.get_running_loop().create_future()
         gathering = self._gathering.setdefault(kind, _Gathering())
         gathering.waiting.append((asked, output, offset, waiter))
-        if not gathering.running:
-            gathering.running = True
+        if gathering.running < BATCHES_MAX:
+            gathering.running += 1
             task = asyncio.get_running_loop().create_task(
                 self._run_gathered(kind, gathering, collection, partitions, options.ignore_growing)
             )
@@ -179,9 +180,7 @@ class Reader:
                     continue
                 try:
                     seen = self.snapshot(collection, partitions, growing=not ignore_growing)
-                    answers = await self._node.seams.executor.run(
-                        Lane.SEARCH, _search_and_fetch, seen, [one[:3] for one in batch]
-                    )
+                    answers = await self._node.read(_search_and_fetch, seen, [one[:3] for one in batch])
                 except Exception as error:  # whatever it is, those who wait must hear of it
                     for *_, waiter in batch:
                         if not waiter.done():
@@ -191,8 +190,8 @@ class Reader:
                         if not waiter.done():
                             waiter.set_result(answer)
         finally:
-            gathering.running = False
-            if self._gathering.get(kind) is gathering:
+            gathering.running -= 1
+            if not gathering.running and self._gathering.get(kind) is gathering:
                 del self._gathering[kind]
 
     async def _query_vectors(
@@ -215,9 +214,7 @@ class Reader:
     ) -> npt.NDArray[np.float32]:
         keys = typed_keys(collection.schema.primary, ids)
         seen = self.snapshot(collection, None)
-        found = await self._node.seams.executor.run(
-            Lane.SEARCH, _find_and_fetch, seen, keys, [collection.schema.primary.id, anns_field.id]
-        )
+        found = await self._node.read(_find_and_fetch, seen, keys, [collection.schema.primary.id, anns_field.id])
         at = {key: i for i, key in enumerate(_plain(batch_keys(found, collection.schema.primary.id)))}
         missing = [key for key in _plain(keys) if key not in at]
         if missing:
@@ -235,11 +232,11 @@ class Reader:
         growing = not options.ignore_growing
         seen = self.snapshot(collection, partitions, growing=growing)
         if [name.replace(" ", "").lower() for name in options.output_fields] == [COUNT]:
-            rows = await self._node.seams.executor.run(Lane.SEARCH, _count, seen, row_filter)
+            rows = await self._node.read(_count, seen, row_filter)
             return Rows(collection.schema, Batch({}, 0), (), count=rows)
         output = resolve_output(collection.schema, options.output_fields)
-        batch = await self._node.seams.executor.run(
-            Lane.SEARCH, _query_and_fetch, seen, row_filter, limit or None, offset, self._columns(collection, output)
+        batch = await self._node.read(
+            _query_and_fetch, seen, row_filter, limit or None, offset, self._columns(collection, output)
         )
         return self._rows(collection.schema, batch, output)
 
@@ -249,9 +246,7 @@ class Reader:
         keys = typed_keys(collection.schema.primary, ids)
         output = resolve_output(collection.schema, options.output_fields)
         seen = self.snapshot(collection, partitions)
-        batch = await self._node.seams.executor.run(
-            Lane.SEARCH, _find_and_fetch, seen, keys, self._columns(collection, output)
-        )
+        batch = await self._node.read(_find_and_fetch, seen, keys, self._columns(collection, output))
         return self._rows(collection.schema, batch, output)
 
     async def matching_keys(
@@ -260,13 +255,13 @@ class Reader:
         """Return the primary keys of the rows that match: what a delete by filter deletes."""
         seen = self.snapshot(collection, partitions)
         primary = collection.schema.primary.id
-        batch = await self._node.seams.executor.run(Lane.SEARCH, _query_and_fetch, seen, row_filter, None, 0, [primary])
+        batch = await self._node.read(_query_and_fetch, seen, row_filter, None, 0, [primary])
         return batch_keys(batch, primary)
 
     async def row_count(self, collection: Collection, partitions: frozenset[PartitionId] | None) -> int:
         """Return the number of live rows."""
         seen = self.snapshot(collection, partitions)
-        return await self._node.seams.executor.run(Lane.SEARCH, _count, seen, None)
+        return await self._node.read(_count, seen, None)
 
     def snapshot(
         self, collection: Collection, partitions: frozenset[PartitionId] | None, *, growing: bool = True

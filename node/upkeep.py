@@ -9,6 +9,7 @@ that is not applied yet, no checkpoint of the shard is taken (`_chunks`): it mig
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 IDLE_S: Final = 1.0
 """How often a loop with nothing to do looks again, besides after every change."""
 BACK_OFF_S: Final = 1.0
+STOP_S_MAX: Final = 5.0
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Upkeep:
         metrics: Metrics,
         *,
         on_store_error: Callable[[OSError], None],
+        readers_gone: Callable[[], Awaitable[None]],
         store_full: Callable[[], bool],
     ) -> None:
         self._host = host
@@ -77,6 +80,7 @@ class Upkeep:
         self._settings = settings
         self._metrics = metrics
         self._on_store_error = on_store_error
+        self._readers_gone = readers_gone
         self._store_full = store_full
         self._chunks = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -132,10 +136,16 @@ class Upkeep:
     async def stop(self) -> None:
         for progress in self.builds.values():
             progress.cancelled = True
+        with contextlib.suppress(TimeoutError):
+            # What has written chunks gets to see its message applied: a message that comes after the last checkpoint
+            # might name chunks which that has removed.
+            await asyncio.wait_for(self._chunks.acquire(), STOP_S_MAX)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if self._chunks.locked():
+            self._chunks.release()
 
     async def _forever(self, step: Callable[[], Awaitable[bool]], waker: asyncio.Event, idle_s: float) -> None:
         await self._host.led.wait()
@@ -463,6 +473,8 @@ class Upkeep:
         """Make everything applied so far durable outside the journal, and let go of the journal below it."""
         async with self._chunks:
             frozen = freeze(self.shard)
+            if frozen.garbage:
+                await self._readers_gone()
             written = await self._executor.run(Lane.DISK, write, frozen, self._store)
             install(self.shard, written)
         self.checkpoint_position = written.position

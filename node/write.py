@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from cluster.catalog import DEFAULT_PARTITION, Collection
 from cluster.message import Delete, Insert
 from cluster.route import hash_keys, split
 from node.node import Node
 from node.service import WriteResult
-from node.workers import Lane
 from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn
 from storage.errors import BadRow, Conflict, InvalidParameter
 from storage.key_lookup import Keys, batch_keys
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
-from storage.types import TICK_MAX, PartitionId
+from storage.types import TICK_MAX, PartitionId, Tick
 from storage.view import SegmentView
 
 CONFLICT_RETRIES_MAX = 16
@@ -182,9 +182,8 @@ class Writer:
     async def _upsert_partial(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
         """Merge the given fields into the rows that exist; whoever changes them meanwhile makes us read again."""
         for _ in range(CONFLICT_RETRIES_MAX):
-            merged, expected = await self._node.seams.executor.run(
-                Lane.SEARCH, _merge_partial, collection.schema, batch, self._views(collection)
-            )
+            views, expire_before = self._views(collection)
+            merged, expected = await self._node.read(_merge_partial, collection.schema, batch, views, expire_before)
             groups = self._partitions_of(collection, merged, partition)
             try:
                 outcomes = await self._send(collection, merged, groups, replace_rows=True, expected=expected)
@@ -195,21 +194,25 @@ class Writer:
             )
         raise Conflict("the rows are being changed by others all the time; try again")
 
-    def _views(self, collection: Collection) -> list[SegmentView]:
-        shards = sorted(set(collection.shards))
-        return [
-            view for shard_id in shards for view in self._node.shards[shard_id].machine.views(collection.collection_id)
-        ]
+    def _views(self, collection: Collection) -> tuple[list[SegmentView], Tick]:
+        """Return what is there now, and the tick before which rows have expired."""
+        views: list[SegmentView] = []
+        expire_before = Tick(0)
+        for shard_id in sorted(set(collection.shards)):
+            state = self._node.shards[shard_id].machine.collection(collection.collection_id)
+            views += [one.view() for one in state.segments()]
+            expire_before = state.expire_before(self._node.hybrid.stamp())
+        return views, expire_before
 
 
 def _merge_partial(
-    schema: CollectionSchema, batch: Batch, views: Sequence[SegmentView]
+    schema: CollectionSchema, batch: Batch, views: Sequence[SegmentView], expire_before: Tick
 ) -> tuple[Batch, npt.NDArray[np.int64]]:
     """Return (whole rows, for each the insert tick of the row it replaces, 0 if it is new)."""
     keys = batch_keys(batch, schema.primary.id)
     newest: dict[int | str, tuple[int, SegmentView, int]] = {}
     for view in views:
-        offsets = view.find(keys, TICK_MAX)
+        offsets = view.find(keys, TICK_MAX, expire_before)
         found = _plain(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
         for offset, key in zip(offsets.tolist(), found, strict=True):
             inserted = int(view.ticks[offset])
@@ -232,7 +235,26 @@ def _merge_partial(
             else:
                 pieces.append(Batch({one.id: absent_column(one, 1)}, 1))
         columns[one.id] = Batch.concat(pieces).columns[one.id]
+    if schema.dynamic is not None and schema.dynamic.id in batch.columns:
+        columns[schema.dynamic.id] = _merge_documents(schema.dynamic, batch, [newest.get(key) for key in wanted])
     return Batch(columns, batch.rows), expected
+
+
+def _merge_documents(
+    dynamic: FieldSchema, batch: Batch, replaced: Sequence[tuple[int, SegmentView, int] | None]
+) -> StringColumn:
+    """Return the rows' dynamic keys over those of the rows they replace; a null clears a key."""
+    merged = []
+    for given, old in zip(batch.columns[dynamic.id].to_list(), replaced, strict=True):
+        known: dict[str, Any] = {}
+        if old is not None:
+            _, view, offset = old
+            (text,) = view.fetch(np.array([offset], np.int64), [dynamic.id]).columns[dynamic.id].to_list()
+            known = orjson.loads(text) if text else {}
+        changed = orjson.loads(given) if given else {}
+        kept = {key: value for key, value in {**known, **changed}.items() if value is not None}
+        merged.append(orjson.dumps(kept).decode())
+    return StringColumn(StringArray.from_strings(merged))
 
 
 def absent_column(one: FieldSchema, rows: int) -> Column:
