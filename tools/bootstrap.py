@@ -57,6 +57,8 @@ def command_demo(chosen: argparse.Namespace) -> int:
             raise Failure(f"a demo runs already on {old.client_address} (pid {old.pid}). Use it, or stop it first.")
     require_free(address)
     python = make_environment("")
+    # A shell that starts this in the background has Ctrl-C ignored, and so would the demo have it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     node, process = start_node(python, directory, name="demo", address=address)
     try:
         wait_ready(node, directory, process)
