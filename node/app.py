@@ -25,6 +25,7 @@ from aiohttp import web
 from node.api.server import make_app
 from node.chunk_gate import GatedChunks
 from node.clock import SystemClock
+from node.connections import GuardedSite, connections_max, raise_descriptor_limit
 from node.database import Database
 from node.disk import OsDisk
 from node.memory import reclaim, tame_allocator
@@ -49,6 +50,7 @@ def run(settings: Settings) -> int:
     """Serve until told to stop; return the exit status. Raises StorageFault or OSError if the node cannot start."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tame_allocator()
+    raise_descriptor_limit()  # before LevelDB looks at it
     return uvloop.run(_serve(settings))
 
 
@@ -115,7 +117,8 @@ async def _listen(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
     address = settings.node.listen
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    limit = connections_max(raise_descriptor_limit())
+    await GuardedSite(runner, listener, limit, backlog=BACKLOG).start()
     log.info("listening address=%s node=%s data=%s", address, settings.node.name, settings.node.data)
     return runner
 

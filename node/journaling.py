@@ -1,8 +1,9 @@
 """Group commit: one write and one fsync for the pending log bytes of all groups of this node.
 
 While a batch is on its way to the disk, the next one gathers; so a loaded node syncs as often as its disk can and
-every sync carries everything that came in meanwhile. A full disk leaves the batch pending and is told to the
-callback; any other failure of the disk is fatal: after a failed fsync nothing is known about what was written.
+every sync carries everything that came in meanwhile. A full disk, or no descriptor to open a file with, leaves the
+batch pending and is told to the callback; any other failure of the disk is fatal: after a failed fsync nothing is
+known about what was written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from storage.journal import Journal
 
 log = logging.getLogger(__name__)
 
-FULL_RETRY_S = 0.5
+RETRY_S = 0.5
 
 
 class JournalWriter:
@@ -33,7 +34,7 @@ class JournalWriter:
         metrics: Metrics,
         *,
         on_durable: Callable[[int], None],
-        on_full: Callable[[bool], None],
+        on_stuck: Callable[[str], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._journal = journal
@@ -41,10 +42,10 @@ class JournalWriter:
         self._clock = clock
         self._metrics = metrics
         self._on_durable = on_durable
-        self._on_full = on_full
+        self._on_stuck = on_stuck
         self._on_fatal = on_fatal
         self._running: asyncio.Task[None] | None = None
-        self._full = False
+        self._stuck = ""
 
     def kick(self) -> None:
         """Start writing if there is something to write and nothing is being written."""
@@ -52,9 +53,9 @@ class JournalWriter:
             self._running = asyncio.get_running_loop().create_task(self._drain())
 
     async def close(self) -> None:
-        """Return when what was appended is written, or cannot be because the disk is full."""
+        """Return when what was appended is written, or cannot be now."""
         while (running := self._running) is not None:
-            if self._full:
+            if self._stuck:
                 running.cancel()
             await asyncio.wait({running})
 
@@ -66,13 +67,11 @@ class JournalWriter:
                     await self._executor.run(Lane.LOG, batch.write)
                 except OSError as error:
                     self._journal.batch_failed(batch, error)
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    self._say_full(True)
-                    await asyncio.sleep(FULL_RETRY_S)
+                    self._say_stuck(_why_stuck(error))  # another failure has halted the journal
+                    await asyncio.sleep(RETRY_S)
                     continue
                 self._metrics.fsynced(self._clock.monotonic_s() - began_s)
-                self._say_full(False)
+                self._say_stuck("")
                 for group_id in sorted(self._journal.batch_done(batch)):
                     self._on_durable(group_id)
         except asyncio.CancelledError:
@@ -82,7 +81,13 @@ class JournalWriter:
         finally:
             self._running = None
 
-    def _say_full(self, full: bool) -> None:
-        if full != self._full:
-            self._full = full
-            self._on_full(full)
+    def _say_stuck(self, why: str) -> None:
+        if why != self._stuck:
+            self._stuck = why
+            self._on_stuck(why)
+
+
+def _why_stuck(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files and connections are open"
+    return "the disk of the journal is full"

@@ -17,6 +17,8 @@ Who calls what:
 Everything but `WriteBatch.write` belongs to the loop and does not block, except that reading an entry that is no longer
 cached reads its file. One batch is under way at a time; that is what fills the next one.
 
+A process without a free descriptor is no failure of the disk either: only opening fails so, and it is tried again.
+
 A full disk. If a *write* fails because there is no room, nothing was promised yet and no page is in doubt: the batch
 stays and is written again, byte for byte at the same place, when the caller tries again. If *fsync* fails, the kernel
 may have dropped the pages and marked them clean, so that a second fsync reports success for bytes that are gone; the
@@ -35,7 +37,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, EMFILE, ENFILE, ENOSPC
 from typing import ClassVar, Final, NamedTuple
 
 from storage.disk import Disk
@@ -206,8 +208,8 @@ class WriteBatch:
         if self.reserve_spent or RESERVE_NAME not in self.disk.list(self.directory):
             return False
         self.disk.remove(f"{self.directory}/{RESERVE_NAME}")
-        self.disk.sync_directory(self.directory)
         self.reserve_spent = True
+        self.disk.sync_directory(self.directory)
         return True
 
 
@@ -247,6 +249,8 @@ class Journal:
         self._batch_in_flight = False
         self._halted: str | None = None
         self._marked = False
+        self._waits = False
+        """The last write found no room, which is told once."""
         self.durable_lsn = files[-1].end_lsn if files else 0
         self.file_bytes_max, self.cache_bytes_max = file_bytes_max, cache_bytes_max
         self.report = report
@@ -333,6 +337,9 @@ class Journal:
         assert batch.stage is _Stage.DURABLE, "the batch was not written"
         self._batch, self._batch_in_flight = None, False
         self._note_reserve(batch)
+        if self._waits:
+            self._waits = False
+            log.info("journal goes on bytes=%d", batch.size_bytes)
         self.durable_lsn = batch.end_lsn
         self._pending_bytes -= batch.size_bytes
         self._files = [file for file in self._files if file not in batch.removed]
@@ -349,14 +356,17 @@ class Journal:
     def batch_failed(self, batch: WriteBatch, error: OSError) -> None:
         """Note that `batch.write()` raised `error`.
 
-        Returns if the disk was full before anything was synced: `take_batch` gives the same batch again, and the caller
-        tries again when there may be room. Raises JournalHalted otherwise; from then on every call does.
+        Returns if the disk was full before anything was synced, or a file could not be opened: `take_batch` gives the
+        same batch again, and the caller tries again later. Raises JournalHalted otherwise; from then on every call
+        does.
         """
         assert batch is self._batch and self._batch_in_flight, "not the batch under way"
         self._batch_in_flight = False
         self._note_reserve(batch)
-        if batch.stage is _Stage.WRITING and _is_full(error):
-            log.warning("journal waits for room bytes=%d: %s", batch.size_bytes, error)
+        if (batch.stage is _Stage.WRITING and _is_full(error)) or _is_not_opened(error):
+            if not self._waits:
+                self._waits = True
+                log.warning("journal waits bytes=%d: %s", batch.size_bytes, error)
             return
         self._halted = (
             f"the journal in {self._directory} failed while {batch.stage.value} {batch.size_bytes} bytes: {error}"
@@ -647,3 +657,8 @@ class GroupLog:
 
 def _is_full(error: OSError) -> bool:
     return error.errno in (ENOSPC, EDQUOT)
+
+
+def _is_not_opened(error: OSError) -> bool:
+    """Whether there was no descriptor to open a file with; no write and no sync fails so, hence none is in doubt."""
+    return error.errno in (EMFILE, ENFILE)
