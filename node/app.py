@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -17,6 +18,7 @@ import random
 import signal
 import socket
 import sys
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
 import uvloop
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 70
 BACKLOG: Final = 1024
+START_BYTES_MIN: Final = 64 << 20
+"""Room that is enough to start: LevelDB writes out its log of up to twice 16 MiB, and the journal goes on."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Rows come as lists of thousands of values, none of them in a cycle: looking for cycles each 700 is a waste."""
 SWITCH_INTERVAL_S: Final = 0.0002
@@ -64,8 +68,9 @@ async def _serve(settings: Settings) -> int:
     listener = _bind(settings)  # before anything is created: a port in use is the commonest reason not to start
     clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
     data = settings.node.data
-    disk.make_directory(f"{data}/journal")
-    store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
+    with _plain_words(data):
+        disk.make_directory(f"{data}/journal")
+        store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
     workers = Workers(
         disk_threads=settings.workers.disk_threads,
         search_threads=settings.workers.search_threads,
@@ -79,12 +84,15 @@ async def _serve(settings: Settings) -> int:
     )
     watchdog.start()
     try:
-        await node.start()
+        stopping: asyncio.Future[Any] = loop.create_task(stop.wait())
+        with _plain_words(data):
+            if not await _unless_stopped(node.start(), stopping):
+                log.info("stopped while starting; the next start begins with the same data")
+                return 0
         metrics.before_scrape(lambda: observe(node, metrics))
         gc.freeze()  # what is here stays; collections need not look at it again
         gc.set_threshold(*GC_THRESHOLDS)
         runner = await _listen(listener, node, settings, metrics, clock, workers)
-        stopping: asyncio.Future[Any] = loop.create_task(stop.wait())
         both: set[asyncio.Future[Any]] = {stopping, node.failed}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if node.failed.done():
@@ -100,6 +108,33 @@ async def _serve(settings: Settings) -> int:
         store.close()
     log.info("stopped")
     return 0
+
+
+async def _unless_stopped(starting: Coroutine[Any, Any, None], stopping: asyncio.Future[Any]) -> bool:
+    """Start, or give up when told to stop: nothing was promised yet, so there is nothing to save."""
+    task = asyncio.get_running_loop().create_task(starting)
+    both: set[asyncio.Future[Any]] = {task, stopping}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+        return False
+    task.result()
+    return True
+
+
+@contextlib.contextmanager
+def _plain_words(data: str) -> Iterator[None]:
+    """Say what to do when the disk is full: opening LevelDB writes out its log, and without room it cannot."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"the disk of {data} is full ({error.strerror}): free at least {START_BYTES_MIN >> 20} MiB there, outside "
+            "the data directory, then start again; nothing that was answered is lost"
+        ) from error
 
 
 async def _listen(

@@ -12,7 +12,8 @@ served.
 
 A full disk is `OSError` with ENOSPC, any other failed write an `OSError` without it. After a failed write LevelDB
 refuses all others for good, and a store that was full says ENOSPC to each of them: `reopen` once there is room. Reads
-go on meanwhile.
+go on meanwhile. A process without a free descriptor is the same with EMFILE. While reopening does not succeed, reads
+are Unavailable.
 
 All calls block and may be made from any thread; `reopen` and `close` only while no other call is under way.
 """
@@ -26,7 +27,7 @@ from typing import Any, Final, Protocol
 
 import plyvel
 
-from storage.errors import ChunkDamaged, DirectoryInUse
+from storage.errors import ChunkDamaged, DirectoryInUse, Unavailable
 from storage.keys import chunk_key, chunk_prefix, describe, is_record
 from storage.segment_files import DIGEST_BYTES, digest_of
 from storage.types import ShardId
@@ -102,7 +103,7 @@ class ChunkStore(Protocol):
         ...
 
     def reopen(self) -> None:
-        """Make writing possible again after a failed write. Raises OSError while it is not."""
+        """Make writing possible again after a failed write. Raises OSError while it is not: call it again then."""
         ...
 
     def close(self) -> None: ...
@@ -113,8 +114,10 @@ class LevelDbChunks:
 
     def __init__(self, path: str, db: Any) -> None:
         self.path = path
-        self._db = db
-        self._full = False
+        self._opened = db
+        """None after LevelDB could not be opened again: its lock forbids opening the new one before closing the old."""
+        self._stuck = 0
+        """The errno of the write that failed, until the store is opened again."""
 
     @classmethod
     def open(cls, path: str) -> LevelDbChunks:
@@ -128,6 +131,7 @@ class LevelDbChunks:
         try:
             data: bytes | None = self._db.get(chunk_key(shard_id, digest), verify_checksums=True, fill_cache=False)
         except (plyvel.CorruptionError, plyvel.IOError) as error:
+            _refuse_for_now(error)
             raise ChunkFault(shard_id, digest, _text(error)) from error
         if data is None:
             raise ChunkFault(shard_id, digest, "it is missing")
@@ -161,6 +165,7 @@ class LevelDbChunks:
         try:
             stored: bytes | None = self._db.get(key, verify_checksums=True)
         except (plyvel.CorruptionError, plyvel.IOError) as error:
+            _refuse_for_now(error)
             raise RecordFault(key, _text(error)) from error
         return None if stored is None else open_record(key, stored)
 
@@ -171,6 +176,7 @@ class LevelDbChunks:
                 for key, stored in found:
                     yield key, open_record(key, stored)
         except (plyvel.CorruptionError, plyvel.IOError) as error:
+            _refuse_for_now(error)
             raise RecordFault(prefix, _text(error)) from error
 
     def delete_chunks(self, shard_id: ShardId, digests: Iterable[bytes]) -> None:
@@ -182,6 +188,7 @@ class LevelDbChunks:
             with self._db.iterator(prefix=prefix, include_value=False, fill_cache=False) as found:
                 return [key[len(prefix) :] for key in found]
         except (plyvel.CorruptionError, plyvel.IOError) as error:
+            _refuse_for_now(error)
             raise ChunkDamaged(f"the chunks of shard {shard_id} cannot be listed: {_text(error)}") from error
 
     def compact(self) -> None:
@@ -191,16 +198,25 @@ class LevelDbChunks:
             raise _os_error(error) from error
 
     def reopen(self) -> None:
-        self._db.close()
-        self._db = _open(self.path)
-        self._full = False
+        self._stuck = self._stuck or errno.EIO
+        self.close()
+        self._opened = _open(self.path)
+        self._stuck = 0
 
     def close(self) -> None:
-        self._db.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def _db(self) -> Any:
+        if self._opened is None:
+            raise Unavailable("the chunk store is being opened again after its disk was full; try again soon")
+        return self._opened
 
     def _write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes], *, sync: bool = True) -> None:
-        if self._full:
-            raise OSError(errno.ENOSPC, "the disk was full, and the chunk store has not been opened again since")
+        if self._stuck:
+            raise OSError(self._stuck, "a write has failed, and the chunk store has not been opened again since")
         try:
             with self._db.write_batch(transaction=True, sync=sync) as batch:
                 for key, data in puts:
@@ -209,7 +225,8 @@ class LevelDbChunks:
                     batch.delete(key)
         except plyvel.Error as error:
             failure = _os_error(error)
-            self._full = failure.errno == errno.ENOSPC
+            if failure.errno in (errno.ENOSPC, errno.EMFILE):
+                self._stuck = failure.errno
             raise failure from error
 
 
@@ -242,7 +259,8 @@ def _open(path: str) -> Any:
             "its data from the others"
         ) from error
     except plyvel.Error as error:
-        if "LOCK" in _text(error) and "No such file" not in _text(error):
+        passes = _os_error(error).errno != errno.EIO
+        if "LOCK" in _text(error) and "No such file" not in _text(error) and not passes:
             raise DirectoryInUse(
                 f"the data directory is in use: another process has {path} open; stop that one, or start this one "
                 "with another --data"
@@ -261,11 +279,23 @@ def _refuse_headless(path: str) -> None:
 
 
 def _os_error(error: Exception) -> OSError:
-    """Return the failure as an OSError that says whether the disk is full; LevelDB has only text for it."""
+    """Return the failure as an OSError that says whether it passes; LevelDB has only text for it."""
     text = _text(error)
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return OSError(errno.ENOSPC, text)
+    if _is_without_descriptor(error):
+        return OSError(errno.EMFILE, text)
     return OSError(errno.EIO, text)
+
+
+def _refuse_for_now(error: Exception) -> None:
+    """Raise Unavailable if the read failed for want of a descriptor: then nothing is damaged."""
+    if _is_without_descriptor(error):
+        raise Unavailable("too many files and connections are open; try again soon") from error
+
+
+def _is_without_descriptor(error: Exception) -> bool:
+    return "Too many open files" in _text(error)
 
 
 def _text(error: Exception) -> str:

@@ -132,6 +132,24 @@ def test_a_full_disk_passes(reserve: str, tmp_path: Path) -> None:
             assert status == 0, said
 
 
+def test_a_full_disk_at_the_start_is_told_in_plain_words(tmp_path: Path) -> None:
+    """A node that cannot open its store says what to free; with room it starts and has every row."""
+    with small_disk(tmp_path, 96) as disk:
+        node = Running(disk.path / "n1", settings=SETTINGS, prefix=disk.prefix, log=tmp_path / "log")
+        with node:
+            story = Story(node)
+            for _ in range(12):
+                assert story.insert()["code"] == 0
+            node.kill()
+            disk.fill()
+            node.launch()
+            assert node.process.wait(30) == 1
+            assert "is full" in node.said() and "free at least" in node.said() and "[Errno" not in node.said()
+            disk.empty()
+            node.start()
+            story.check_all()
+
+
 def _fill_and_empty(disk: SmallDisk, node: Running, story: Story) -> None:
     disk.fill()
     refusals: list[str] = []

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from storage.chunks import ChunkFault, ChunkStore, LevelDbChunks, RecordFault
-from storage.errors import ChunkDamaged, DirectoryInUse
+from storage.errors import ChunkDamaged, DirectoryInUse, Unavailable
 from storage.keys import chunk_key, describe, manifest_key, parse, record_key
 from storage.segment_files import digest_of
 from storage.types import ShardId
@@ -217,6 +217,30 @@ def test_leveldb_on_a_full_disk(tmp_path: Path) -> None:
         store.close()
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_reopening_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While LevelDB cannot be opened again reads are Unavailable and writes say why; the next try mends both."""
+    store = LevelDbChunks.open(str(tmp_path / "chunks"))
+    store.commit([(manifest_key(SHARD), b"1")])
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.chunks._open", _no_room)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no room"):
+                store.reopen()
+            with pytest.raises(Unavailable, match="try again"):
+                store.read(manifest_key(SHARD))
+            with pytest.raises(OSError, match="has not been opened again"):
+                store.commit([(manifest_key(SHARD), b"2")])
+    store.reopen()
+    assert store.read(manifest_key(SHARD)) == b"1"
+    store.commit([(manifest_key(SHARD), b"2")])
+    store.close()
+    store.close()
+
+
+def _no_room(path: str) -> None:
+    raise OSError(errno.ENOSPC, f"{path}: no room")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
