@@ -42,6 +42,8 @@ from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, 
 
 Facts = Mapping[str, Any]
 TTL_PROPERTY = "collection.ttl.seconds"
+PROPERTIES_MAX = 256
+"""Of a collection or a database, together with those it had: the catalogue is in every node's memory."""
 
 
 @dataclass(frozen=True)
@@ -362,7 +364,8 @@ def end(catalog: Catalog, task_id: int) -> None:
 
 
 def check_properties(properties: Mapping[str, str]) -> None:
-    """Raise InvalidParameter if a property that means something to us has a value that does not."""
+    """Raise InvalidParameter if they are too many, or one that means something to us has a value that does not."""
+    check_property_count(properties)
     ttl = properties.get(TTL_PROPERTY)
     if ttl is not None:
         try:
@@ -371,6 +374,12 @@ def check_properties(properties: Mapping[str, str]) -> None:
             seconds = -1
         if not 0 <= seconds < 1 << 40:
             raise InvalidParameter(f"{TTL_PROPERTY} must be a whole number of seconds from 0 (never), got {ttl!r}")
+
+
+def check_property_count(properties: Mapping[str, str]) -> None:
+    """Raise InvalidParameter if there are more properties than a collection or a database may have."""
+    if len(properties) > PROPERTIES_MAX:
+        raise InvalidParameter(f"there would be {len(properties)} properties, at most {PROPERTIES_MAX} are kept")
 
 
 def _same_parameters(known: Collection, request: Facts) -> bool:

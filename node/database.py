@@ -22,7 +22,9 @@ from cluster.catalog import (
     DropDatabase,
     IndexDef,
     RenameCollection,
+    altered,
 )
+from cluster.ddl import check_property_count
 from cluster.message import Seal
 from cluster.ring import place
 from cluster.shard import CollectionState, Shard
@@ -93,6 +95,7 @@ class Database:
         return found.database_id, found.properties
 
     async def alter_database(self, name: str, changed: Mapping[str, str], dropped: Sequence[str]) -> None:
+        check_property_count(altered(self._node.catalog.database(name).properties, changed, dropped))
         await self._node.control.change(AlterDatabase(name, dict(changed), list(dropped)))
 
     # collections

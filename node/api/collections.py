@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from node.api.calls import Call, Handler
 from node.api.replies import success
-from node.api.requests import as_text
-from node.api.schemas import collection_request, describe_collection, describe_index, index_requests, pairs
+from node.api.schemas import collection_request, describe_collection, describe_index, index_requests, pairs, texts
 from node.service import LoadState
 from storage.errors import CollectionNotFound, DatabaseNotFound, MissingParameter
 
@@ -29,7 +28,7 @@ VERSION: Final = _version()
 
 def _changes(call: Call) -> tuple[dict[str, str], list[str]]:
     """Return (properties to set, properties to drop) of an alter or drop request; one of the two is empty."""
-    changed = {key: as_text(value) for key, value in (call.values.get("properties") or {}).items()}
+    changed = texts("properties", call.values.get("properties") or {})
     dropped = list(call.values.get("propertyKeys") or ())
     if not changed and not dropped:
         wanted = "propertyKeys" if "propertyKeys" in call.values else "properties"
@@ -53,7 +52,7 @@ async def describe_segments(call: Call) -> Envelope:
 
 
 async def create_database(call: Call) -> Envelope:
-    properties = {key: as_text(value) for key, value in call.values["properties"].items()}
+    properties = texts("properties", call.values["properties"])
     await call.service.create_database(call.values["dbName"], properties)
     return success({})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from node.api.calls import Call, Handler
-from node.api.exact import NotExact, loads, split_list
+from node.api.exact import NotExact, kind_of, loads, split_list
+from node.api.limits import IDS_MAX, check_list, check_list_text, check_output
 from node.api.replies import LARGE_REPLY_ROWS, Style, rows_reply, search_reply, success, write_reply
 from node.api.requests import parse_bool, parse_int
 from node.api.routes import QUERY_UNSUPPORTED, SEARCH_UNSUPPORTED, unsupported_given
 from node.api.rows import Write, rows_from_cbor, rows_from_json
 from node.api.schemas import consistency
 from node.api.values import shortened
-from node.service import ReadOptions, SearchRequest
+from node.service import ReadOptions, Rows, SearchRequest, SearchResult
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
@@ -36,6 +37,8 @@ WINDOW_MAX: Final = 16_384
 """Of limit, of limit + offset, and of query vectors in one search: Milvus's limits."""
 OFFLOAD_BYTES_MIN: Final = 64 << 10
 """Smaller bodies are decoded on the loop: it takes less time there than to wake a thread."""
+GAP_BYTES_MAX: Final = 64
+"""Spaces and a ',' between two query vectors."""
 _HINTS: Final = frozenset({"hints", "iterator"})
 _queries = msgspec.json.Decoder(list[list[float]])
 _query = msgspec.json.Decoder(list[float])
@@ -135,6 +138,8 @@ async def search(call: Call) -> Envelope:
             raise UnsupportedOperation("group_by_field is not supported by this server")
         for name in _HINTS:
             params.pop(name, None)
+    options = _options(call, (), ignore_growing=ignore_growing)
+    _check_hits((len(ids or ()) if vectors is None else len(vectors)) * limit, options, schema)
     request = SearchRequest(
         vectors=vectors,
         ids=ids,
@@ -145,13 +150,15 @@ async def search(call: Call) -> Envelope:
         params=params,
         round_decimal=round_decimal,
     )
-    options = _options(call, (), ignore_growing=ignore_growing)
     result = await call.service.search(call.database, call.collection, request, options)
     return await _shown(call, search_reply, result, result.rows.batch.rows)
 
 
 async def _shown(call: Call, reply: Callable[[Any, Style], Envelope], result: Any, rows: int) -> Envelope:
-    """Return the reply, built on a worker thread where it has many rows."""
+    """Return the reply, built on a worker thread where it has many rows. Raises InvalidParameter if it is too large."""
+    found: Rows = result.rows if isinstance(result, SearchResult) else result
+    if rows:
+        check_output(rows, found.batch.nbytes / rows)
     if rows <= LARGE_REPLY_ROWS:
         return reply(result, call.style)
     envelope: Envelope = await call.offload(reply, result, call.style)
@@ -170,6 +177,13 @@ def _options(call: Call, output: Sequence[str], *, ignore_growing: bool = False)
         ignore_growing=ignore_growing,
         explain=values.get("explain", False),
     )
+
+
+def _check_hits(count: int, options: ReadOptions, schema: CollectionSchema) -> None:
+    """Raise InvalidParameter if so many hits would take more memory than a reply may, text not even counted."""
+    names = options.output_fields
+    asked = [one for one in schema.user_fields if one.name in names or "*" in names]
+    check_output(count, sum(4 * one.dim for one in asked if one.type is DataType.FLOAT_VECTOR))
 
 
 def _check_window(limit: int, offset: int) -> None:
@@ -269,15 +283,35 @@ def _json_queries(data: msgspec.Raw, field: FieldSchema) -> npt.NDArray[np.float
         if len(memoryview(data)) <= OFFLOAD_BYTES_MIN:
             return _packed(_queries.decode(data), field)
         # One by one: other threads get their turn in between, and the numbers of all are never there at once.
-        elements = split_list(data)
-        if len(elements) > WINDOW_MAX:
-            raise _too_many(len(elements))
-        return np.concatenate([_packed([_query.decode(element)], field) for element in elements])
+        return np.concatenate([_packed([_query.decode(text)], field) for text in _lists_of(bytes(data), field.dim)])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, NotExact) as error:
         raise BadJson(
             f"can only accept json format request, error: data should be a list of vectors for field {field.name}, "
             f"each a list of {field.dim} numbers: {error}"
         ) from None
+
+
+def _lists_of(data: bytes, dim: int) -> Iterator[bytes]:
+    """Return the text of each list of `dim` numbers in the text of a list of them. Raises NotExact if it is none.
+
+    The brackets are all it looks at, and it counts before anything becomes an object.
+    """
+    count = data.count(b"[") - 1
+    if count > WINDOW_MAX:
+        raise _too_many(count)
+    if data[:1] != b"[" or count == 0:
+        raise NotExact(f"a list of lists is expected, got {kind_of(data)}")
+    place = 1
+    for i in range(count):
+        start, end = data.find(b"[", place), data.find(b"]", place) + 1
+        if data[place : min(start, place + GAP_BYTES_MAX)].strip() != (b"," if i else b"") or end <= start:
+            raise NotExact(f"query {i} is no list of numbers")
+        if (numbers := data.count(b",", start, end) + 1) != dim:
+            raise _unequal(dim, numbers)
+        yield data[start:end]
+        place = end
+    if data[place:].strip() != b"]":
+        raise NotExact("something follows the last query")
 
 
 def _too_many(count: int) -> InvalidParameter:
@@ -333,9 +367,17 @@ def _keys(given: Any, primary: FieldSchema) -> list[int | str]:
     try:
         if isinstance(given, msgspec.Raw):
             text = bytes(given)
-            given = [loads(bytes(item)) for item in split_list(given)] if text[:1] == b"[" else loads(text)
+            if text[:1] == b"[":
+                check_list_text("id", text, IDS_MAX)
+                items = split_list(given)
+                check_list("id", len(items), IDS_MAX)
+                given = [loads(bytes(item)) for item in items]
+            else:
+                given = loads(text)
     except NotExact as error:
         raise BadPrimaryKey(f"please check the primary key and its' type can only in [int, string], {error}") from None
+    if type(given) is list:
+        check_list("id", len(given), IDS_MAX)
     keys = []
     for value in given if type(given) is list else [given]:
         key = _key(value, primary)
@@ -351,6 +393,7 @@ def _keys(given: Any, primary: FieldSchema) -> list[int | str]:
 def _search_ids(given: Any, primary: FieldSchema) -> list[int | str]:
     if type(given) is not list:
         raise InvalidParameter("ids should be a list of primary keys: invalid parameter")
+    check_list("ids", len(given), IDS_MAX)
     if not given:
         raise MissingParameter("missing required parameters, error: ids is required and holds no key")
     keys = []

@@ -21,6 +21,15 @@ import cbor2
 import msgspec
 
 from node.api.exact import DEPTH_MAX, NotExact, kind_of, loads, split_list, split_object
+from node.api.limits import (
+    KEYS_MAX,
+    LIST_MAX,
+    LOOSE_COLONS_MAX,
+    check_cbor,
+    check_list,
+    check_list_text,
+    check_marks,
+)
 from storage.errors import BadJson, InvalidParameter, MissingParameter
 
 JSON: Final = "application/json"
@@ -59,6 +68,8 @@ class Field:
     required: bool = False
     shape: Shape | None = None
     """The fields of an OBJECT, or of each of the OBJECTS."""
+    values_max: int = LIST_MAX
+    """Of a list."""
     schema: Mapping[str, Any] | None = None
     """JSON schema of a RAW field, for the API's description."""
 
@@ -90,6 +101,13 @@ class Shape:
     def required(self) -> tuple[Field, ...]:
         return tuple(one for one in self.fields if one.required)
 
+    @cached_property
+    def skimmer(self) -> msgspec.json.Decoder[Any]:
+        """Finds the declared fields without making anything of the others."""
+        names = {f"f{i}": one.name for i, one in enumerate(self.fields)}
+        struct = msgspec.defstruct("Skimmed", [(name, msgspec.Raw, msgspec.Raw()) for name in names], rename=names)
+        return msgspec.json.Decoder(struct)
+
     def find(self, key: str) -> Field | None:
         return self.exact.get(key) or self.folded.get(key.lower())
 
@@ -101,6 +119,7 @@ def decode_json(body: bytes, shape: Shape) -> dict[str, Any]:
     if len(body) < 16 and body.strip() == b"null":
         return _checked(dict(shape.defaults), shape)
     try:
+        _check_keys(body, shape)
         return _checked(_from_pairs(split_object(body), shape, shape.name), shape)
     except NotExact as error:
         raise BadJson(f"can only accept json format request, error: {error}") from None
@@ -120,6 +139,7 @@ def decode_cbor(body: bytes, shape: Shape) -> dict[str, Any]:
 
 def load_cbor(body: bytes) -> Any:
     """Return the one CBOR item that the body holds. Raises BadJson for anything JSON and bytes cannot express."""
+    check_cbor(body)
     source = io.BytesIO(body)
     try:
         value = cbor2.CBORDecoder(
@@ -167,10 +187,33 @@ def _checked(values: dict[str, Any], shape: Shape) -> dict[str, Any]:
     return values
 
 
+def _check_keys(body: bytes, shape: Shape) -> None:
+    """Raise InvalidParameter if splitting the body would make far more keys than it may have."""
+    colons = body.count(b":")
+    if colons <= LOOSE_COLONS_MAX:
+        return
+    try:
+        found = shape.skimmer.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise BadJson("can only accept json format request, error: the body is not a JSON object") from None
+    for name in found.__struct_fields__:
+        colons -= bytes(getattr(found, name)).count(b":")
+    if colons > LOOSE_COLONS_MAX:
+        raise InvalidParameter(
+            f"the body has {colons} ':' outside its declared fields; {KEYS_MAX} keys are accepted: invalid parameter"
+        )
+
+
+def _check_key_count(count: int, path: str) -> None:
+    if count > KEYS_MAX:
+        raise InvalidParameter(f"{path} has {count} keys, at most {KEYS_MAX} are accepted: invalid parameter")
+
+
 # --- JSON --------------------------------------------------------------------------------------------------------
 
 
 def _from_pairs(pairs: Mapping[str, msgspec.Raw], shape: Shape, path: str) -> dict[str, Any]:
+    _check_key_count(len(pairs), path)
     values = dict(shape.defaults)
     exact = shape.exact
     for key, raw in pairs.items():
@@ -216,6 +259,7 @@ def _json_int(raw: bytes, one: Field, path: str) -> Any:
 def _json_list(raw: bytes, one: Field, path: str) -> Any:
     if raw[:1] != b"[":
         raise _mismatch(kind_of(raw), one, path)
+    check_list_text(one.name, raw, one.values_max)
     values = loads(raw)
     return _list_of(values, one, path)
 
@@ -223,10 +267,12 @@ def _json_list(raw: bytes, one: Field, path: str) -> Any:
 def _json_map(raw: bytes, one: Field, path: str) -> Any:
     if raw[:1] != b"{":
         raise _mismatch(kind_of(raw), one, path)
+    check_marks(one.name, raw)
     return loads(raw)
 
 
 def _json_any(raw: bytes, one: Field, path: str) -> Any:
+    check_marks(one.name, raw)
     return loads(raw)
 
 
@@ -234,13 +280,17 @@ def _json_object(raw: bytes, one: Field, path: str) -> Any:
     assert one.shape is not None
     if raw[:1] != b"{":
         raise _mismatch(kind_of(raw), one, path)
+    check_marks(one.name, raw)
     return _from_pairs(split_object(raw), one.shape, f"{path}.{one.name}")
 
 
 def _json_objects(raw: bytes, one: Field, path: str) -> Any:
     if raw[:1] != b"[":
         raise _mismatch(kind_of(raw), one, path)
-    return [_json_object(bytes(item), one, path) for item in split_list(raw)]
+    check_marks(one.name, raw)
+    items = split_list(raw)
+    check_list(one.name, len(items), one.values_max)
+    return [_json_object(bytes(item), one, path) for item in items]
 
 
 _JSON_READERS: Final[Mapping[Kind, Callable[[bytes, Field, str], Any]]] = {
@@ -261,6 +311,7 @@ _JSON_READERS: Final[Mapping[Kind, Callable[[bytes, Field, str], Any]]] = {
 
 
 def _from_map(given: Mapping[Any, Any], shape: Shape, path: str) -> dict[str, Any]:
+    _check_key_count(len(given), path)
     values = dict(shape.defaults)
     for key, value in given.items():
         if type(key) is not str:
@@ -294,6 +345,8 @@ def _from_value(value: Any, one: Field, path: str) -> Any:
         if found is dict and one.shape is not None:
             return _from_map(value, one.shape, f"{path}.{one.name}")
     elif kind is Kind.OBJECTS:
+        if found is list:
+            check_list(one.name, len(value), one.values_max)
         if found is list and one.shape is not None and all(type(item) is dict for item in value):
             return [_from_map(item, one.shape, f"{path}.{one.name}") for item in value]
     elif found is {Kind.TEXT: str, Kind.BOOL: bool, Kind.MAP: dict}[kind]:
@@ -327,6 +380,7 @@ def plain(value: Any) -> Any:
 
 
 def _list_of(values: list[Any], one: Field, path: str) -> list[Any]:
+    check_list(one.name, len(values), one.values_max)
     for value in values:
         if one.kind is Kind.TEXTS:
             if type(value) is not str:

@@ -26,6 +26,7 @@ import numpy as np
 import orjson
 
 from node.api.exact import NotExact, loads, split_list, split_object
+from node.api.limits import check_row_marks
 from node.api.requests import plain
 from node.api.values import Gatherer, Misfit, bounded, document_text, gatherer, shortened
 from storage.columns import Batch, Column, StringColumn
@@ -55,6 +56,7 @@ def rows_from_json(
     data: msgspec.Raw, schema: CollectionSchema, write: Write, breathe: Callable[[], None] = lambda: None
 ) -> Batch:
     """Return the rows of a JSON body. `breathe` is called between slices. Raises BadRow, or BadJson for no list."""
+    check_row_marks(bytes(data))
     rows = _split(data)
     if not rows:
         raise BadRow(NO_ROWS)

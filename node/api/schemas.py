@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from node.api.limits import check_properties
 from node.api.requests import as_text, parse_bool, parse_int
 from node.service import CollectionInfo, CollectionRequest, Consistency, IndexInfo, IndexRequest, IndexState
 from storage.errors import InvalidParameter, MissingParameter, UnsupportedOperation
@@ -84,6 +85,7 @@ def index_requests(given: Sequence[Mapping[str, Any]], fields: Sequence[str]) ->
         if name not in fields:
             raise MissingParameter(f"missing required parameters, error: `{name}` hasn't defined in schema")
         params = dict(one["params"] or {})
+        check_properties("indexParams.params", params)
         index_type = one["indexType"] or as_text(params.pop("index_type", "")) or "AUTOINDEX"
         metric = one["metricType"] or as_text(params.pop("metric_type", ""))
         params.pop("index_type", None)
@@ -151,6 +153,7 @@ def _field(given: Mapping[str, Any]) -> FieldSchema:
     if given["externalField"] or given["fields"]:
         raise UnsupportedOperation(f"field {name[:80]}: external and struct fields are not supported by this server")
     params = dict(given["typeParams"] or {}) | dict(given["elementTypeParams"] or {})
+    kept = texts(f"elementTypeParams of field {name[:80]}", params)
     return FieldSchema(
         name=name,
         type=kind,
@@ -164,7 +167,7 @@ def _field(given: Mapping[str, Any]) -> FieldSchema:
         max_bytes=_param(name, params, "max_length") if DataType.VARCHAR in (kind, element) else 0,
         capacity=_param(name, params, "max_capacity") if kind is DataType.ARRAY else 0,
         description=given["description"],
-        params={key: as_text(value) for key, value in params.items()},
+        params=kept,
     )
 
 
@@ -212,8 +215,16 @@ def _level(given: Mapping[str, Any], params: Mapping[str, Any]) -> Consistency:
     return outer or inner or Consistency.BOUNDED
 
 
+def texts(what: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return properties as the text that is kept. Raises InvalidParameter if they are too many or too long."""
+    check_properties(what, given)
+    kept = {key: as_text(value) for key, value in given.items()}
+    check_properties(what, kept)
+    return kept
+
+
 def _properties(given: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, str]:
-    properties = {key: as_text(value) for key, value in (given["properties"] or {}).items()}
+    properties = texts("properties", given["properties"] or {})
     lifetimes = [properties.pop(key) for key in (TTL_KEY, "ttl.seconds") if key in properties]
     if "ttlseconds" in params:
         lifetimes.append(as_text(params["ttlseconds"]))
@@ -228,6 +239,7 @@ def _properties(given: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str
             properties[_PARAM_PROPERTIES[key]] = str(parse_bool(value, f"params.{key}")).lower()
         elif key.startswith("warmup."):
             properties[key] = as_text(value)
+    check_properties("properties", properties)
     return properties
 
 

@@ -20,6 +20,7 @@ from aiohttp import ClientError, hdrs, web
 from node.api import collections, entities
 from node.api.calls import Call, Handler
 from node.api.faults import Refusal, crash, refusal
+from node.api.limits import SMALL_CBOR_BYTES
 from node.api.openapi import document
 from node.api.replies import Style, encode, encode_large, is_large
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
@@ -31,7 +32,15 @@ from node.metrics import Metrics
 from node.service import Service
 from node.settings import ApiSettings
 from node.workers import Executor, Lane
-from storage.errors import AnnulusError, BadJson, InvalidParameter, Overloaded, RequestTimeout, UnsupportedOperation
+from storage.errors import (
+    AnnulusError,
+    BadJson,
+    BadRequest,
+    InvalidParameter,
+    Overloaded,
+    RequestTimeout,
+    UnsupportedOperation,
+)
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +192,7 @@ class _Server:
                 body = await self._read(request, held)
                 cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
                 decode = decode_cbor if cbor else decode_json
-                if len(body) < DECODE_OFFLOAD_BYTES_MIN:
+                if len(body) < (SMALL_CBOR_BYTES if cbor else DECODE_OFFLOAD_BYTES_MIN):
                     values = decode(body, route.shape)
                 else:
                     values = await self._offload(decode, body, route.shape)
@@ -206,7 +215,7 @@ class _Server:
             self.body_bytes -= held[0]
 
     async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await self.executor.run(Lane.PARSE, function, *args)
+        return await self.executor.run(Lane.PARSE, _apart, function, *args)
 
     async def _read(self, request: web.Request, held: list[int]) -> bytes:
         """Return the body; `held[0]` counts the bytes that are held against the memory for bodies."""
@@ -238,7 +247,8 @@ class _Server:
         def done(mutation: asyncio.Future[Mapping[str, Any]]) -> None:
             self.abandoned.discard(mutation)
             if not mutation.cancelled() and (error := mutation.exception()) is not None:
-                log.warning("request failed after its time was up route=%s error=%r", route.path, error)
+                level = logging.INFO if isinstance(error, BadRequest) else logging.WARNING
+                log.log(level, "request failed after its time was up route=%s error=%r", route.path, error)
 
         mutation.add_done_callback(done)
 
@@ -304,6 +314,15 @@ class _Server:
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=_CORS)
         return web.Response(status=404, text="404 page not found", headers=_CORS)
+
+
+def _apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Return `function(*args)`; what a refusal leaves behind is freed on this thread, not on the loop that gets it."""
+    try:
+        return function(*args)
+    except AnnulusError as error:
+        error.__context__ = None
+        raise error.with_traceback(None) from None
 
 
 async def _unsupported(call: Call) -> Mapping[str, Any]:

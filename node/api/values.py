@@ -21,6 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from node.api.exact import NotExact, kind_of, loads, split_list
+from node.api.limits import SPLIT_COMMAS_MAX
 from node.api.requests import plain
 from storage.columns import NUMPY_TYPES, ArrayColumn, Column, Mask, ScalarColumn, StringColumn, VectorColumn
 from storage.schema import INTEGER_BITS, DataType, FieldSchema
@@ -367,6 +368,8 @@ class _Arrays(Gatherer):
     def from_json(self, text: bytes) -> list[Any]:
         if text[:1] != b"[":
             raise Misfit(f"{shortened(text)} is not an array but a {kind_of(text)}")
+        if text.count(b",") > SPLIT_COMMAS_MAX:
+            self._bound(text.count(b",") + 1)
         elements = [bytes(element) for element in split_list(text)]
         self._bound(len(elements))
         if b"null" in elements:
@@ -407,6 +410,8 @@ class _Vectors(Gatherer):
     def add_json(self, text: bytes) -> None:
         if text == b"null":
             self.add_missing()
+        if text[:1] == b"[" and (numbers := text.count(b",") + 1) > self.field.dim:  # known before they are made
+            raise Misfit(self._unequal(numbers))
         try:
             self._pack(_floats.decode(text))
         except msgspec.ValidationError as error:

@@ -334,3 +334,11 @@ def test_properties_come_and_go() -> None:
     assert one.find("a").properties == {"k": "v", **changed} and one.find("a").description == "new"
     one.say(AlterIndex("default", "a", "v", {"mmap.enabled": "true"}, []))
     assert one.find("a").indexes["v"].properties == {"mmap.enabled": "true"}
+
+
+def test_properties_are_bounded_in_total() -> None:
+    """A collection has at most 256 properties, however many changes they came in."""
+    one = driver(("create_collection", "a", new_collection(properties={"k": "v"})))
+    one.carry("alter_collection", "a", {"changed": {f"k{i}": "v" for i in range(255)}, "dropped": []})
+    again = one.carry("alter_collection", "a", {"changed": {"one": "more"}, "dropped": []})
+    refused(again, "invalid_parameter", "257 properties, at most 256")
