@@ -12,17 +12,19 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from cluster.machine import Acknowledge, Outcome, Rejected, StateMachine
-from cluster.message import Entry, Message
+from cluster.message import Delete, Entry, Insert, Message, Seal
 from cluster.raft import BecameLeader, Committed, LostLeadership, RaftGroup
 from cluster.tick import HybridClock
 from node.clock import Clock
-from storage.errors import NoLeader
+from storage.errors import NoLeader, RequestTimeout
 from storage.types import Position, Tick
 
 log = logging.getLogger(__name__)
 
 SLICE_BYTES: Final = 4 << 20
 """Bytes of entries applied before other work gets its turn: about 5 ms of inserts."""
+
+CLIENT_MESSAGES: Final = (Insert, Delete, Seal)
 
 Machine = TypeVar("Machine", bound=StateMachine)
 
@@ -68,6 +70,8 @@ class GroupHost(Generic[Machine]):
         self._on_applied = on_applied
         self._on_fatal = on_fatal
         self._waiting: dict[tuple[str, int], asyncio.Future[Outcome]] = {}
+        self._clients: set[asyncio.Future[Outcome]] = set()
+        """Those of `_waiting` for whom a client waits; the others go on by themselves, however late."""
         self._scheduled: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -88,6 +92,14 @@ class GroupHost(Generic[Machine]):
             if not waiter.done():
                 waiter.set_exception(NoLeader(f"{self.name} stops; whether the write was kept is not known"))
         self._waiting.clear()
+
+    def answer_unknown(self, why: str) -> None:
+        """Tell the clients that wait for a write that it may still be made, but not soon."""
+        for waiter in self._clients:
+            if not waiter.done():
+                waiter.set_exception(
+                    RequestTimeout(f"{why}: the change may still be made when there is room, look before repeating it")
+                )
 
     def poke(self) -> None:
         """Tick soon. Pokes before that are one."""
@@ -119,11 +131,14 @@ class GroupHost(Generic[Machine]):
             raise NoLeader(f"{self.name} is stopping")
         self.raft.propose(entry.encode())
         self._waiting[producer, sequence] = waiter
+        if isinstance(message, CLIENT_MESSAGES):
+            self._clients.add(waiter)
         self.poke()
         try:
             outcome = await waiter
         finally:
             self._waiting.pop((producer, sequence), None)
+            self._clients.discard(waiter)
         return outcome, self.machine.tick
 
     async def change(

@@ -51,6 +51,8 @@ FORMAT: Final = 1
 WATCH_S: Final = 0.5
 """How often disk room, memory and checkpoints are looked at."""
 RECLAIM_S: Final = 2.0
+STUCK_S: Final = 2.0
+"""How long a write may wait for room in the journal before its client is told that the outcome is not known."""
 REOPEN_BYTES_MIN: Final = 20 << 20
 """Room without which the chunk store is not opened again: opening writes out what its log holds."""
 CONTROL_ENTRIES_MAX: Final = 1_000
@@ -104,6 +106,7 @@ class Node:
         self._control_saved_at_s = 0.0
         self._store_full = False
         self._journal_stuck = ""
+        self._stuck_timer: asyncio.TimerHandle | None = None
         self._readers: set[object] = set()
         self._reader_left = asyncio.Event()
         self._changes_reclaimed = -1
@@ -285,10 +288,19 @@ class Node:
 
     def _note_journal(self, why: str) -> None:
         self._journal_stuck = why
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
         if why:
+            self._stuck_timer = asyncio.get_running_loop().call_later(STUCK_S, self._answer_unknown)
             self._say_read_only(why)
         else:
             self._check_room()
+
+    def _answer_unknown(self) -> None:
+        """What waits for a journal that waits for room is answered soon, rather than when its client's time is up."""
+        for host in self.shards.values():
+            host.answer_unknown(f"request timeout: {self._journal_stuck}")
+        self._stuck_timer = asyncio.get_running_loop().call_later(STUCK_S, self._answer_unknown)
 
     def note_store_error(self, error: OSError) -> None:
         """A full disk passes, once the store is opened again; anything else is fatal."""

@@ -16,6 +16,7 @@ from tests.process.small_disk import SmallDisk, small_disk
 DIM = 64
 ROWS = 100
 READ_ONLY_CODE = 9
+TIMEOUT_CODE = 10_001
 SETTINGS = {
     "storage.segment_bytes_max": "2MiB",
     "storage.segment_idle_s_max": "1",
@@ -148,6 +149,28 @@ def test_a_full_disk_at_the_start_is_told_in_plain_words(tmp_path: Path) -> None
             disk.empty()
             node.start()
             story.check_all()
+
+
+def test_a_write_under_way_is_answered_soon(tmp_path: Path) -> None:
+    """The write during which the last byte goes is answered within seconds that it may still be made, and it is."""
+    with small_disk(tmp_path, 48) as disk:
+        settings = {**SETTINGS, "storage.disk_reserve_bytes": "0"}
+        node = Running(disk.path / "n1", settings=settings, prefix=disk.prefix, log=tmp_path / "log")
+        with node:
+            node.ask("/collections/create", collectionName="c", dimension=DIM)
+            disk.fill()
+            told: set[int] = set()
+            for number in range(20):
+                data = [{"id": number, "vector": [0.5] * DIM, "text": "x" * 60_000}]
+                began_s = time.monotonic()
+                told.add(node.call("/entities/insert", collectionName="c", data=data)["code"])
+                assert time.monotonic() - began_s < 6
+            assert told - {0} == {READ_ONLY_CODE, TIMEOUT_CODE}
+            assert len([one for one in node.events() if "journal waits" in one["message"]]) == 1
+            disk.empty()
+            until(lambda: not node.status()["read_only"], seconds=15, what="writable")
+            assert 1 <= node.count("c") < 20
+            assert node.stop() == 0
 
 
 def _fill_and_empty(disk: SmallDisk, node: Running, story: Story) -> None:

@@ -169,3 +169,22 @@ def test_only_the_address_asked_for(node: Running) -> None:
     assert node.get("/healthz")[0] == 200
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", node.port), timeout=2)
+
+
+def test_sigterm_while_starting_stops_at_once(tmp_path: Path) -> None:
+    """A node told to stop while it replays ends with status 0, and the next start has every row."""
+    settings = {"storage.checkpoint_interval_s": "600", "storage.segment_idle_s_max": "600"}
+    node = Running(tmp_path / "n1", settings=settings)
+    with node:
+        node.ask("/collections/create", collectionName="c", dimension=2)
+        for number in range(40):
+            data = [{"id": 1000 * number + i, "vector": [1.0, i]} for i in range(1000)]
+            node.ask("/entities/insert", collectionName="c", data=data)
+        node.kill()
+        for message in ("journal opened", "leads group"):
+            node.launch()
+            until(lambda message=message: message in node.said(), what=message)  # type: ignore[misc]
+            assert node.stop() == 0, node.said()
+            assert "Traceback" not in node.said() and "critical" not in node.said()
+        node.start()
+        assert node.count("c") == 40_000
