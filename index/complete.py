@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from index.flat import nearest, refine
+from index.flat import nearest, refine, refine_lines
 from index.protocol import Distances, Hits, Mask, Matrix, Offsets, VectorIndex, check_search
 from index.spec import SearchParams
 
@@ -63,6 +63,9 @@ def complete(
     if exact_cost(index.rows, survivors) <= cost(share):
         return exactly(queries)
     found = find(queries, wanted, mask, share)
+    if bounds.is_open and found.shape[1] >= wanted and (found >= 0).all():
+        refine_lines(queries, vectors, found, metric, hits)
+        return hits
     lacking = []
     for line, query in enumerate(queries):
         offsets = found[line]

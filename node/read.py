@@ -36,13 +36,13 @@ from storage.key_lookup import Keys, batch_keys
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.search import (
     Refs,
-    SearchHits,
+    Step,
     VectorQuery,
     count,
     fetch,
     find_keys,
     query,
-    search_together,
+    search,
 )
 from storage.types import CollectionId, FieldId, PartitionId, Tick
 from storage.view import SegmentView, empty_column
@@ -85,13 +85,24 @@ class Snapshot:
         return fetch(self.views, refs, field_ids)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one search found: `counts[i]` rows of query i, all rows and their scores one query after the other."""
+
+    counts: Sequence[int]
+    scores: npt.NDArray[np.float32]
+    batch: Batch
+    steps: Sequence[Step]
+
+
 @dataclass
 class _Gathering:
-    """Searches of one kind that wait for the batch before them."""
+    """Searches of one kind, which differ in their vectors only, that wait for a batch before them."""
 
-    waiting: list[tuple[VectorQuery, Output, int, asyncio.Future[tuple[SearchHits, Batch]]]] = field(
-        default_factory=list
-    )
+    asked: VectorQuery
+    field_ids: Sequence[FieldId]
+    offset: int
+    waiting: list[tuple[npt.NDArray[np.float32], asyncio.Future[Answer]]] = field(default_factory=list)
     running: int = 0
 
 
@@ -130,18 +141,16 @@ class Reader:
         )
         kind = (
             collection.collection_id, partitions, anns_field.id, wanted, params, options.filter, options.ignore_growing,
-            repr(options.params) if options.params else "", tuple(output.field_ids(collection.schema)),
+            repr(options.params) if options.params else "", tuple(output.field_ids(collection.schema)), request.offset,
         )  # fmt: skip
-        hits, batch = await self._gather(kind, collection, partitions, options, asked, output, request.offset)
-        for step in hits.steps:
+        answer = await self._gather(kind, collection, partitions, options, asked, output, request.offset)
+        for step in answer.steps:
             self._node.metrics.searched(PlanKind(step.plan))
-        counts = np.maximum(hits.counts - request.offset, 0)
-        found = hits.offsets[:, request.offset :] >= 0
-        scores = spec.metric.scores(hits.distances[:, request.offset :][found])
+        scores = answer.scores
         if request.round_decimal >= 0:
             scores = np.round(scores, request.round_decimal)
-        rows = self._rows(collection.schema, batch, output, explain=_explained(hits) if options.explain else ())
-        return SearchResult(rows, scores.astype(np.float32, copy=False), counts.tolist())
+        explain = [step.to_dict() for step in answer.steps] if options.explain else ()
+        return SearchResult(self._rows(collection.schema, answer.batch, output, explain=explain), scores, answer.counts)
 
     async def _gather(
         self,
@@ -152,10 +161,12 @@ class Reader:
         asked: VectorQuery,
         output: Output,
         offset: int,
-    ) -> tuple[SearchHits, Batch]:
-        waiter: asyncio.Future[tuple[SearchHits, Batch]] = asyncio.get_running_loop().create_future()
-        gathering = self._gathering.setdefault(kind, _Gathering())
-        gathering.waiting.append((asked, output, offset, waiter))
+    ) -> Answer:
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        gathering = self._gathering.get(kind)
+        if gathering is None:
+            gathering = self._gathering[kind] = _Gathering(asked, output.field_ids(collection.schema), offset)
+        gathering.waiting.append((asked.queries, waiter))
         if gathering.running < BATCHES_MAX:
             gathering.running += 1
             task = asyncio.get_running_loop().create_task(
@@ -175,18 +186,18 @@ class Reader:
         try:
             while gathering.waiting:
                 batch, gathering.waiting = gathering.waiting, []
-                batch = [one for one in batch if not one[3].done()]  # whose client has gone
+                batch = [one for one in batch if not one[1].done()]  # whose client has gone
                 if not batch:
                     continue
                 try:
                     seen = self.snapshot(collection, partitions, growing=not ignore_growing)
-                    answers = await self._node.read(_search_and_fetch, seen, [one[:3] for one in batch])
+                    answers = await self._node.read(_search_and_fetch, seen, gathering, [one for one, _ in batch])
                 except Exception as error:  # whatever it is, those who wait must hear of it
-                    for *_, waiter in batch:
+                    for _, waiter in batch:
                         if not waiter.done():
                             waiter.set_exception(error)
                 else:
-                    for (*_, waiter), answer in zip(batch, answers, strict=True):
+                    for (_, waiter), answer in zip(batch, answers, strict=True):
                         if not waiter.done():
                             waiter.set_result(answer)
         finally:
@@ -317,22 +328,27 @@ class Reader:
         return Rows(schema, batch, [one.name for one in output.fields], output.dynamic_keys, explain=explain)
 
 
-def _explained(hits: SearchHits) -> list[dict[str, Any]]:
-    return [step.to_dict() for step in hits.steps]
-
-
 # in worker threads
 
 
 def _search_and_fetch(
-    seen: Snapshot, asked: Sequence[tuple[VectorQuery, Output, int]]
-) -> list[tuple[SearchHits, Batch]]:
-    queries = [replace(one, tick=seen.tick, expire_before=seen.expire_before) for one, _, _ in asked]
-    answers = []
-    for hits, (_, output, offset) in zip(search_together(seen.views, queries), asked, strict=True):
-        shown = hits.offsets[:, offset:] >= 0
-        refs = Refs(hits.views[:, offset:][shown], hits.offsets[:, offset:][shown])
-        answers.append((hits, seen.fetch(refs, output.field_ids(seen.schema))))
+    seen: Snapshot, gathering: _Gathering, vectors: Sequence[npt.NDArray[np.float32]]
+) -> list[Answer]:
+    """Return the answers to searches of one kind: one call of the engine, one fetch for all their rows."""
+    matrix = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+    asked = replace(gathering.asked, queries=matrix, tick=seen.tick, expire_before=seen.expire_before)
+    hits = search(seen.views, asked)
+    views, offsets = hits.views[:, gathering.offset :], hits.offsets[:, gathering.offset :]
+    found = offsets >= 0
+    rows = seen.fetch(Refs(views[found], offsets[found]), gathering.field_ids)
+    scores = asked.metric.scores(hits.distances[:, gathering.offset :][found]).astype(np.float32, copy=False)
+    counts = found.sum(axis=1).tolist()
+    answers, first, row = [], 0, 0
+    for one in vectors:
+        mine = counts[first : first + len(one)]
+        first, stop = first + len(one), row + sum(mine)
+        answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps))
+        row = stop
     return answers
 
 
