@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from errno import EIO, ENOSPC
+from errno import EIO, EMFILE, ENOSPC
 from pathlib import Path
 from random import Random
 
@@ -658,6 +658,32 @@ def test_a_failed_write_that_is_not_a_full_disk_halts() -> None:
     assert batch is not None
     with pytest.raises(JournalHalted):
         journal.batch_failed(batch, OSError(EIO, "Input/output error"))
+
+
+@pytest.mark.parametrize("call", ["open", "sync_directory"])
+def test_a_missing_descriptor_is_waited_for(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMFILE while a file begins, before its write or after its sync, leaves the batch to be written again."""
+    disk = SimDisk(Random(3))
+    journal = filled(disk, "j")
+    journal.group(1).append(b"x" * 700, 13, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, call, _without_descriptor)
+        for _ in range(2):
+            batch = journal.take_batch()
+            assert batch is not None
+            with pytest.raises(OSError, match="open files") as failure:
+                batch.write()
+            journal.batch_failed(batch, failure.value)
+            assert journal.group(1).durable_position == 12
+    journal.write_now()
+    assert journal.group(1).durable_position == 13
+    expected = read_all(journal)
+    disk.crash()
+    assert read_all(Journal.open(disk, "j")) == expected
+
+
+def _without_descriptor(*_: object, **__: object) -> None:
+    raise OSError(EMFILE, "Too many open files")
 
 
 def test_a_closed_journal_refuses_writes() -> None:
