@@ -29,7 +29,6 @@ def test_idle_connections_do_not_stop_writes(tmp_path: Path) -> None:
             node.ask("/entities/insert", collectionName="c", data=rows)
         node.ask("/collections/flush", collectionName="c")
         assert node.count("c") == 2000
-        assert node.status()["journal"]["files"] >= 2 or node.metric("annulus_journal_bytes") >= 0
         assert node.is_alive()
         assert len([one for one in node.events() if one["level"] == "warning"]) <= 2, node.said()
         assert node.stop() == 0
