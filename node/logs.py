@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from aiohttp.http_exceptions import HttpProcessingError
+
 from node.settings import LogFormat, LogLevel
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -37,6 +39,17 @@ def setup(level: LogLevel = LogLevel.INFO, format: LogFormat = LogFormat.AUTO, s
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+    logging.getLogger("aiohttp.server").addFilter(_calmed)  # the same filter twice is added once
+
+
+def _calmed(record: logging.LogRecord) -> bool:
+    """Make one INFO line of what the HTTP server logs as an error with its traceback: a client that talks no HTTP."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "malformed request refused error=%s", (type(error).__name__,)
+        record.exc_info = record.exc_text = None
+    return record.levelno >= logging.getLogger().level
 
 
 class TextFormatter(logging.Formatter):

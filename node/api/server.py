@@ -215,7 +215,10 @@ class _Server:
             self.body_bytes -= held[0]
 
     async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await self.executor.run(Lane.PARSE, _apart, function, *args)
+        result, refused = await self.executor.run(Lane.PARSE, _apart, function, *args)
+        if refused is not None:
+            raise refused
+        return result
 
     async def _read(self, request: web.Request, held: list[int]) -> bytes:
         """Return the body; `held[0]` counts the bytes that are held against the memory for bodies."""
@@ -316,13 +319,17 @@ class _Server:
         return web.Response(status=404, text="404 page not found", headers=_CORS)
 
 
-def _apart(function: Callable[..., Any], *args: Any) -> Any:
-    """Return `function(*args)`; what a refusal leaves behind is freed on this thread, not on the loop that gets it."""
+def _apart(function: Callable[..., Any], *args: Any) -> tuple[Any, BadRequest | None]:
+    """Return the function's result, or how it refused a bad request.
+
+    A refusal comes without what it left behind, which is freed on this thread, and is a result like another: if the
+    client has gone away meanwhile it is no fault that anybody need hear of.
+    """
     try:
-        return function(*args)
-    except AnnulusError as error:
+        return function(*args), None
+    except BadRequest as error:
         error.__context__ = None
-        raise error.with_traceback(None) from None
+        return None, error.with_traceback(None)
 
 
 async def _unsupported(call: Call) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from aiohttp.http_exceptions import BadHttpMessage
 
 from node.logs import request_id, setup
 from node.settings import LogFormat, LogLevel
@@ -110,3 +111,23 @@ def test_stderr_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     setup()
     log.info("hello")
     assert json.loads(stream.getvalue())["message"] == "hello"
+
+
+def test_malformed_requests_are_one_quiet_line() -> None:
+    """What is no HTTP is an INFO line without traceback or the client's bytes; a fault of the server stays an error."""
+    server = logging.getLogger("aiohttp.server")
+    for level, lines in ((LogLevel.INFO, 1), (LogLevel.WARNING, 0)):
+        stream = io.StringIO()
+        setup(level, LogFormat.TEXT, stream)
+        try:
+            raise BadHttpMessage("garbage" * 1000)
+        except BadHttpMessage as error:
+            server.error("Error handling request from %s", "127.0.0.1", exc_info=error)
+        written = stream.getvalue().splitlines()
+        assert len(written) == lines
+        assert all("INFO" in line and "BadHttpMessage" in line and "garbage" not in line for line in written)
+        try:
+            raise ValueError("ours")
+        except ValueError as error:
+            server.error("Error handling request from %s", "127.0.0.1", exc_info=error)
+        assert "ERROR" in stream.getvalue() and "Traceback" in stream.getvalue()

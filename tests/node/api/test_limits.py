@@ -27,7 +27,8 @@ from node.api.limits import (
 from node.api.requests import decode_cbor, decode_json
 from node.api.routes import ROUTES
 from node.api.rows import Write, rows_from_cbor, rows_from_json
-from storage.errors import AnnulusError, InvalidParameter
+from node.api.server import _apart
+from storage.errors import AnnulusError, BadJson, InvalidParameter
 from storage.schema import DataType, FieldSchema, make_schema
 from tests.node.api.fake import Client, serve
 
@@ -313,3 +314,18 @@ def test_a_result_of_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) 
         assert (reply["code"], "at most 1000 are returned" in reply["message"]) == (1100, True)
 
     serve(script)
+
+
+def test_a_refusal_on_a_thread_is_a_result() -> None:
+    """What a worker thread refuses comes back without its frames, and is no failed work if nobody waits for it."""
+
+    def refuse(ballast: list[int]) -> None:
+        try:
+            raise ValueError("inner")
+        except ValueError:
+            raise BadJson("no") from None
+
+    result, error = _apart(refuse, [1])
+    assert result is None and isinstance(error, BadJson)
+    assert error.__traceback__ is None and error.__context__ is None
+    assert _apart(len, [1]) == (1, None)
