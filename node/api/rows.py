@@ -17,6 +17,7 @@ BadRow and name the row, the field and the value. Decoding works on any thread: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
@@ -28,7 +29,7 @@ import orjson
 from node.api.exact import NotExact, loads, split_list, split_object
 from node.api.limits import check_row_marks
 from node.api.requests import plain
-from node.api.values import Gatherer, Misfit, bounded, document_text, gatherer, shortened
+from node.api.values import JSON_BYTES_MAX, Gatherer, Misfit, bounded, document_text, gatherer, shortened
 from storage.columns import Batch, Column, StringColumn
 from storage.errors import BadJson, BadRow
 from storage.schema import DYNAMIC_NAME, CollectionSchema, FieldSchema
@@ -37,7 +38,10 @@ from storage.types import FieldId
 
 ROWS_PER_SLICE: Final = 32
 """Rows decoded between two chances for other threads: well below a millisecond of work."""
+_NOT_A_ROW: Final = re.compile(r"(Expected `object`, got .*) - at `\$\[(\d+)\]`")
 _rows = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+DYNAMIC_KEYS_MAX: Final = JSON_BYTES_MAX // 4
+"""Of one row: each takes 4 bytes at least of the text they are kept as."""
 NO_ROWS: Final = "fail to deal the insert data, error: missing required parameters: data has no rows"
 
 
@@ -81,7 +85,9 @@ def _split(data: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:
     """Return the rows' pairs, values as raw JSON, in one pass that does not notice a key given twice."""
     try:
         return _rows.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if found := _NOT_A_ROW.fullmatch(str(error)):  # not split to be counted: there may be millions
+            raise BadRow(f"row {found[2]}: not an object: {found[1]}") from None
         return _split_carefully(data)
 
 
@@ -149,6 +155,8 @@ class _Table:
             if row:
                 name = next(iter(row))
                 self._check_extra(row)
+                if len(row) > DYNAMIC_KEYS_MAX:
+                    raise Misfit(f"the row has {len(row)} dynamic keys, at most {DYNAMIC_KEYS_MAX} have room")
                 kept = {}
                 for name, raw in row.items():
                     value = loads(bounded(bytes(raw)))

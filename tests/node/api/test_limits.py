@@ -141,9 +141,15 @@ def test_a_large_body_whose_colons_are_in_its_fields_passes() -> None:
     [
         (b"[%b]" % b",".join([b"{}"] * (5 * MILLION)), "5000000 of the characters"),
         (b'[{"id":1,"v":[%b]}]' % MANY, "2000000.* is not equal to schema dim|2e\\+06"),
+        (b"[%b]" % MANY, "row 0: not an object"),
+        (b"[%b]" % EMPTIES, "row 0: not an object"),
+        (
+            b'[{"id":1,"v":[%b],%b}]' % (MANY[: 2 * 384 - 1], b",".join(b'"k%d":1' % i for i in range(200_000))),
+            "200000 dynamic keys, at most 16384",
+        ),
         (b'[{"id":1,"v":[%b]}]' % EMPTIES, "2e\\+06"),
     ],
-    ids=["rows", "numbers", "lists"],
+    ids=["rows", "numbers", "no rows", "no rows either", "dynamic keys", "lists"],
 )
 def test_rows_are_bounded_before_they_are_made(data: bytes, words: str) -> None:
     """Millions of empty rows, or of numbers in one vector, are refused by counting them in the text."""
