@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
+from weakref import WeakValueDictionary
 
 import cbor2
 
@@ -100,7 +101,7 @@ class Node:
         self.upkeep: dict[ShardId, Upkeep] = {}
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.read_only_reason = ""
-        self._ddl_locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._ddl_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._watcher: asyncio.Task[None] | None = None
         self._control_saved = 0
         self._control_saved_at_s = 0.0
@@ -244,18 +245,15 @@ class Node:
         Once begun it is carried through even if the caller goes away. Raises what `begin` refuses.
         """
         self.check_journal()
+        # Held by whoever waits for it, so it is the same one for all who want to change this collection.
         lock = self._ddl_locks.setdefault((database, collection), asyncio.Lock())
-        try:
-            async with lock:
-                outcome = await self.control.change(BeginDdl(kind, database, collection, request))
-                if "task" in outcome:
-                    task: Any = outcome["task"]
-                    finishing = asyncio.get_running_loop().create_task(self._finish(Task(**task)))
-                    self.keep(finishing)
-                    await asyncio.shield(finishing)
-        finally:
-            if not lock.locked():
-                self._ddl_locks.pop((database, collection), None)
+        async with lock:
+            outcome = await self.control.change(BeginDdl(kind, database, collection, request))
+            if "task" in outcome:
+                task: Any = outcome["task"]
+                finishing = asyncio.get_running_loop().create_task(self._finish(Task(**task)))
+                self.keep(finishing)
+                await asyncio.shield(finishing)
 
     async def _finish(self, task: Task) -> None:
         told = messages(self.catalog, task)
