@@ -201,6 +201,7 @@ class Database:
         return await self._reader.row_count(found, chosen)
 
     async def flush(self, database: str, name: str) -> None:
+        self._node.check_writable()
         found = self._find(database, name)
         for shard_id in sorted(set(found.shards)):
             host = self._node.shards[shard_id]

@@ -18,6 +18,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
+from storage.errors import BadRequest
+
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
@@ -140,5 +142,8 @@ def _report_unseen(work: Future[T]) -> None:
     """Log the exception of work whose caller was cancelled: no one else will ever see it."""
     if work.cancelled():
         return
-    if (error := work.exception()) is not None:
+    error = work.exception()
+    if isinstance(error, BadRequest):
+        log.info("abandoned request was refused: %s", error.message)
+    elif error is not None:
         log.error("abandoned work failed", exc_info=error)

@@ -18,7 +18,7 @@ Milvus: of several rows with one key a search gives the nearest, a query the new
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -161,21 +161,6 @@ def search(views: Sequence[SegmentView], query: VectorQuery) -> SearchHits:
         _widened(distances, query.limit, np.inf),
         tuple(steps) if query.explain else (),
     )
-
-
-def search_together(views: Sequence[SegmentView], queries: Sequence[VectorQuery]) -> list[SearchHits]:
-    """Return the answers to queries that differ in their vectors only, found in one call: a batch costs less."""
-    first = queries[0]
-    matrix = np.concatenate([one.queries for one in queries])
-    hits = search(views, replace(first, queries=matrix))
-    answers, start = [], 0
-    for one in queries:
-        stop = start + len(one.queries)
-        answers.append(
-            SearchHits(hits.views[start:stop], hits.offsets[start:stop], hits.distances[start:stop], hits.steps)
-        )
-        start = stop
-    return answers
 
 
 # matching rows

@@ -1,6 +1,6 @@
 """How fast a node is, how right, and how large: measured from outside, beside the engine alone, on real vectors.
 
-    python -m tools.bench --data ../shared/data --rows 50000 --out run.bench.json
+    python -m tools.bench --data vectors.npy --rows 50000 --out run.bench.json
     python -m tools.bench --data base.npy --only insert,search --peer chroma --peer-python /tmp/peers/venv/bin/python
 
 How the numbers are made

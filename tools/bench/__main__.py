@@ -23,11 +23,10 @@ from tools.bench.scenarios import SCENARIOS
 from tools.bench.wire import Address
 
 FILE_COLUMNS = 150
-DEFAULT_DATA = os.path.join("..", "shared", "data")
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--data", "data_path", default=DEFAULT_DATA, help="Folder with wordnet_*.npy, or any 2-d .npy.")
+@click.option("--data", "data_path", required=True, help="Any 2-d .npy, or a folder with wordnet_*.npy.")
 @click.option("--queries", "queries_path", default=None, help="Queries as .npy; else some rows are held out.")
 @click.option("--rows", default=50_000, help="Rows to insert.")
 @click.option("--query-count", default=1000, help="Queries to ask at most.")
