@@ -23,7 +23,7 @@ IDS_MAX: Final = 16_384
 """Primary keys of one get or search."""
 SPLIT_COMMAS_MAX: Final = 1 << 18
 """',' in the text of a list that is split to be counted: room for text with commas in it."""
-MARKS_MAX: Final = 100_000
+MARKS_MAX: Final = 250_000
 """',', '[' and '{' in a field whose value is the client's to shape, such as exprParams or a schema."""
 ROW_MARKS_MAX: Final = 4_000_000
 """'{' and ':' in the rows of one insert."""
