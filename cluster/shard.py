@@ -179,6 +179,10 @@ class Shard(StateMachine):
         """Keep an index that was built here until its `Indexed` is applied."""
         self._handed_indexes[segment_id, index_id] = index
 
+    def take_back_index(self, segment_id: SegmentId, index_id: IndexId) -> None:
+        """Forget an index that was handed over: its message was not proposed after all, or is applied."""
+        self._handed_indexes.pop((segment_id, index_id), None)
+
     def hand_over_rows(self, inputs: Sequence[SegmentId], rows: SealedRows) -> None:
         """Keep rows that were prepared here until the `Flushed` or `Compacted` of these segments is applied."""
         self._handed_rows[tuple(inputs)] = rows

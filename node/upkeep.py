@@ -346,7 +346,10 @@ class Upkeep:
                 files = await self._executor.run(Lane.DISK, self._write_index, blob)
                 del blob
                 self.shard.hand_over_index(*key, built)
-                await self._propose(Indexed(state.collection_id, *key, files.to_dict()))
+                try:
+                    await self._propose(Indexed(state.collection_id, *key, files.to_dict()))
+                finally:
+                    self.shard.take_back_index(*key)
             self._unusable.discard(key)
             result = "ok"
         except BuildCancelled:
