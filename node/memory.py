@@ -17,11 +17,8 @@ import os
 import sys
 from typing import Any, Final
 
-MMAP_THRESHOLD_BYTES: Final = 960 << 10
-"""Larger pieces, chunks above all, get pages of their own, which `free` returns at once. Smaller ones, as searches use
-them, should not: fresh pages have to be zeroed by the system each time."""
-TRIM_THRESHOLD_BYTES: Final = 64 << 20
-"""So much may lie free at the heap's end between two calls of `reclaim`."""
+MMAP_THRESHOLD_BYTES: Final = 256 << 10
+"""Larger pieces get pages of their own, which `free` returns at once."""
 ARENAS_MAX: Final = 2
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
@@ -32,7 +29,7 @@ def tame_allocator() -> None:
     libc = _libc()
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, MMAP_THRESHOLD_BYTES)
         libc.mallopt(_M_ARENA_MAX, ARENAS_MAX)
 
 

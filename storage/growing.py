@@ -3,7 +3,7 @@
 Rows stay in the batches in which they came, small neighbours merged like the digits of a binary counter: two of about
 equal size become one of twice the size. So a row is copied O(log n) times in all, a view has few parts, and because
 nothing merges beyond PART_ROWS_MAX or PART_BYTES_MAX, no single append makes the event loop wait for more than a copy
-of 8 MiB (about 2 ms).
+of 16 MiB (about 5 ms).
 
 A checkpoint writes the rows that are not in files yet and calls `spilled`; a restart gives them back to `restore`.
 """
@@ -22,8 +22,8 @@ from storage.segment_files import SegmentFiles
 from storage.types import PartitionId, SegmentId, Tick
 from storage.view import Part, SegmentView
 
-PART_ROWS_MAX: Final = 8_192
-PART_BYTES_MAX: Final = 8 << 20
+PART_ROWS_MAX: Final = 16_384
+PART_BYTES_MAX: Final = 16 << 20
 
 
 class GrowingSegment:

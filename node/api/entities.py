@@ -37,6 +37,8 @@ WINDOW_MAX: Final = 16_384
 """Of limit, of limit + offset, and of query vectors in one search: Milvus's limits."""
 OFFLOAD_BYTES_MIN: Final = 64 << 10
 """Smaller bodies are decoded on the loop: it takes less time there than to wake a thread."""
+BREATH_S: Final = 0.001
+"""How long a decoder of many rows steps back after each slice of them."""
 GAP_BYTES_MAX: Final = 64
 """Spaces and a ',' between two query vectors."""
 _HINTS: Final = frozenset({"hints", "iterator"})
@@ -85,7 +87,8 @@ async def _batch(call: Call, write: Write) -> Batch:
 
 
 def _breathe() -> None:
-    time.sleep(0)  # gives the interpreter to whoever waits for it
+    """Let threads that wait for the interpreter have it: a search asks for it many times, and would wait each time."""
+    time.sleep(BREATH_S)
 
 
 # --- reads -------------------------------------------------------------------------------------------------------
