@@ -32,7 +32,7 @@ from storage.errors import (
     PartitionNotLoaded,
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
-from storage.key_lookup import Keys, batch_keys
+from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.search import (
     Refs,
@@ -227,13 +227,13 @@ class Reader:
         keys = typed_keys(collection.schema.primary, ids)
         seen = self.snapshot(collection, None)
         found = await self._node.read(_find_and_fetch, seen, keys, [collection.schema.primary.id, anns_field.id])
-        at = {key: i for i, key in enumerate(_plain(batch_keys(found, collection.schema.primary.id)))}
-        missing = [key for key in _plain(keys) if key not in at]
+        at = {key: i for i, key in enumerate(key_list(batch_keys(found, collection.schema.primary.id)))}
+        missing = [key for key in key_list(keys) if key not in at]
         if missing:
             raise InvalidParameter(f"primary keys not found: {', '.join(map(str, missing[:10]))}")
         column = found.columns[anns_field.id]
         assert isinstance(column, VectorColumn)
-        return column.values[[at[key] for key in _plain(keys)]]
+        return column.values[[at[key] for key in key_list(keys)]]
 
     # rows
 
@@ -431,7 +431,3 @@ def _readable_partitions(collection: Collection, names: Sequence[str]) -> frozen
             if collection.partition(name) not in collection.loaded:
                 raise PartitionNotLoaded(name)
     return chosen
-
-
-def _plain(keys: Keys) -> Sequence[int | str]:
-    return keys.tolist() if isinstance(keys, np.ndarray) else keys

@@ -21,7 +21,7 @@ from node.node import Node
 from node.service import WriteResult
 from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn
 from storage.errors import BadRow, Conflict, InvalidParameter
-from storage.key_lookup import Keys, batch_keys
+from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import TICK_MAX, PartitionId, Tick
@@ -70,7 +70,7 @@ class Writer:
         the new rows are written first, so that a crash between leaves both rather than none.
         """
         primary = collection.schema.primary
-        old_keys = list(_plain(batch_keys(batch, primary.id)))
+        old_keys = key_list(batch_keys(batch, primary.id))
         columns = {i: column for i, column in batch.columns.items() if i != primary.id}
         batch, keys = self._with_keys(collection, Batch(columns, batch.rows))
         groups = self._partitions_of(collection, batch, partition)
@@ -213,12 +213,12 @@ def _merge_partial(
     newest: dict[int | str, tuple[int, SegmentView, int]] = {}
     for view in views:
         offsets = view.find(keys, TICK_MAX, expire_before)
-        found = _plain(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
+        found = key_list(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
         for offset, key in zip(offsets.tolist(), found, strict=True):
             inserted = int(view.ticks[offset])
             if key not in newest or newest[key][0] < inserted:
                 newest[key] = (inserted, view, offset)
-    wanted = list(_plain(keys))
+    wanted = key_list(keys)
     expected = np.array([newest[key][0] if key in newest else 0 for key in wanted], np.int64)
     missing = [one for one in schema.fields if one.id not in batch.columns]
     fresh = [key for key in wanted if key not in newest]
@@ -279,15 +279,11 @@ def partition_number(name: str) -> int:
 
 
 def _last_of_each_key(batch: Batch, primary: FieldSchema) -> Batch:
-    keys = _plain(batch_keys(batch, primary.id))
+    keys = key_list(batch_keys(batch, primary.id))
     last = {key: offset for offset, key in enumerate(keys)}
     if len(last) == batch.rows:
         return batch
     return batch.take(np.array(sorted(last.values()), np.int64))
-
-
-def _plain(keys: Keys) -> Sequence[int | str]:
-    return keys.tolist() if isinstance(keys, np.ndarray) else keys
 
 
 def _typed(keys: Sequence[int | str], primary: FieldSchema) -> Keys:
