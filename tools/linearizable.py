@@ -6,11 +6,12 @@ independent, so each key's history is judged by itself.
 
 The search goes through calls and returns in the order of time and keeps every configuration that may still hold: what
 the register holds, and which of the operations under way have had their moment ("just-in-time" linearization: Lowe,
-Testing for linearizability, 2017). Three rules keep the configurations few and lose no answer:
+Testing for linearizability, 2017). Four rules keep the configurations few and lose no answer:
 
 * A read that finds its value has its moment at once: it changes nothing.
 * A write that nobody answered has its moment just before a read of its value, or never: nobody else can tell.
 * Of unanswered writes of the same value, which differ in nothing, the one that was called first goes first.
+* Of two configurations that differ only in the unanswered writes they have used, the thriftier is enough.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def around(history: Iterable[Operation], violation: Operation, *, shown_max: int
     return before[-shown_max:]
 
 
-_Configuration: TypeAlias = tuple[Value, frozenset[int]]
-"""What the register holds, and the operations under way that have had their moment."""
+_Numbers: TypeAlias = frozenset[int]
+_Configuration: TypeAlias = tuple[Value, _Numbers, _Numbers]
+"""What the register holds; the operations under way that have had their moment; the unanswered writes that had one."""
 
 
 class _Search:
@@ -89,7 +91,7 @@ class _Search:
         self._writes: dict[int, None] = {}
         """Under way and to be answered, in order of their calls."""
         self._unanswered: dict[Value, list[int]] = {}
-        self._configurations: set[_Configuration] = {(initial, frozenset())}
+        self._configurations: set[_Configuration] = {(initial, frozenset(), frozenset())}
 
     def call(self, number: int) -> None:
         operation = self._operations[number]
@@ -107,11 +109,11 @@ class _Search:
         waiting = list(self._configurations)
         known = set(waiting)
         while waiting:
-            value, done = waiting.pop()
+            value, done, used = waiting.pop()
             if number in done:
-                held.add((value, done - {number}))
+                held.add((value, done - {number}, used))
                 continue
-            for following in self._following(value, done):
+            for following in self._following(value, done, used):
                 if following not in known:
                     known.add(following)
                     waiting.append(following)
@@ -119,18 +121,31 @@ class _Search:
                 raise Undecided(f"more than {CONFIGURATIONS_MAX} configurations at {self._operations[number]}")
         self._reads.discard(number)
         self._writes.pop(number, None)
-        self._configurations = held
+        self._configurations = _thriftiest(held)
         return bool(held)
 
-    def _following(self, value: Value, done: frozenset[int]) -> Iterable[_Configuration]:
+    def _following(self, value: Value, done: _Numbers, used: _Numbers) -> Iterable[_Configuration]:
         """Yield the configurations one write later."""
         for write in self._writes:
             if write not in done:
-                yield self._after_reads(self._operations[write].value, done | {write})
+                yield self._after_reads(self._operations[write].value, done | {write}, used)
         for wanted in {self._operations[read].value for read in self._reads - done} - {value}:
-            for write in itertools.islice((w for w in self._unanswered.get(wanted, ()) if w not in done), 1):
-                yield self._after_reads(wanted, done | {write})
+            for write in itertools.islice((w for w in self._unanswered.get(wanted, ()) if w not in used), 1):
+                yield self._after_reads(wanted, done, used | {write})
 
-    def _after_reads(self, value: Value, done: frozenset[int]) -> _Configuration:
+    def _after_reads(self, value: Value, done: _Numbers, used: _Numbers) -> _Configuration:
         found = {read for read in self._reads - done if self._operations[read].value == value}
-        return value, done | found if found else done
+        return value, done | found if found else done, used
+
+
+def _thriftiest(configurations: set[_Configuration]) -> set[_Configuration]:
+    """Leave out what has used more unanswered writes than another that is the same otherwise: it can do no more."""
+    alike: dict[tuple[Value, _Numbers], list[_Numbers]] = {}
+    for value, done, used in configurations:
+        alike.setdefault((value, done), []).append(used)
+    return {
+        (value, done, used)
+        for (value, done), uses in alike.items()
+        for used in uses
+        if len(uses) == 1 or not any(other < used for other in uses)
+    }
