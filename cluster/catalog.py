@@ -238,11 +238,13 @@ class Catalog:
         """Return the open task of a collection."""
         return next((task for task in self.tasks.values() if task.collection_id == collection_id), None)
 
+    def open_tasks(self, database: str, name: str) -> list[Task]:
+        """Return the open tasks that concern a collection of this name, or one being created under it."""
+        return [one for one in self.tasks.values() if (one.facts["database"], one.facts["name"]) == (database, name)]
+
     def is_taken(self, database: str, name: str) -> bool:
         """Say whether a collection has the name, or is being created under it."""
-        return (database, name) in self.names or any(
-            (task.facts["database"], task.facts["name"]) == (database, name) for task in self.tasks.values()
-        )
+        return (database, name) in self.names or bool(self.open_tasks(database, name))
 
     # changes that concern the catalogue alone
 

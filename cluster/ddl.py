@@ -322,9 +322,8 @@ def begin(catalog: Catalog, message: BeginDdl, tick: Tick) -> Task | None:
     if ddl is None:
         raise InvalidParameter(f"unknown change of the catalogue: {message.ddl}")
     catalog.database(message.database)
-    for task in catalog.tasks.values():
-        if (task.facts["database"], task.facts["name"]) == (message.database, message.collection):
-            raise Conflict(f"collection {message.collection} is being changed ({task.kind}); try again")
+    for task in catalog.open_tasks(message.database, message.collection):
+        raise Conflict(f"collection {message.collection} is being changed ({task.kind}); try again")
     facts: Facts | None
     if isinstance(ddl, _CreateCollection):
         facts = ddl.begin_new(catalog, message.database, message.collection, message.request, tick)

@@ -76,12 +76,11 @@ class StateMachine:
         self._outcomes: OrderedDict[tuple[str, int], Outcome] = OrderedDict()
         self._fault = ""
 
-    def apply(self, position: Position, payload: bytes | memoryview) -> Acknowledge | None:
+    def apply(self, position: Position, entry: Entry) -> Acknowledge | None:
         """Apply one committed entry; None if it is applied already. Raises only for faults of this replica."""
         self._check_whole()
         if position <= self.position:
             return None
-        entry = Entry.decode(payload)
         self.position = position
         self.tick = next_tick(self.tick, entry.stamp)
         who = (entry.producer, entry.sequence)

@@ -167,7 +167,7 @@ class GroupHost(Generic[Machine]):
             match event:
                 case Committed(position, _, payload):
                     applied += 1
-                    done = self.machine.apply(Position(position), payload)
+                    done = self.machine.apply(position, Entry.decode(payload))
                     if done is not None:
                         self._hybrid.observe(done.tick)
                         self._resolve(done)

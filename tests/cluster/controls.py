@@ -64,7 +64,7 @@ class Driver:
         position = Position(len(self.log) + 1)
         payload = Entry("tests", position, tick_from_ms(1_000 + position), message).encode()
         self.log.append((position, payload))
-        told = self.control.apply(position, payload)
+        told = self.control.apply(position, Entry.decode(payload))
         assert told is not None
         return told.outcome
 

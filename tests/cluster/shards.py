@@ -125,9 +125,12 @@ class World:
     def append(self, payload: bytes) -> tuple[Outcome, int]:
         position = Position((self.log[-1][0] if self.log else 0) + 1 + self.sequence % 2)  # Raft has entries of its own
         self.log.append((position, payload))
-        told, expected = self.first.apply(position, payload), self.second.apply(position, payload)
+        told, expected = (
+            self.first.apply(position, Entry.decode(payload)),
+            self.second.apply(position, Entry.decode(payload)),
+        )
         assert told is not None and told == expected, "replicas answer alike"
-        assert self.first.apply(position, payload) is None, "an entry is applied once"
+        assert self.first.apply(position, Entry.decode(payload)) is None, "an entry is applied once"
         return told.outcome, told.tick
 
     def expect(self, wanted: Mapping[str, Any] | str, message: Message, body: bytes = b"") -> int:

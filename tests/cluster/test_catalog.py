@@ -23,7 +23,7 @@ from cluster.catalog import (
 from cluster.control import Control
 from cluster.ddl import KINDS, BeginDdl, EndDdl
 from cluster.machine import Rejected
-from cluster.message import Message, Seal
+from cluster.message import Entry, Message, Seal
 from storage.errors import AnnulusError
 from storage.types import CollectionId
 from tests.cluster.controls import SHARDS, Driver, driver, new_collection, new_index, refused, restored
@@ -285,7 +285,7 @@ def test_any_commands(seed: int) -> None:
         if count % 40 == 0:
             second = restored(one.control)
         outcome = one.say(message)
-        second.apply(*one.log[-1])
+        second.apply(one.log[-1][0], Entry.decode(one.log[-1][1]))
         if isinstance(outcome, Rejected):
             assert catalog.to_bytes() == before, message
             assert isinstance(outcome.error(), AnnulusError) and outcome.message
@@ -296,4 +296,4 @@ def test_any_commands(seed: int) -> None:
         if count % 5 == 0:
             assert second.checkpoint() == one.control.checkpoint()
     for position, payload in one.log:
-        assert one.control.apply(position, payload) is None, "an entry is applied once"
+        assert one.control.apply(position, Entry.decode(payload)) is None, "an entry is applied once"

@@ -15,6 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cluster.checkpoint import FrozenShard, Written, freeze, install, manifest_key, referenced, restore, write
+from cluster.message import Entry
 from storage.errors import ChunkDamaged
 from storage.keys import chunk_key
 from storage.schema import DataType
@@ -105,7 +106,7 @@ class CheckpointedWorld(World):
         assert {digest for _, digest in referenced(raw or EMPTY)} == set(self.first.digests)
         for position, payload in self.log:
             if position > self.trimmed:  # also what the checkpoint has already
-                self.first.apply(position, payload)
+                self.first.apply(position, Entry.decode(payload))
 
     def sweep(self) -> None:
         """Remove what a crash left, as a node does when it starts."""

@@ -166,11 +166,11 @@ def test_a_fault_while_applying_is_not_forgotten() -> None:
     files = SegmentFiles(3, {PK: (ChunkRef(b"x" * 16, 3, 100),)})
     message = Compacted(C, [S1], world.first.tick, Tick(0), files.to_dict())
     position = Position(world.first.position + 5)
-    payload = Entry("p", 1, Tick(0), message).encode()
+    entry = Entry("p", 1, Tick(0), message)
     with pytest.raises(ChunkDamaged):
-        world.first.apply(position, payload)
+        world.first.apply(position, entry)
     assert summary(world.first, machine=False) == before
     with pytest.raises(StorageFault, match="not applied"):
-        world.first.apply(Position(position + 1), payload)
+        world.first.apply(Position(position + 1), entry)
     with pytest.raises(StorageFault, match="not applied"):
         freeze(world.first)
