@@ -208,9 +208,8 @@ class Entry:
     body: bytes | memoryview = b""
 
     def encode(self) -> bytes:
-        message = self.message
-        values = [getattr(message, one.name) for one in fields(message)]
-        header = cbor2.dumps([message.kind, self.producer, self.sequence, self.stamp, values])
+        kind, values = to_plain(self.message)
+        header = cbor2.dumps([kind, self.producer, self.sequence, self.stamp, values])
         return b"".join((VERSION, _LENGTH.pack(len(header)), header, self.body))
 
     @classmethod
@@ -233,14 +232,24 @@ class Entry:
                 raise ValueError("its header has something else than numbers")
         except (struct.error, cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
             raise JournalDamaged(f"log message that cannot be read: {error}") from error
-        message_type = TYPES.get(kind)
-        if message_type is None:
-            raise JournalDamaged(f"log message of type {kind!r}: a newer program wrote it; start that one")
-        known = fields(message_type)
-        required = sum(one.default is MISSING for one in known)
-        if not required <= len(values) <= len(known):
-            raise JournalDamaged(
-                f"log message {kind} with {len(values)} fields, this program knows {required} to {len(known)}: another "
-                "version wrote it; start that one"
-            )
-        return cls(producer, sequence, Tick(stamp), message_type(*values), bytes(view[5 + length :]))
+        return cls(producer, sequence, Tick(stamp), from_plain(kind, values), bytes(view[5 + length :]))
+
+
+def to_plain(message: Message) -> tuple[str, list[Any]]:
+    """Return the message as plain data for CBOR: its kind and the values of its fields."""
+    return message.kind, [getattr(message, one.name) for one in fields(message)]
+
+
+def from_plain(kind: str, values: Sequence[Any]) -> Message:
+    """Return the message that `to_plain` took apart. Raises JournalDamaged if this program does not know it."""
+    message_type = TYPES.get(kind)
+    if message_type is None:
+        raise JournalDamaged(f"log message of type {kind!r}: a newer program wrote it; start that one")
+    known = fields(message_type)
+    required = sum(one.default is MISSING for one in known)
+    if not required <= len(values) <= len(known):
+        raise JournalDamaged(
+            f"log message {kind} with {len(values)} fields, this program knows {required} to {len(known)}: another "
+            "version wrote it; start that one"
+        )
+    return message_type(*values)

@@ -8,9 +8,10 @@
     │   ├── DatabaseNotFound       ├── DatabaseLimit         ├── CollectionNotFound
     │   ├── CollectionNotLoaded    ├── CollectionLimit       ├── PartitionNotFound
     │   ├── PartitionNotLoaded     ├── AliasNotFound         ├── AliasExists       ├── AliasConflict
-    │   └── IndexNotFound          └── IndexConflict
+    │   └── IndexNotFound          ├── IndexConflict         └── SnapshotGone
     ├── Unavailable                nothing is wrong with the request; it may succeed later
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
+    │   ├── OutcomeUnknown         ├── NotFresh
     │   ├── Conflict               └── ReadOnly              (the disk is full)
     └── StorageFault               this replica cannot trust its own disk; it stops loudly
         ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
@@ -160,12 +161,30 @@ class IndexConflict(BadRequest):
     code = "index_conflict"
 
 
+class SnapshotGone(BadRequest):
+    """A read at an old tick, of which compaction has not kept everything."""
+
+    code = "snapshot_gone"
+
+
 class Unavailable(AnnulusError):
     code, retriable = "unavailable", True
 
 
 class NoLeader(Unavailable):
     code = "no_leader"
+
+
+class OutcomeUnknown(Unavailable):
+    """The leader was lost, or time was up, before it said whether the write was made; it may still be."""
+
+    code = "outcome_unknown"
+
+
+class NotFresh(Unavailable):
+    """No replica that answers is as fresh as the read asks for."""
+
+    code = "not_fresh"
 
 
 class Overloaded(Unavailable):
