@@ -65,6 +65,8 @@ async def _serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     for warning in settings.warnings:
         log.warning("%s", warning)
+    if len(settings.node.members) > 1:
+        raise OSError("clusters of several nodes are not available in this version: leave out peers")
     listener = _bind(settings)  # before anything is created: a port in use is the commonest reason not to start
     clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
     data = settings.node.data

@@ -8,12 +8,14 @@ spellings:
     flag                                        --storage-segment-bytes-max
 
 The settings of `NodeSettings` have no section: `data`, `ANNULUS_DATA`, `--data`. Sizes may be written `256MiB`, on/off
-settings `true` or `false`, a duration is a number in the unit that ends its name.
+settings `true` or `false`, a duration is a number in the unit that ends its name. Files that settings name (secret,
+certificates) are looked at here too, so that everything that is wrong is said at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,7 @@ from node.settings import (
     SECTIONS,
     Address,
     ApiSettings,
+    ClusterSettings,
     CompactionSettings,
     IndexSettings,
     LogFormat,
@@ -54,6 +57,7 @@ __all__ = [
     "SettingsError",
     "Problem",
     "NodeSettings",
+    "ClusterSettings",
     "StorageSettings",
     "CompactionSettings",
     "IndexSettings",
@@ -72,6 +76,12 @@ __all__ = [
 ENVIRONMENT_PREFIX = "ANNULUS_"
 CONFIG_VARIABLE = "ANNULUS_CONFIG"
 """Names the TOML file when no --config flag does."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NAME_RULE = "use letters, digits, '_', '.' and '-', at most 63, a letter or digit first"
+PRIVATE_FILES = ("cluster_secret_file", "cluster.tls_key_file")
+FILES = (*PRIVATE_FILES, "cluster.tls_certificate_file", "cluster.tls_ca_file")
+SECRET_BYTES_MAX = 4 << 10
 
 S = TypeVar("S")
 
@@ -129,6 +139,8 @@ def load(*, flags: Mapping[str, Any], environment: Mapping[str, str], config_fil
             except ValueError as error:
                 shown = "" if option.secret else f"{_show_raw(raw)} "
                 problems.append(Problem(key, f"{shown}{error}", f"from {source}"))
+    problems += _from_secret_file(values, sources)
+    problems += _unreadable(values, sources)
     sections = {
         section: settings_type(
             **{
@@ -139,6 +151,8 @@ def load(*, flags: Mapping[str, Any], environment: Mapping[str, str], config_fil
         )
         for section, settings_type in SECTIONS.items()
     }
+    if sections["node"].copies == 2:
+        warnings.append("two copies of each shard bear no loss: writes need both; replication_factor 3 bears one")
     try:
         settings = Settings(**sections, sources=sources, warnings=tuple(warnings))
     except SettingsError as error:
@@ -186,8 +200,8 @@ def _parse(option: Option, raw: Any) -> Any:
 def _parse_text(raw: Any, option: Option) -> str:
     if not isinstance(raw, str):
         raise ValueError("is not text")
-    if option.key == "name" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", raw):
-        raise ValueError("is not a name; use letters, digits, '_', '.' and '-', at most 63, a letter or digit first")
+    if option.key == "name" and not NAME.fullmatch(raw):
+        raise ValueError(f"is not a name; {NAME_RULE}")
     if option.key == "data" and not raw.strip():
         raise ValueError("is not a path")
     return raw
@@ -255,8 +269,9 @@ def _parse_peers(raw: Any, option: Option) -> tuple[Peer, ...]:
             raise ValueError(f"is not a list of peers; {name}={address} {error}") from None
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("names a peer twice")
-    if any(not name for name, _ in pairs):
-        raise ValueError("has a peer without a name")
+    for name, _ in pairs:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"has a peer with the name {name!r}; {NAME_RULE}")
     return tuple(peers)
 
 
@@ -335,6 +350,44 @@ def _from_environment(environment: Mapping[str, str], warnings: list[str]) -> It
             warnings.append(f"environment variable {variable} is not a setting{_suggest(variable, set(by_variable))}")
 
 
+def _from_secret_file(values: dict[str, Any], sources: dict[str, str]) -> Iterator[Problem]:
+    """Put the secret of `cluster_secret_file` where one given directly would be."""
+    path = values.get("cluster_secret_file")
+    if not path:
+        return
+    source = f"from {sources['cluster_secret_file']}"
+    if values.get("cluster_secret"):
+        yield Problem("cluster_secret_file", "and cluster_secret are both given; leave one of them out", source)
+        return
+    try:
+        with open(path, "rb") as file:
+            text = file.read(SECRET_BYTES_MAX + 1).decode().strip()
+    except OSError:
+        return  # told by `_unreadable`
+    except UnicodeDecodeError:
+        text = ""
+    if not text or len(text) > SECRET_BYTES_MAX:
+        yield Problem("cluster_secret_file", f"{path} holds no secret: a line of text was expected", source)
+    else:
+        values["cluster_secret"], sources["cluster_secret"] = text, f"file {path}"
+
+
+def _unreadable(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem for each named file that cannot be read, or that others can read though it is private."""
+    for key in FILES:
+        if path := values.get(key):
+            source = f"from {sources[key]}"
+            try:
+                with open(path, "rb") as file:
+                    mode = os.fstat(file.fileno()).st_mode
+                    file.peek(1)
+            except OSError as error:
+                yield Problem(key, f"cannot read the file {path}: {error.strerror}", source)
+                continue
+            if key in PRIVATE_FILES and mode & 0o077:
+                yield Problem(key, f"{path} may be read by others than its owner; chmod 600 it", source)
+
+
 def _suggest(word: str, known: set[str]) -> str:
     # The prefix that all variables share would make any two of them look alike.
     bare = {each.removeprefix(ENVIRONMENT_PREFIX): each for each in sorted(known)}
@@ -354,8 +407,8 @@ def _keyword(key: str) -> str:
 
 
 def _metavar(option: Option) -> str:
-    if option.key == "data":
-        return "DIR"
+    if option.unit == "path":
+        return "DIR" if option.key == "data" else "FILE"
     return {"bool": "BOOL", "LogLevel": "LEVEL", "LogFormat": "FORMAT"}.get(option.type) or (
         re.sub(r"[^A-Z:=,.]", "", option.unit.upper()) or "TEXT"
     )

@@ -7,17 +7,29 @@ section and name, as in `storage.segment_bytes_max`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, NamedTuple
+from ipaddress import ip_address
+from typing import Any, Final, NamedTuple
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+COPIES: Final = 3
+"""Copies of each shard where nobody asks for another number: one node may be lost, and writes go on."""
+SECRET_CHARS_MIN: Final = 16
 
 
 class Address(NamedTuple):
     host: str
     port: int
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it. A host name other than localhost may be anybody's."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -73,14 +85,65 @@ class NodeSettings:
         8, "shards", "logs that writes are spread over; fixed when the data directory is first made", least=1, most=1024
     )
     peer_listen: Address | None = setting(
-        None, "host:port", "address for other nodes; only together with peers or join"
+        None, "host:port", "address for other nodes; left out, this node's own in peers"
     )
-    peers: tuple[Peer, ...] = setting((), "name=host:port,...", "all nodes of a new cluster, the same list on each")
+    peers: tuple[Peer, ...] = setting(
+        (), "name=host:port,...", "all nodes of the cluster with their addresses for each other, the same list on each"
+    )
     join: Address | None = setting(None, "host:port", "client address of any member of the cluster to join")
     replication_factor: int | None = setting(
         None, "nodes", "copies of each shard; left out, three or as many as there are nodes", least=1, most=7
     )
-    cluster_secret: str = setting("", "", "proves the nodes of a cluster to each other", secret=True)
+    cluster_secret: str = setting(
+        "", "", "proves the nodes of a cluster to each other; the same on each, 16 characters or more", secret=True
+    )
+    cluster_secret_file: str = setting(
+        "", "path", "file with the secret, which only its owner may read: keeps it out of process lists"
+    )
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of all nodes of the cluster, this one included, in order; a node without peers is alone."""
+        return tuple(sorted(peer.name for peer in self.peers)) or (self.name,)
+
+    @property
+    def copies(self) -> int:
+        """How many nodes hold each shard."""
+        return self.replication_factor or min(COPIES, len(self.members))
+
+    @property
+    def peer_address(self) -> Address | None:
+        """Where this node listens for other nodes; None if it is alone."""
+        return self.peer_listen or next((peer.address for peer in self.peers if peer.name == self.name), None)
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How the nodes of a cluster deal with each other."""
+
+    heartbeat_s: float = setting(
+        0.15,
+        "s",
+        "a leader with nothing to say says so this often; shorter costs CPU for each shard",
+        least=0.01,
+        most=60,
+    )
+    election_s_min: float = setting(
+        0.6, "s", "followers that have heard nothing for so long choose a new leader; longer bears longer pauses",
+        least=0.05, most=600,
+    )  # fmt: skip
+    election_s_max: float = setting(
+        1.0, "s", "each waits a random time up to this, so that they do not all stand at once", least=0.06, most=900
+    )
+    transfer_bytes_per_s_max: int = setting(
+        256 * MIB, "bytes", "what a node that catches up takes from the others each second, at most", least=64 * KIB
+    )
+    repair_from_peers: bool = setting(
+        False, "", "at a start with damaged data, move it aside and take everything from the other nodes"
+    )
+    tls_certificate_file: str = setting("", "path", "PEM certificate of this node; turns on TLS between nodes")
+    tls_key_file: str = setting("", "path", "PEM key of the certificate, which only its owner may read")
+    tls_ca_file: str = setting("", "path", "PEM certificates that the other nodes' are signed by")
 
 
 @dataclass(frozen=True)
@@ -223,6 +286,7 @@ class Settings:
     """All settings of one node. Built by `load` with their sources, or directly (in tests) with defaults."""
 
     node: NodeSettings = NodeSettings()
+    cluster: ClusterSettings = ClusterSettings()
     storage: StorageSettings = StorageSettings()
     compaction: CompactionSettings = CompactionSettings()
     index: IndexSettings = IndexSettings()
@@ -306,6 +370,7 @@ class Option:
 
 SECTIONS: Mapping[str, type[Any]] = {
     "node": NodeSettings,
+    "cluster": ClusterSettings,
     "storage": StorageSettings,
     "compaction": CompactionSettings,
     "index": IndexSettings,
@@ -348,7 +413,7 @@ def bounds_text(option: Option, value: float) -> str:
 
 def _broken_relations(settings: Settings) -> Iterator[Problem]:
     """Yield a problem for each rule between settings that does not hold."""
-    node, storage = settings.node, settings.storage
+    storage = settings.storage
 
     def problem(key: str, text: str, *others: str) -> Problem:
         involved = (key, *others)
@@ -366,16 +431,80 @@ def _broken_relations(settings: Settings) -> Iterator[Problem]:
             "must be at least twice storage.journal_file_bytes_max: only whole files are cut, and one is being written",
             "storage.journal_file_bytes_max",
         )
-    if node.join is not None or any(peer.name != node.name for peer in node.peers):
-        key = "join" if node.join is not None else "peers"
-        yield problem(key, "clusters of several nodes are not available in this version; leave it out")
+    yield from _broken_cluster(settings, problem)
+
+
+def _broken_cluster(settings: Settings, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    """Yield a problem for each rule between the settings of a cluster that does not hold."""
+    node, cluster = settings.node, settings.cluster
+    if cluster.election_s_min <= 3 * cluster.heartbeat_s:
+        yield problem(
+            "cluster.election_s_min",
+            "must be above three times cluster.heartbeat_s, else one late heartbeat costs a leader its place",
+            "cluster.heartbeat_s",
+        )
+    if cluster.election_s_max <= cluster.election_s_min:
+        yield problem("cluster.election_s_max", "must be above cluster.election_s_min", "cluster.election_s_min")
+    if node.join is not None:
+        yield problem("join", "joining a running cluster is not available in this version; list all nodes in peers")
+    if not node.peers:
+        for key, given in (
+            ("peer_listen", node.peer_listen),
+            ("cluster_secret", node.cluster_secret),
+            ("cluster_secret_file", node.cluster_secret_file),
+        ):
+            if given:
+                yield problem(key, "makes sense only together with peers; leave it out")
+        if cluster.repair_from_peers:
+            yield problem("cluster.repair_from_peers", "this node has no peers to take anything from; leave it out")
+        if (node.replication_factor or 1) > 1:
+            yield problem(
+                "replication_factor", "one node can hold only one copy of each shard; leave it out, or name more peers"
+            )
         return
-    if node.replication_factor is not None and node.replication_factor > 1:
-        yield problem("replication_factor", "one node can hold only one copy of each shard; leave it out or write 1")
-    if node.peer_listen is not None and not node.peers:
-        yield problem("peer_listen", "makes sense only together with peers or join; leave it out")
-    if node.cluster_secret and not node.peers:
-        yield problem("cluster_secret", "makes sense only together with peers or join; leave it out")
+    names = [peer.name for peer in node.peers]
+    if node.name not in names:
+        yield problem("name", f"{node.name} is not among the peers {', '.join(names)}; it must be one of them", "peers")
+    owners: dict[Address, str] = {}
+    for peer in node.peers:
+        if peer.address.port == 0:
+            yield problem("peers", f"{peer} has port 0, on which nobody can find it")
+        elif peer.address in owners:
+            yield problem("peers", f"{owners[peer.address]} and {peer.name} have the same address {peer.address}")
+        owners.setdefault(peer.address, peer.name)
+    if node.listen.port and node.listen == node.peer_address:
+        yield problem(
+            "listen", f"{node.listen} is the address for other nodes too; they need one of their own", "peers"
+        )
+    if node.replication_factor is not None and node.replication_factor > len(node.peers):
+        yield problem(
+            "replication_factor", f"{node.replication_factor} copies need as many nodes, and peers names {len(names)}",
+            "peers",
+        )  # fmt: skip
+    yield from _broken_proof(settings, problem)
+
+
+def _broken_proof(settings: Settings, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    """Yield a problem for each thing that keeps nodes from proving themselves to each other."""
+    node, cluster = settings.node, settings.cluster
+    files = {
+        f"cluster.{name}": getattr(cluster, name) for name in ("tls_certificate_file", "tls_key_file", "tls_ca_file")
+    }
+    if any(files.values()) and not all(files.values()):
+        given = [key for key, path in files.items() if path]
+        for key in (key for key, path in files.items() if not path):
+            yield problem(key, "is missing: TLS between nodes needs certificate, key and CA", *given)
+    if node.cluster_secret and len(node.cluster_secret) < SECRET_CHARS_MIN:
+        yield problem(
+            "cluster_secret", f"is shorter than {SECRET_CHARS_MIN} characters; `openssl rand -hex 32` makes a good one"
+        )
+    proves = node.cluster_secret or node.cluster_secret_file or all(files.values())
+    if len(node.peers) > 1 and not proves and not all(peer.address.is_local for peer in node.peers):
+        yield problem(
+            "peers",
+            "has addresses that other machines reach, where anybody may pose as a node without a secret or TLS; "
+            "give each node the same cluster_secret_file",
+        )
 
 
 def _source(settings: Settings, key: str) -> str:

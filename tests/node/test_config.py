@@ -146,9 +146,14 @@ def test_good_values(key: str, text: str, value: object) -> None:
         pytest.param("shards", "1025", "is above the most allowed, 1024", id="too many"),
         pytest.param("peers", "n1=a:1,n1=b:2", "names a peer twice", id="peer twice"),
         pytest.param("peers", "a:1", "is not a list of peers", id="peer without name"),
-        pytest.param("peers", "n1=a:1,n2=b:2", "clusters of several nodes are not available", id="several peers"),
-        pytest.param("join", "a:1", "clusters of several nodes are not available", id="join"),
+        pytest.param("peers", "n1=a:1,n/2=b:2", "has a peer with the name 'n/2'", id="a peer's name"),
+        pytest.param("peers", "n1=10.0.0.1:1,n2=127.0.0.1:2", "anybody may pose as a node", id="no secret"),
+        pytest.param("peers", "n1=127.0.0.1:1,n2=127.0.0.1:1", "n1 and n2 have the same address", id="one address"),
+        pytest.param("peers", "n1=127.0.0.1:1,n2=127.0.0.1:0", "has port 0", id="no port"),
+        pytest.param("join", "a:1", "joining a running cluster is not available", id="join"),
         pytest.param("replication_factor", "3", "one node can hold only one copy", id="copies"),
+        pytest.param("cluster.repair_from_peers", "true", "has no peers", id="repair alone"),
+        pytest.param("cluster.election_s_max", "0.6", "must be above cluster.election_s_min", id="election"),
         pytest.param("peer_listen", "a:1", "makes sense only together with peers", id="peer listen alone"),
     ],
 )
@@ -163,9 +168,97 @@ def test_bad_values(key: str, text: str, complaint: str) -> None:
 def test_secrets_are_never_shown() -> None:
     """Neither the listing nor an error shows a secret's value."""
     assert "hush" not in "".join(problems(flags={"cluster_secret": "hush"}))
-    settings = load(flags={"cluster_secret": "hush", "peers": "n1=a:1"}, environment={})
+    settings = load(flags={"cluster_secret": "hush" * 4, "peers": "n1=a:1"}, environment={})
     (row,) = [row for row in describe(settings) if row.key == "cluster_secret"]
     assert row.value == "********"
+
+
+PEERS = "n2=10.0.0.2:7000,n1=10.0.0.1:7000,n3=[fd00::3]:7000"
+
+
+def test_a_cluster_from_a_file(tmp_path: Path) -> None:
+    """Peers may be a table; members, copies and the peer address follow from them; the secret may be in a file."""
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef\n")
+    secret.chmod(0o600)
+    path = tmp_path / "a.toml"
+    path.write_text(
+        f'cluster_secret_file = "{secret}"\n'
+        '[peers]\nn1 = "10.0.0.1:7000"\nn2 = "10.0.0.2:7000"\nn3 = "[fd00::3]:7000"\nn4 = "d:1"\n'
+    )
+    settings = load(flags={"name": "n3"}, environment={}, config_file=str(path))
+    node = settings.node
+    assert (node.members, node.copies) == (("n1", "n2", "n3", "n4"), 3)
+    assert node.peer_address == Address("fd00::3", 7000)
+    assert node.cluster_secret == "0123456789abcdef"
+    rows = {row.key: row for row in describe(settings)}
+    assert (rows["cluster_secret"].value, rows["cluster_secret"].source) == ("********", f"file {secret}")
+    other = load(flags={"peer_listen": "0.0.0.0:7000", "peers": "n1=a:1", "cluster_secret": "s" * 16}, environment={})
+    assert other.node.peer_address == Address("0.0.0.0", 7000)
+    assert load(flags={}, environment={}).node.members == ("n1",)
+
+
+def test_nodes_of_this_machine_need_no_secret() -> None:
+    """Where nobody else reaches the peers, nothing has to be proved; two copies are warned of."""
+    settings = load(flags={"peers": "n1=127.0.0.1:1,n2=localhost:2"}, environment={})
+    assert settings.node.copies == 2
+    assert "bear no loss" in settings.warnings[0]
+
+
+def test_everything_wrong_with_a_cluster_is_said_at_once(tmp_path: Path) -> None:
+    """Name, addresses, copies, times, secret and certificates: one start tells it all, with where it came from."""
+    open_to_all = tmp_path / "secret"
+    open_to_all.write_text("too short")
+    open_to_all.chmod(0o644)
+    flags = {
+        "name": "n9",
+        "peers": "n1=127.0.0.1:1,n2=127.0.0.1:1",
+        "replication_factor": "3",
+        "cluster.heartbeat_s": "0.2",
+        "cluster.election_s_max": "0.1",
+        "cluster_secret_file": str(open_to_all),
+        "cluster.tls_key_file": "/nowhere/key",
+    }
+    assert [problem.partition(" (from ")[0] for problem in problems(flags=flags)] == [
+        f"cluster_secret_file: {open_to_all} may be read by others than its owner; chmod 600 it",
+        "cluster.tls_key_file: cannot read the file /nowhere/key: No such file or directory",
+        "cluster.election_s_min: must be above three times cluster.heartbeat_s, else one late heartbeat costs a leader"
+        " its place (cluster.election_s_min from default; cluster.heartbeat_s from flag --cluster-heartbeat-s)",
+        "cluster.election_s_max: must be above cluster.election_s_min (cluster.election_s_max from flag"
+        " --cluster-election-s-max; cluster.election_s_min from default)",
+        "name: n9 is not among the peers n1, n2; it must be one of them (name from flag --name; peers from flag"
+        " --peers)",
+        "peers: n1 and n2 have the same address 127.0.0.1:1 (peers from flag --peers)",
+        "replication_factor: 3 copies need as many nodes, and peers names 2 (replication_factor from flag"
+        " --replication-factor; peers from flag --peers)",
+        f"cluster_secret: is shorter than 16 characters; `openssl rand -hex 32` makes a good one (cluster_secret from"
+        f" file {open_to_all})",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        pytest.param(b"", "holds no secret", id="empty"),
+        pytest.param(b"\xff\xfe" * 20, "holds no secret", id="binary"),
+        pytest.param(b"x" * 5000, "holds no secret", id="endless"),
+        pytest.param(None, "cannot read the file", id="absent"),
+    ],
+)
+def test_files_that_hold_no_secret(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    """A secret file that cannot serve is one problem that names the file."""
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(0o600)
+    (problem,) = problems(flags={"peers": PEERS, "cluster_secret_file": str(path)})
+    assert complaint in problem and str(path) in problem
+
+
+def test_a_secret_given_twice() -> None:
+    """Two secrets are refused, as only one of them can be meant."""
+    found = problems(flags={"peers": PEERS, "cluster_secret": "s" * 16, "cluster_secret_file": "/nowhere/s"})
+    assert "leave one of them out" in found[0]
 
 
 def test_unknown_variables_are_only_warned_of() -> None:
