@@ -44,9 +44,12 @@ class Control(StateMachine):
             case _:
                 return self.catalog.change(message)
 
-    def freeze(self) -> FrozenControl:
-        """Return the whole state as it is now, in time proportional to the number of collections, not of fields."""
-        return FrozenControl(self.freeze_machine(), self.catalog.copy())
+    def freeze(self, term: int | None = None) -> FrozenControl:
+        """Return the whole state as it is now, in time proportional to the number of collections, not of fields.
+
+        term  of the log's entry at `position`
+        """
+        return FrozenControl(self.freeze_machine(term), self.catalog.copy())
 
     def checkpoint(self) -> bytes:
         """Return the whole state as bytes; `restore` takes them back."""

@@ -47,6 +47,8 @@ class FrozenMachine:
     position: Position
     tick: Tick
     outcomes: list[tuple[tuple[str, int], Outcome]]
+    term: int | None = None
+    """Raft term of the entry at `position`, without which no other replica's log can begin there."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data for CBOR; `load_machine` takes it back."""
@@ -54,7 +56,7 @@ class FrozenMachine:
             [producer, sequence, [one.code, one.message] if isinstance(one, Rejected) else dict(one)]
             for (producer, sequence), one in self.outcomes
         ]
-        return {"position": self.position, "tick": self.tick, "outcomes": outcomes}
+        return {"position": self.position, "tick": self.tick, "term": self.term, "outcomes": outcomes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,13 @@ class StateMachine:
         """Change the state and return the outcome, or raise a deterministic error having changed nothing."""
         raise NotImplementedError
 
-    def freeze_machine(self) -> FrozenMachine:
-        """Return position, tick and outcomes as they are now, for a checkpoint. Raises StorageFault after a fault."""
+    def freeze_machine(self, term: int | None = None) -> FrozenMachine:
+        """Return position, tick and outcomes as they are now, for a checkpoint. Raises StorageFault after a fault.
+
+        term  of the log's entry at `position`
+        """
         self._check_whole()
-        return FrozenMachine(self.position, self.tick, list(self._outcomes.items()))
+        return FrozenMachine(self.position, self.tick, list(self._outcomes.items()), term)
 
     def load_machine(self, data: Mapping[str, Any]) -> None:
         self.position, self.tick = Position(data["position"]), Tick(data["tick"])

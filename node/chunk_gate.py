@@ -57,6 +57,10 @@ class GatedChunks:
         with self._shared():
             return self._store.chunk_digests(shard_id)
 
+    def missing(self, shard_id: ShardId, digests: Iterable[bytes]) -> list[bytes]:
+        with self._shared():
+            return self._store.missing(shard_id, digests)
+
     def compact(self) -> None:
         with self._shared():
             self._store.compact()

@@ -42,6 +42,10 @@ _FIRST: Final = b"\x00"
 _LAST: Final = b"\xff"
 
 
+MISSING: Final = "it is missing"
+"""The reason of a ChunkFault for a chunk that is not there at all."""
+
+
 class ChunkFault(ChunkDamaged):
     """A chunk is missing or is not what it was; fetch it from another replica."""
 
@@ -52,6 +56,7 @@ class ChunkFault(ChunkDamaged):
         )
         self.shard_id = shard_id
         self.digest = digest
+        self.is_missing = reason == MISSING
 
 
 class RecordFault(ChunkDamaged):
@@ -98,6 +103,10 @@ class ChunkStore(Protocol):
         """Return the digests of all chunks of a shard, ascending, without reading them."""
         ...
 
+    def missing(self, shard_id: ShardId, digests: Iterable[bytes]) -> list[bytes]:
+        """Return those that are not there, in their order; reads none, so damage is not seen."""
+        ...
+
     def compact(self) -> None:
         """Give the room of what was removed back to the file system. Takes as long as rewriting what is left."""
         ...
@@ -134,7 +143,7 @@ class LevelDbChunks:
             _refuse_for_now(error)
             raise ChunkFault(shard_id, digest, _text(error)) from error
         if data is None:
-            raise ChunkFault(shard_id, digest, "it is missing")
+            raise ChunkFault(shard_id, digest, MISSING)
         if digest_of(data) != digest:
             raise ChunkFault(shard_id, digest, "its bytes have another digest")
         return data
@@ -190,6 +199,22 @@ class LevelDbChunks:
         except (plyvel.CorruptionError, plyvel.IOError) as error:
             _refuse_for_now(error)
             raise ChunkDamaged(f"the chunks of shard {shard_id} cannot be listed: {_text(error)}") from error
+
+    def missing(self, shard_id: ShardId, digests: Iterable[bytes]) -> list[bytes]:
+        found = self._db.raw_iterator(fill_cache=False)
+        try:
+            absent = []
+            for digest in digests:
+                key = chunk_key(shard_id, digest)
+                found.seek(key)
+                if not (found.valid() and found.key() == key):
+                    absent.append(digest)
+            return absent
+        except (plyvel.CorruptionError, plyvel.IOError) as error:
+            _refuse_for_now(error)
+            raise ChunkDamaged(f"the chunks of shard {shard_id} cannot be looked up: {_text(error)}") from error
+        finally:
+            found.close()
 
     def compact(self) -> None:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from errno import EIO, ENOSPC
 from random import Random
 
-from storage.chunks import ChunkFault, open_record, seal_record
+from storage.chunks import MISSING, ChunkFault, open_record, seal_record
 from storage.keys import chunk_key, chunk_prefix, is_record
 from storage.segment_files import digest_of
 from storage.types import ShardId
@@ -39,7 +39,7 @@ class SimChunks:
         self.reads += 1
         data = self._seen.get(chunk_key(shard_id, digest))
         if data is None:
-            raise ChunkFault(shard_id, digest, "it is missing")
+            raise ChunkFault(shard_id, digest, MISSING)
         if digest_of(data) != digest:
             raise ChunkFault(shard_id, digest, "its bytes have another digest")
         return data
@@ -86,6 +86,9 @@ class SimChunks:
     def chunk_digests(self, shard_id: ShardId) -> list[bytes]:
         prefix = chunk_prefix(shard_id)
         return sorted(key[len(prefix) :] for key in self._seen if key.startswith(prefix))
+
+    def missing(self, shard_id: ShardId, digests: Iterable[bytes]) -> list[bytes]:
+        return [digest for digest in digests if chunk_key(shard_id, digest) not in self._seen]
 
     def compact(self) -> None: ...
 

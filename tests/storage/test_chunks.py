@@ -48,6 +48,15 @@ def test_chunks_come_back_whole(store: ChunkStore) -> None:
         store.get(OTHER, some[0][0])
 
 
+def test_missing_names_what_is_not_there(store: ChunkStore) -> None:
+    """`missing` gives back the digests without a chunk, in their order; a chunk of another shard does not count."""
+    there, other, absent = (digest_of(one) for one in (b"there", b"other", b"absent"))
+    store.put_many(SHARD, chunks(b"there"))
+    store.put_many(OTHER, chunks(b"other"))
+    assert store.missing(SHARD, [other, there, absent, b"\xff" * 16]) == [other, absent, b"\xff" * 16]
+    assert store.missing(SHARD, []) == []
+
+
 def test_commit_writes_and_removes_together(store: ChunkStore) -> None:
     """A commit puts records, removes others and removes chunks; `read` and `scan` see just that, in key order."""
     store.put_many(SHARD, chunks(b"old", b"kept"))
