@@ -11,7 +11,7 @@
     │   └── IndexNotFound          ├── IndexConflict         └── SnapshotGone
     ├── Unavailable                nothing is wrong with the request; it may succeed later
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
-    │   ├── OutcomeUnknown         ├── NotFresh
+    │   ├── OutcomeUnknown         ├── NotFresh              ├── PeerUnreachable
     │   ├── Conflict               └── ReadOnly              (the disk is full)
     └── StorageFault               this replica cannot trust its own disk; it stops loudly
         ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
@@ -179,6 +179,12 @@ class OutcomeUnknown(Unavailable):
     """The leader was lost, or time was up, before it said whether the write was made; it may still be."""
 
     code = "outcome_unknown"
+
+
+class PeerUnreachable(Unavailable):
+    """Another node gave no answer: no session, the session ended, or time was up; what was asked may have been done."""
+
+    code = "peer_unreachable"
 
 
 class NotFresh(Unavailable):
