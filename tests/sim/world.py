@@ -1,21 +1,72 @@
-"""A simulated world: an event loop whose time is virtual, clocks, and an executor, all driven by one seed.
+"""A simulated world: an event loop whose time is virtual, clocks, and executors, all driven by one seed.
 
 Nothing waits: when no callback is ready, time jumps to the next timer. So a simulated minute costs what its callbacks
 cost, and the same seed gives the same run, callback for callback. A node is given these in place of the real seams.
+
+All processes of a world share one loop. Each has a `Life`, which travels in the context of every task, timer and
+callback that the process starts: when the life ends, nothing of it ever runs again, as after kill -9; while it is
+paused, everything of it waits, as after SIGSTOP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import heapq
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, TypeVar, TypeVarTuple
+from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple
 
 from node.workers import Lane
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
+
+LIFE: Final[contextvars.ContextVar[Life]] = contextvars.ContextVar("life")
+"""The process that the code which runs now belongs to; unset for the world itself."""
+
+
+class Life:
+    """One process from its start to its end."""
+
+    def __init__(self, loop: SimLoop, name: str) -> None:
+        self.name = name
+        self.loop = loop
+        self.is_over = False
+        self.paused = False
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._deferred: list[asyncio.Handle] = []
+        self._context = contextvars.copy_context()
+        self._context.run(LIFE.set, self)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something as part of this process."""
+        return self.loop.create_task(work, context=self._context.copy())
+
+    def call_at(self, when_s: float, function: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        """Call something at that time as part of this process, unless it is over."""
+        return self.loop.call_at(when_s, function, *args, context=self._context.copy())
+
+    def end(self) -> None:
+        """Kill the process: nothing of it runs again from now on."""
+        self.is_over = True
+        self._deferred.clear()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on: what became due meanwhile happens now, in order."""
+        self.paused = False
+        ready: Any = self.loop._ready  # type: ignore[attr-defined]
+        ready.extend(self._deferred)
+        self._deferred = []
+
+    def defer(self, handle: asyncio.Handle) -> None:
+        self._deferred.append(handle)
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -27,13 +78,16 @@ class SimLoop(asyncio.BaseEventLoop):
         self.callbacks = 0
         self._clock_resolution = 1e-9
         self.failures: list[BaseException] = []
+        self.closing = False
+        """Set at the very end: then the tasks of dead processes run too, to be cancelled."""
         self.set_exception_handler(self._note_failure)
 
     def time(self) -> float:
         return self.now_s
 
     def _note_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self.failures.append(context.get("exception") or RuntimeError(context["message"]))
+        if not self.closing:
+            self.failures.append(context.get("exception") or RuntimeError(context["message"]))
 
     def _process_events(self, event_list: object) -> None:
         """There are no sockets."""
@@ -57,23 +111,35 @@ class SimLoop(asyncio.BaseEventLoop):
                 ready.append(timer)
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if not handle._cancelled:
-                self.callbacks += 1
-                handle._run()
+            if handle._cancelled:
+                continue
+            life = handle._context.get(LIFE)
+            if life is not None and not self.closing:
+                if life.is_over:
+                    continue
+                if life.paused:
+                    life.defer(handle)
+                    continue
+            self.callbacks += 1
+            handle._run()
 
 
 class SimClock:
-    """Time as the loop has it, and a wall clock that tests may push either way."""
+    """Time as the loop has it, and a wall clock that tests may push either way.
 
-    def __init__(self, loop: SimLoop, *, epoch_ms: int = 1_700_000_000_000) -> None:
+    `rate` is how fast this machine's own clock runs: 1.0005 gains half a second in 1,000 s.
+    """
+
+    def __init__(self, loop: SimLoop, *, epoch_ms: int = 1_700_000_000_000, rate: float = 1.0) -> None:
         self._loop = loop
         self._epoch_ms = epoch_ms
+        self._rate = rate
 
     def monotonic_s(self) -> float:
-        return self._loop.now_s
+        return self._loop.now_s * self._rate
 
     def wall_ms(self) -> int:
-        return self._epoch_ms + int(self._loop.now_s * 1000)
+        return self._epoch_ms + int(self._loop.now_s * self._rate * 1000)
 
     def jump(self, by_ms: int) -> None:
         self._epoch_ms += by_ms
@@ -89,11 +155,13 @@ class SimExecutor:
         self._pending = dict.fromkeys(Lane, 0)
         self.dead = False
         """The process was killed: no work is done any more."""
+        self.slow_disk_s = 0.0
+        """Added to whatever goes to the disk."""
 
     async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         self._pending[lane] += 1
         try:
-            await asyncio.sleep(self._rng.random() * self.DELAY_S_MAX[lane])
+            await asyncio.sleep(self._delay_s(lane))
             if self.dead:
                 raise asyncio.CancelledError
             result = function(*args)
@@ -101,6 +169,10 @@ class SimExecutor:
             return result
         finally:
             self._pending[lane] -= 1
+
+    def _delay_s(self, lane: Lane) -> float:
+        slow_s = self.slow_disk_s if lane in (Lane.LOG, Lane.DISK) else 0.0
+        return self._rng.random() * (self.DELAY_S_MAX[lane] + slow_s)
 
     def pending(self, lane: Lane) -> int:
         return self._pending[lane]
@@ -119,6 +191,17 @@ def run(loop: SimLoop, main: Coroutine[Any, Any, T]) -> T:
     if loop.failures:
         raise loop.failures[0]
     return result
+
+
+def close(loop: SimLoop) -> None:
+    """Drop every task that is left, of the living and of the dead, and the loop."""
+    loop.closing = True
+    tasks: list[Any] = list(asyncio.all_tasks(loop))
+    for task in tasks:
+        task._log_destroy_pending = False
+        with contextlib.suppress(BaseException):  # whatever its last words are, nobody listens
+            task.get_coro().close()
+    loop.close()
 
 
 def kill(loop: SimLoop, executor: SimExecutor) -> None:
