@@ -20,17 +20,22 @@ if not __package__:  # run as a script: its own directory is in front of the pat
 from tools.environment import PROJECT, Failure, make_environment, say
 from tools.nodes import (
     STOP_S_MAX,
+    Cluster,
     free_port,
     log_end,
+    read_members,
     read_nodes,
     require_free,
     show,
+    signal_node,
     start_node,
-    state_of,
     stop_node,
+    views,
     wait_ready,
 )
 
+BASE_PORT = 19530
+"""Milvus's port."""
 CHECKS = (
     ("tools.check", "--all"),
     ("tools.sim", "--minutes", "2"),
@@ -84,30 +89,16 @@ def command_demo(chosen: argparse.Namespace) -> int:
 
 
 def command_up(chosen: argparse.Namespace) -> int:
-    if chosen.nodes != 1:
-        raise Failure("clusters of several nodes are not available in this version; use --nodes 1")
-    python = make_environment("")
     directory = Path(chosen.dir).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    running = {node.name: node for node in read_nodes(directory) if node.is_alive()}
-    nodes = []
-    for number in range(chosen.nodes):
-        name, address = f"n{number + 1}", f"127.0.0.1:{chosen.base_port + number}"
-        process = None
-        if name in running:
-            node = running[name]
-            if node.client_address != address:
-                raise Failure(f"{name} of {directory} runs on {node.client_address} already; stop it first (down)")
-        else:
-            node, process = start_node(python, directory, name=name, address=address)
-        try:
-            wait_ready(node, directory, process)
-        except (Failure, KeyboardInterrupt):
-            if process is not None:
-                stop_node(node, directory)
-            raise
-        nodes.append(node)
-    show(nodes, as_json=chosen.json)
+    known = read_members(directory)
+    count = chosen.nodes or len(known) or 1
+    base_port = chosen.base_port or (0 if known else BASE_PORT)
+    if base_port + count - 1 > 65_535:
+        raise Failure(f"{count} nodes from port {base_port} on need ports above 65535; choose a lower --base-port")
+    python = make_environment("")
+    cluster = Cluster.make(python, directory, nodes=count, base_port=base_port)
+    cluster.start_all()
+    show(views(list(cluster.nodes.values())), as_json=chosen.json)
     return 0
 
 
@@ -116,10 +107,12 @@ def command_down(chosen: argparse.Namespace) -> int:
     nodes = read_nodes(directory)
     if not nodes:
         say(f"no nodes in {directory}")
+    alive = [node.name for node in nodes if node.is_alive()]
+    for node in nodes:  # all are told first: they stop side by side
+        signal_node(node, signal.SIGTERM)
     for node in nodes:
-        was_alive = node.is_alive()
         gentle = stop_node(node, directory)
-        say(f"{node.name} {'stopped' if was_alive and gentle else 'killed' if was_alive else 'was not running'}")
+        say(f"{node.name} {'was not running' if node.name not in alive else 'stopped' if gentle else 'killed'}")
     return 0
 
 
@@ -129,8 +122,13 @@ def command_status(chosen: argparse.Namespace) -> int:
     nodes = read_nodes(directory)
     if not nodes:
         say(f"no nodes in {directory}")
-    show(nodes, as_json=chosen.json, states={node.name: state_of(node) for node in nodes})
-    return 0 if nodes and all(state_of(node) == "ready" for node in nodes) else 1
+    seen = views(nodes)
+    show(seen, as_json=chosen.json)
+    members = {member.name for member in read_members(directory)}
+    missing = sorted(members - {node.name for node in nodes})
+    if nodes and missing:
+        say(f"not running: {', '.join(missing)}")
+    return 0 if seen and not missing and all(one["state"] == "ready" for one in seen) else 1
 
 
 def _shortest(path: Path) -> str:
@@ -152,7 +150,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="start a node, load a sample, search it, keep serving",
         description="Start a node, load 3,000 WordNet rows, search them by example, and keep serving until Ctrl-C.",
     )
-    demo.add_argument("--port", type=port, default=19530, help="port for clients (default 19530; 0: any free one)")
+    demo.add_argument(
+        "--port", type=port, default=BASE_PORT, help="port for clients (default %(default)s; 0: any free one)"
+    )
     demo.add_argument("--dir", default="annulus-data/demo", help="where the node keeps its data (default %(default)s)")
     demo.add_argument("--once", action="store_true", help="stop the node after the answers instead of serving on")
 
@@ -167,17 +167,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     up = commands.add_parser(
         "up",
         help="start nodes on this machine, in the background",
-        description="Start nodes in the background and return when all are ready. Nodes that run already are kept.",
+        description="Start a cluster in the background and return when all its nodes are ready. Nodes that run already"
+        " are kept; a directory that holds a cluster starts that cluster again.",
     )
-    up.add_argument("--nodes", type=count, default=1, metavar="N", help="how many (default 1)")
+    up.add_argument("--nodes", type=count, metavar="N", help="how many (default: as many as the directory has, else 1)")
     up.add_argument(
         "--base-port",
         type=port_of_a_node,
-        default=19530,
         metavar="P",
-        help="the first node serves clients on P, the second on P+1, ... (default 19530)",
+        help=f"the first node serves clients on P, the second on P+1, ... (default: as before, else {BASE_PORT})",
     )
-    up.set_defaults(wants_directory=True)
 
     down = commands.add_parser(
         "down", help="stop the nodes of a directory", description="Stop the nodes that `up` started in a directory."

@@ -20,7 +20,7 @@ import pytest
 
 from tools import bootstrap, environment, nodes
 from tools.environment import Failure, choose_python, explain_installation, find_python, is_made, stamp_of
-from tools.nodes import Node, free_port, read_nodes, require_free
+from tools.nodes import Cluster, Member, Node, free_port, free_ports, read_members, read_nodes, require_free
 
 STAND_ALONE = ("bootstrap.py", "environment.py", "nodes.py")
 
@@ -181,7 +181,7 @@ def test_failed_installations_are_explained(said: str, explained: str) -> None:
         ("demo", {"command": "demo", "port": 19530, "once": False}),
         ("demo --port 0 --once --dir /d", {"port": 0, "once": True, "dir": "/d"}),
         ("test", {"command": "test"}),
-        ("up", {"nodes": 1, "base_port": 19530, "dir": "annulus-data/nodes", "json": False}),
+        ("up", {"nodes": None, "base_port": None, "dir": "annulus-data/nodes", "json": False}),
         ("up --nodes 3 --dir /d --base-port 7000 --json", {"nodes": 3, "base_port": 7000, "dir": "/d", "json": True}),
         ("down --dir /d", {"command": "down", "dir": "/d"}),
         ("status --json", {"command": "status", "json": True}),
@@ -218,12 +218,6 @@ def test_a_failing_check_fails_the_run(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "FAILED: no_such_module_here\n" in capsys.readouterr().err
     monkeypatch.setattr(bootstrap, "CHECKS", (("this",),))
     assert bootstrap.main(["test"]) == 0
-
-
-def test_several_nodes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """More than one node is refused before anything is installed or started."""
-    assert bootstrap.main(["up", "--nodes", "3"]) == 1
-    assert "clusters of several nodes are not available in this version" in capsys.readouterr().err
 
 
 # --- nodes -------------------------------------------------------------------------------------------------------
@@ -274,6 +268,76 @@ def test_up_status_down(fake_python: Path, tmp_path: Path, capsys: pytest.Captur
     require_free(first["client_address"])
     assert bootstrap.main(["down", "--dir", directory]) == 0
     assert "no nodes in" in capsys.readouterr().err
+
+
+def test_a_cluster(fake_python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three nodes get names, ports and one secret of their own, keep them over a restart, and stop together."""
+    directory = tmp_path / "d"
+    base = free_ports(3)[0]
+    up = ["up", "--dir", str(directory)]
+    assert bootstrap.main([*up, "--nodes", "3", "--base-port", str(base), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in first] == ["n1", "n2", "n3"]
+    assert [one["client_address"] for one in first] == [f"127.0.0.1:{base + i}" for i in range(3)]
+    assert len({one["data_directory"] for one in first}) == 3
+    members = read_members(directory)
+    assert len({one.peer_address for one in members}) == 3
+    secret = directory / "secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(secret.read_text().strip()) == 64
+    listed = ",".join(f"{one.name}={one.peer_address}" for one in members)
+    for one, member in zip(first, members, strict=True):
+        shown = Path(f"/proc/{one['pid']}/cmdline").read_text().split("\0")
+        assert shown[shown.index("--peers") + 1] == listed
+        assert shown[shown.index("--peer-listen") + 1] == member.peer_address
+        assert secret.read_text().strip() not in " ".join(shown)
+
+    assert bootstrap.main([*up, "--nodes", "2"]) == 1
+    assert "holds a cluster of 3" in capsys.readouterr().err
+    cluster = Cluster.make(fake_python, directory, nodes=3)
+    cluster.kill("n2")
+    assert bootstrap.main(["status", "--dir", str(directory)]) == 1
+    assert re.search(r"n2 .* stopped", capsys.readouterr().out)
+    assert cluster.stop("n3")
+    assert bootstrap.main(["status", "--dir", str(directory)]) == 1
+    assert "not running: n3" in capsys.readouterr().err
+    assert bootstrap.main([*up, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [one["pid"] == old["pid"] for one, old in zip(again, first, strict=True)] == [True, False, False]
+    assert [one["client_address"] for one in again] == [one["client_address"] for one in first]
+    assert read_members(directory) == members
+    assert bootstrap.main(["down", "--dir", str(directory)]) == 0
+    assert capsys.readouterr().err.split() == "n1 stopped n2 stopped n3 stopped".split()
+    assert bootstrap.main([*up, "--base-port", str(base + 7)]) == 0, "clients may find it elsewhere"
+    assert secret.stat().st_size == 65
+    assert bootstrap.main(["down", "--dir", str(directory)]) == 0
+
+
+def test_one_node_of_a_cluster_that_dies_at_start(
+    fake_python: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """up shows why, by the log of that node, and stops those it has started."""
+    directory = tmp_path / "d"
+    (directory / "n2").mkdir(parents=True)
+    (directory / "n2" / "die").touch()
+    assert bootstrap.main(["up", "--dir", str(directory), "--nodes", "3"]) == 1
+    said = capsys.readouterr().err
+    assert "node n2 stopped while starting" in said and "cannot live like this" in said
+    assert read_nodes(directory) == []
+
+
+def test_leaders_are_what_the_latest_term_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several answers the highest term counts, and in it one that knows the leader."""
+    said = {
+        "a:1": {"shards": [{"shard": 0, "term": 3, "leader": "n1"}, {"shard": 1, "term": 4, "leader": None}]},
+        "a:2": {"shards": [{"shard": 0, "term": 5, "leader": None}, {"shard": 1, "term": 4, "leader": "n2"}]},
+        "a:3": None,
+    }
+    members = [Member(f"n{number}", f"a:{number}", "") for number in (1, 2, 3)]
+    cluster = Cluster(Path(sys.executable), tmp_path, members)
+    monkeypatch.setattr(nodes, "node_status", said.get)
+    monkeypatch.setattr(cluster, "is_alive", lambda name: True)
+    assert cluster.leaders() == {0: None, 1: "n2"}
 
 
 def test_a_node_that_dies_or_hangs_at_start(
