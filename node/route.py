@@ -1,0 +1,682 @@
+"""Requests anywhere: a change goes to its group's leader wherever that is, a read to a replica that answers soon.
+
+A change is sent under one producer and sequence, however often it takes: if the leader is lost before it answers, the
+same is sent to the next one, which makes the change or answers with the first outcome. Only when the client's time is
+up does it hear that the outcome is not known. Where a change certainly was not made, because nobody led, it hears that
+instead, and sooner.
+
+    leader here   the group's host is asked directly: no copy, no encoding
+    elsewhere     one call over the mesh; whoever does not lead answers with the leader that it knows
+    unknown       the replicas are asked who leads
+
+A node without a mesh leads all its groups. What it does goes straight to the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+
+import cbor2
+
+from cluster.machine import Outcome, Rejected
+from cluster.message import Insert, Message, from_plain, to_plain
+from node.calls import Answer, Mesh
+from node.clock import Clock
+from node.group import Producer
+from node.network import Blob, Link
+from node.scope import current
+from node.settings import Settings
+from storage.errors import (
+    AnnulusError,
+    BadRequest,
+    Conflict,
+    JournalDamaged,
+    NoLeader,
+    OutcomeUnknown,
+    Overloaded,
+    PeerUnreachable,
+    Unavailable,
+    UnsupportedOperation,
+)
+from storage.types import Position, ShardId, Tick
+
+BACKOFF_S_MIN: Final = 0.01
+BACKOFF_S_MAX: Final = 0.25
+PATIENCE_S: Final = 10.0
+"""How long a group may be without a leader before a request that has changed nothing gives up: an election takes two
+seconds, and whoever waits longer holds a place that others want."""
+ASK_LEADER_S: Final = 0.5
+WATCH_S: Final = 0.5
+"""How often a call without an answer is checked against who leads now: a leader that was cut off never answers."""
+HEDGES_MAX: Final = 1
+"""Replicas asked beside the first one because it is slow."""
+HEDGE_S_MIN: Final = 0.05
+HEDGE_S_UNKNOWN: Final = 0.2
+"""Before a replica's times are known."""
+LATENCY_WEIGHT: Final = 0.2
+NEAR_RATIO: Final = 2.0
+"""Replicas that take at most this much longer than the fastest one take turns."""
+BULK_BYTES_MIN: Final = 16 << 10
+"""Larger requests travel over the link that is not the consensus's."""
+REFRESH_S: Final = 1.0
+"""How long a look at the catalogue waits for the newest one before it takes the one here."""
+
+T = TypeVar("T")
+Reply = tuple[dict[str, Any], Sequence[memoryview]]
+"""What a call returns."""
+LeaderHandler = Callable[[ShardId, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Written(NamedTuple):
+    """A change that was decided: its outcome, and where it stands."""
+
+    outcome: Outcome
+    tick: Tick
+    position: Position
+
+
+class Host(Protocol):
+    """The part of a `GroupHost` that requests need."""
+
+    @property
+    def machine(self) -> Any: ...
+    @property
+    def raft(self) -> Any: ...
+    @property
+    def leader(self) -> str | None: ...
+    @property
+    def is_leader(self) -> bool: ...
+    @property
+    def is_whole(self) -> bool: ...
+    @property
+    def service_tick(self) -> Tick: ...
+    async def propose(
+        self, message: Message, body: Blob = b"", *, producer: str = "", sequence: int = 0
+    ) -> tuple[Outcome, Tick, Position]: ...
+    async def barrier(self) -> Position: ...
+    async def wait_applied(self, position: Position) -> None: ...
+    async def wait_service(self, tick: Tick) -> None: ...
+
+
+class Dice(Protocol):
+    def random(self) -> float: ...
+    def getrandbits(self, k: int, /) -> int: ...
+
+
+class Surroundings(Protocol):
+    """The part of the seams that a router needs."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def dice(self) -> Dice: ...
+
+
+class Home(Protocol):
+    """The part of a node that a router needs."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def seams(self) -> Surroundings: ...
+    @property
+    def mesh(self) -> Mesh | None: ...
+    @property
+    def control(self) -> Host: ...
+    @property
+    def shards(self) -> Mapping[ShardId, Host]: ...
+    def replicas_of(self, shard_id: ShardId) -> Sequence[str]: ...
+    def check_writable(self) -> None: ...
+    def check_journal(self) -> None: ...
+    async def ddl(
+        self,
+        kind: str,
+        database: str,
+        collection: str,
+        request: Mapping[str, Any],
+        *,
+        producer: str = "",
+        sequence: int = 0,
+    ) -> None: ...
+
+
+class Latency:
+    """What one peer's answers take, as TCP keeps its round trips: a smoothed mean and deviation, in seconds."""
+
+    def __init__(self, first_s: float) -> None:
+        self.mean_s = first_s
+        self.deviation_s = first_s / 2
+
+    def note(self, taken_s: float) -> None:
+        self.deviation_s += LATENCY_WEIGHT * (abs(taken_s - self.mean_s) - self.deviation_s)
+        self.mean_s += LATENCY_WEIGHT * (taken_s - self.mean_s)
+
+    @property
+    def high_s(self) -> float:
+        """About the 95th percentile: answers seldom take longer."""
+        return self.mean_s + 2 * self.deviation_s
+
+
+@dataclass(frozen=True)
+class _Step(Generic[T]):
+    """Something that only a leader can do: how it is done here, and how it is asked of another node."""
+
+    method: str
+    here: Callable[[Host], Awaitable[T]]
+    arguments: dict[str, Any]
+    read: Callable[[dict[str, Any]], T]
+    blobs: Sequence[Blob] = ()
+    changes: bool = True
+    """Whether an attempt without an answer may have changed something."""
+
+
+class Router:
+    """Finds leaders and replicas. One per node.
+
+    Invariants
+      1. All attempts at one change have one producer and sequence.
+      2. An error says that nothing was changed only if no attempt can have changed anything.
+    """
+
+    def __init__(self, node: Home) -> None:
+        self._node = node
+        self._me = node.settings.node.name
+        self._clock = node.seams.clock
+        self._producer = Producer(f"{self._me}/r{node.seams.dice.getrandbits(64):016x}")
+        self._leaders: dict[ShardId, str] = {}
+        """Who led a shard that has no replica here when it was last heard of."""
+        self._latencies: dict[str, Latency] = {}
+        self._turn = 0
+        if node.mesh is not None:
+            for method, handler in (
+                ("shard/propose", self._serve_propose),
+                ("shard/barrier", self._serve_barrier),
+                ("shard/leader", self._serve_leader),
+                ("control/change", self._serve_propose),
+                ("control/barrier", self._serve_barrier),
+                ("control/ddl", self._serve_ddl),
+            ):
+                node.mesh.serve(method, handler)
+
+    # changes of shards
+
+    async def propose(
+        self,
+        shard_id: ShardId,
+        message: Message,
+        body: Blob = b"",
+        *,
+        producer: str = "",
+        sequence: int = 0,
+        deadline_s: float | None = None,
+    ) -> Written:
+        """Return the outcome, tick and position of the message once it is durable on a majority and applied.
+
+        producer, sequence  name the change; without them this process does
+        deadline_s          monotonic; without it the client's, or as long as a request may take
+
+        Raises NoLeader if nobody led, so that nothing was changed; OutcomeUnknown if it may have been; ReadOnly if the
+        leader has no room.
+        """
+        if not producer:
+            producer, sequence = self._producer.name, self._producer.next()
+        if self._node.mesh is None:
+            return await self._propose_here(self._node.shards[shard_id], message, body, producer, sequence)
+        step = self._proposal("shard/propose", shard_id, message, body, producer, sequence)
+        return await self._at_leader(shard_id, step, deadline_s)
+
+    async def change(self, shard_id: ShardId, message: Message, body: Blob = b"") -> Mapping[str, Any]:
+        """Propose, note the tick in the client's session, and return the outcome. Raises what it was rejected for."""
+        outcome, tick, _ = await self.propose(shard_id, message, body)
+        if isinstance(outcome, Rejected):
+            raise outcome.error()
+        scope = current.get()
+        if scope is not None:
+            scope.saw(shard_id, tick)
+        return outcome
+
+    async def change_all(self, changes: Sequence[tuple[ShardId, Message, Blob]]) -> list[Mapping[str, Any]]:
+        """Make several changes at once and return their outcomes. Raises one error for all that failed."""
+        if len(changes) == 1:
+            return [await self.change(*changes[0])]
+        results = await asyncio.gather(*(self.change(*one) for one in changes), return_exceptions=True)
+        made = [one for one in results if not isinstance(one, BaseException)]
+        if len(made) < len(results):
+            raise _one_error([one for one in results if isinstance(one, BaseException)], partly=bool(made))
+        return made
+
+    async def barrier(self, shard_id: ShardId, *, deadline_s: float | None = None) -> Position:
+        """Return a position: a replica that has applied it has every write acknowledged before the call.
+
+        Raises NoLeader.
+        """
+        return await self._at_leader(shard_id, _barrier("shard/barrier", shard_id), deadline_s)
+
+    # the catalogue
+
+    async def control_change(self, message: Message) -> Mapping[str, Any]:
+        """Change the catalogue alone; return the outcome when this node's copy has it. Raises why it was rejected."""
+        deadline_s = self.deadline_s()
+        step = self._proposal("control/change", None, message, b"", self._producer.name, self._producer.next())
+        written = await self._at_leader(None, step, deadline_s)
+        await self._catch_up(written.position, deadline_s)
+        if isinstance(written.outcome, Rejected):
+            raise written.outcome.error()
+        return written.outcome
+
+    async def ddl(self, kind: str, database: str, collection: str, request: Mapping[str, Any]) -> None:
+        """Carry out a change that shards must see, on the control leader; return when this node's copy has it."""
+        deadline_s = self.deadline_s()
+        waits = 0
+        while True:
+            producer, sequence = self._producer.name, self._producer.next()
+            arguments = {
+                "kind": kind, "database": database, "collection": collection, "request": dict(request),
+                "producer": producer, "sequence": sequence,
+            }  # fmt: skip
+
+            async def here(control: Host, arguments: dict[str, Any] = arguments) -> Position:
+                return await self._ddl_here(control, arguments)
+
+            step = _Step("control/ddl", here, arguments, lambda reply: Position(reply["position"]))
+            try:
+                position = await self._at_leader(None, step, deadline_s)
+            except Conflict:  # a change that a lost leader began is being finished; this one was refused
+                if self._node.mesh is None or waits >= PATIENCE_S / BACKOFF_S_MAX:
+                    raise
+                waits += 1
+                await self.pause(waits, deadline_s)
+            else:
+                await self._catch_up(position, deadline_s)
+                return
+
+    async def refresh_catalog(self, *, patience_s: float = REFRESH_S) -> bool:
+        """Bring this node's catalogue up to every change acknowledged before the call; return whether that worked."""
+        if self._node.mesh is None:
+            return True
+        step = _barrier("control/barrier", None)
+        try:
+            async with asyncio.timeout(patience_s):
+                position = await self._at_leader(None, step, self._clock.monotonic_s() + patience_s)
+                await self._node.control.wait_applied(position)  # here, to hear of a lack of time
+        except (TimeoutError, Unavailable):
+            return False
+        return True
+
+    # what else a shard's leader does
+
+    def on_leader(self, method: str, function: LeaderHandler) -> None:
+        """Serve a method for shards that this node leads: `function(shard, arguments)` returns plain data."""
+        if self._node.mesh is None:
+            return
+
+        async def serve(peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
+            host = self._host(arguments.get("shard"))
+            if host is None or not host.is_leader:
+                return _elsewhere(host)
+            return {"reply": await function(ShardId(arguments["shard"]), arguments)}, ()
+
+        self._node.mesh.serve(method, serve)
+
+    async def ask_leader(
+        self,
+        method: str,
+        shard_id: ShardId,
+        arguments: Mapping[str, Any],
+        function: LeaderHandler,
+        *,
+        deadline_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Return what the leader's `function` for this method answers; it may be asked more than once."""
+
+        async def here(host: Host) -> dict[str, Any]:
+            return await function(shard_id, arguments)
+
+        def read(reply: dict[str, Any]) -> dict[str, Any]:
+            answer: dict[str, Any] = reply["reply"]
+            return answer
+
+        step = _Step(method, here, {**arguments, "shard": shard_id}, read, changes=False)
+        return await self._at_leader(shard_id, step, deadline_s)
+
+    # replicas
+
+    def is_up(self, peer: str) -> bool:
+        """Return whether a node can be reached; this one always can."""
+        return peer == self._me or (self._node.mesh is not None and self._node.mesh.is_up(peer))
+
+    def replicas_elsewhere(self, shard_id: ShardId, *, leader_first: bool = False) -> tuple[str, ...]:
+        """Return the other nodes that have the shard, whom to ask first first. Those that are down come last."""
+        peers = [one for one in self._node.replicas_of(shard_id) if one != self._me]
+        if not peers:
+            return ()
+        known = {one: self._latencies[one].mean_s if one in self._latencies else 0.0 for one in peers}
+        near_s = NEAR_RATIO * min(known.values())
+        self._turn += 1
+        turn = {one: (i + self._turn) % len(peers) for i, one in enumerate(peers)}
+        leader = self._known_leader(shard_id) if leader_first else None
+        return tuple(
+            sorted(
+                peers,
+                key=lambda one: (
+                    not self.is_up(one),
+                    one != leader,
+                    known[one] if known[one] > near_s else 0.0,
+                    turn[one],
+                ),
+            )
+        )
+
+    async def ask_any(
+        self, peers: Sequence[str], method: str, arguments: dict[str, Any], blobs: Sequence[Blob], *, deadline_s: float
+    ) -> Reply:
+        """Return the first good answer of these peers, asked in their order.
+
+        The next one is asked when one fails, and once also when an answer takes longer than that peer's usually do.
+        Raises the error of a bad request at once, else Unavailable with what each peer said.
+        """
+        waiting = [one for one in peers if self.is_up(one)]
+        faults = {one: "it is down" for one in peers if one not in waiting}
+        running: dict[asyncio.Task[Reply], str] = {}
+        hedges = HEDGES_MAX
+
+        def start() -> None:
+            peer = waiting.pop(0)
+            running[asyncio.ensure_future(self._timed(peer, method, arguments, blobs, deadline_s))] = peer
+
+        try:
+            while waiting or running:
+                if not running:
+                    start()
+                patience_s = self._hedge_s(next(iter(running.values()))) if waiting and hedges else None
+                await asyncio.wait(running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                done = [task for task in running if task.done()]
+                if not done:
+                    hedges -= 1
+                    start()
+                for task in done:
+                    peer = running.pop(task)
+                    try:
+                        return task.result()
+                    except BadRequest:
+                        raise
+                    except (AnnulusError, TimeoutError) as error:
+                        faults[peer] = str(error) or "time is up"
+        finally:
+            for task in running:
+                task.cancel()
+        raise Unavailable(
+            "; ".join(f"{peer}: {fault}" for peer, fault in faults.items()) or "there is no other replica"
+        )
+
+    async def pause(self, attempt: int, deadline_s: float) -> bool:
+        """Wait a little, longer after each attempt; return whether there is time for another one."""
+        pause_s = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2.0**attempt) * (0.5 + self._node.seams.dice.random())
+        if self._clock.monotonic_s() + pause_s >= deadline_s:
+            return False
+        await asyncio.sleep(pause_s)
+        return True
+
+    def deadline_s(self, given_s: float | None = None) -> float:
+        """Return when to give up: as given, or the client's time, or as long as a request may take."""
+        if given_s is not None:
+            return given_s
+        scope = current.get()
+        if scope is not None:
+            return scope.deadline_s
+        return self._clock.monotonic_s() + self._node.settings.api.request_timeout_s
+
+    # leaders
+
+    async def _at_leader(self, shard_id: ShardId | None, step: _Step[T], deadline_s: float | None) -> T:
+        """Do the step at the leader of a shard, or of the control group (None), wherever it is."""
+        host = self._host(shard_id)
+        mesh = self._node.mesh
+        if mesh is None:
+            assert host is not None, "a node without a mesh has every shard"
+            return await step.here(host)
+        deadline_s = self.deadline_s(deadline_s)
+        patient_until_s = min(deadline_s, self._clock.monotonic_s() + PATIENCE_S)
+        unsure = False
+        attempt = 0
+        why = "nobody leads it"
+        while True:
+            leader = self._known_leader(shard_id) or await self._find_leader(shard_id, deadline_s)
+            tried = False
+            try:
+                if leader == self._me and host is not None and host.is_leader:
+                    tried = step.changes
+                    async with asyncio.timeout(max(0.0, deadline_s - self._clock.monotonic_s())):
+                        return await step.here(host)
+                elif leader is not None and leader != self._me and mesh.is_up(leader):
+                    tried = step.changes
+                    reply = await self._call_leader(shard_id, leader, step, deadline_s)
+                    if "elsewhere" not in reply:
+                        return step.read(reply)
+                    tried = False
+                    why = f"{leader} does not lead it"
+                    self._note_leader(shard_id, reply["elsewhere"])
+                    if reply["elsewhere"] not in ("", leader) and attempt == 0:
+                        attempt = 1
+                        continue
+                elif leader is not None:
+                    why = f"{leader}, which leads it, cannot be reached"
+                    self._note_leader(shard_id, "")
+            except _LEADER_LOST as error:
+                why = str(error) or "time is up"
+                self._note_leader(shard_id, "")
+            unsure = unsure or tried
+            attempt += 1
+            if not await self.pause(attempt, deadline_s if unsure else patient_until_s):
+                break
+        where = name_of(shard_id)
+        if unsure:
+            raise OutcomeUnknown(
+                f"{where} has lost its leader, or is slow ({why}): it may have been made, look before you repeat"
+            )
+        raise NoLeader(f"{where} has no leader that can be reached ({why}): nothing was changed, try again soon")
+
+    async def _call_leader(
+        self, shard_id: ShardId | None, leader: str, step: _Step[T], deadline_s: float
+    ) -> dict[str, Any]:
+        """Call the leader, and give up on it when another one is known to lead."""
+        mesh = self._node.mesh
+        assert mesh is not None
+        size = sum(len(one) for one in step.blobs)
+        link = Link.BULK if size >= BULK_BYTES_MIN else Link.SMALL
+        timeout_s = max(0.0, deadline_s - self._clock.monotonic_s())
+        call = asyncio.ensure_future(
+            mesh.call(leader, step.method, step.arguments, step.blobs, timeout_s=timeout_s, link=link)
+        )
+        try:
+            while not (await asyncio.wait({call}, timeout=WATCH_S))[0]:
+                now = self._host_leader(shard_id) or await self._find_leader(shard_id, deadline_s)
+                if now not in (None, leader):
+                    raise NoLeader(f"{now} leads now, {leader} has not answered")
+            return call.result()[0]
+        finally:
+            call.cancel()
+
+    def _known_leader(self, shard_id: ShardId | None) -> str | None:
+        host = self._host(shard_id)
+        if host is not None:
+            return host.leader
+        return None if shard_id is None else self._leaders.get(shard_id)
+
+    def _host_leader(self, shard_id: ShardId | None) -> str | None:
+        host = self._host(shard_id)
+        return None if host is None else host.leader
+
+    async def _find_leader(self, shard_id: ShardId | None, deadline_s: float) -> str | None:
+        """Ask the replicas of a shard that has none here who leads it; believe the one with the highest term."""
+        mesh = self._node.mesh
+        if shard_id is None or shard_id in self._node.shards or mesh is None:
+            return None
+        timeout_s = min(ASK_LEADER_S, max(0.0, deadline_s - self._clock.monotonic_s()))
+        peers = [one for one in self._node.replicas_of(shard_id) if mesh.is_up(one)]
+        calls = (mesh.call(one, "shard/leader", {"shard": shard_id}, timeout_s=timeout_s) for one in peers)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        known = [one[0] for one in answers if not isinstance(one, BaseException) and one[0]["elsewhere"]]
+        leader = max(known, key=lambda one: int(one["term"]))["elsewhere"] if known else ""
+        self._note_leader(shard_id, leader)
+        return leader or None
+
+    def _note_leader(self, shard_id: ShardId | None, leader: str) -> None:
+        """Remember who leads a shard that has no replica here; "" for nobody known."""
+        if shard_id is None or shard_id in self._node.shards:
+            return
+        if leader:
+            self._leaders[shard_id] = leader
+        else:
+            self._leaders.pop(shard_id, None)
+
+    def _host(self, shard_id: ShardId | None) -> Host | None:
+        return self._node.control if shard_id is None else self._node.shards.get(shard_id)
+
+    async def _catch_up(self, position: Position, deadline_s: float) -> None:
+        """Let this node's catalogue apply a position, if there is time: the change is made all the same."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline_s - self._clock.monotonic_s())):
+                await self._node.control.wait_applied(position)
+
+    # steps
+
+    def _proposal(
+        self, method: str, shard_id: ShardId | None, message: Message, body: Blob, producer: str, sequence: int
+    ) -> _Step[Written]:
+        async def here(host: Host) -> Written:
+            return await self._propose_here(host, message, body, producer, sequence)
+
+        arguments = {"shard": shard_id, "producer": producer, "sequence": sequence}
+        # The message may name very many keys, for which a header has no room.
+        return _Step(method, here, arguments, _written, (cbor2.dumps(to_plain(message)), body))
+
+    async def _propose_here(self, host: Host, message: Message, body: Blob, producer: str, sequence: int) -> Written:
+        if isinstance(message, Insert):
+            self._node.check_writable()
+        else:
+            self._node.check_journal()
+        return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
+
+    async def _ddl_here(self, control: Host, arguments: Mapping[str, Any]) -> Position:
+        if arguments["kind"] == "create_collection":
+            self._node.check_writable()
+        await self._node.ddl(
+            arguments["kind"],
+            arguments["database"],
+            arguments["collection"],
+            arguments["request"],
+            producer=arguments["producer"],
+            sequence=arguments["sequence"],
+        )
+        return Position(control.machine.position)
+
+    # what peers ask of this node
+
+    async def _serve_propose(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
+        host = self._host(arguments["shard"])
+        if host is None or not host.is_leader:
+            return _elsewhere(host)
+        try:
+            message = from_plain(*cbor2.loads(blobs[0]))
+        except JournalDamaged as error:
+            raise UnsupportedOperation(f"{self._me} runs another version than {peer}: {error}") from None
+        try:
+            written = await self._propose_here(host, message, blobs[1], arguments["producer"], arguments["sequence"])
+        except NoLeader as error:
+            raise OutcomeUnknown(str(error)) from None  # it was proposed, and may yet be decided
+        outcome = written.outcome
+        plain = [outcome.code, outcome.message] if isinstance(outcome, Rejected) else dict(outcome)
+        return {"outcome": plain, "tick": written.tick, "position": written.position}, ()
+
+    async def _serve_barrier(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
+        host = self._host(arguments["shard"])
+        if host is None or not host.is_leader:
+            return _elsewhere(host)
+        try:
+            return {"position": await host.barrier()}, ()
+        except NoLeader:
+            return _elsewhere(host)
+
+    async def _serve_leader(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
+        return _elsewhere(self._host(arguments["shard"]))
+
+    async def _serve_ddl(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
+        control = self._node.control
+        if not control.is_leader:
+            return _elsewhere(control)
+        try:
+            return {"position": await self._ddl_here(control, arguments)}, ()
+        except NoLeader as error:
+            raise OutcomeUnknown(str(error)) from None
+
+    # latencies
+
+    async def _timed(
+        self, peer: str, method: str, arguments: dict[str, Any], blobs: Sequence[Blob], deadline_s: float
+    ) -> Reply:
+        mesh = self._node.mesh
+        assert mesh is not None
+        began_s = self._clock.monotonic_s()
+        try:
+            return await mesh.call(
+                peer, method, arguments, blobs, timeout_s=max(0.0, deadline_s - began_s), link=Link.BULK
+            )
+        finally:
+            taken_s = self._clock.monotonic_s() - began_s
+            known = self._latencies.get(peer)
+            if known is None:
+                self._latencies[peer] = Latency(taken_s)
+            else:
+                known.note(taken_s)
+
+    def _hedge_s(self, peer: str) -> float:
+        """Return after how long another replica is asked too."""
+        known = self._latencies.get(peer)
+        return HEDGE_S_UNKNOWN if known is None else max(HEDGE_S_MIN, known.high_s)
+
+
+_LEADER_LOST: Final = (NoLeader, OutcomeUnknown, PeerUnreachable, Overloaded, TimeoutError)
+"""After these a step is repeated, at whoever leads then."""
+
+
+def name_of(shard_id: ShardId | None) -> str:
+    """Return what messages call a group."""
+    return "the control group" if shard_id is None else f"shard {shard_id}"
+
+
+def _elsewhere(host: Host | None) -> Answer:
+    """Return the answer of a node that does not lead: who does, as far as it knows, and in which term."""
+    if host is None:
+        return {"elsewhere": "", "term": 0}, ()
+    return {"elsewhere": host.leader or "", "term": host.raft.term}, ()
+
+
+def _barrier(method: str, shard_id: ShardId | None) -> _Step[Position]:
+    async def here(host: Host) -> Position:
+        return await host.barrier()
+
+    return _Step(method, here, {"shard": shard_id}, lambda reply: Position(reply["position"]), changes=False)
+
+
+def _written(reply: dict[str, Any]) -> Written:
+    outcome = reply["outcome"]
+    return Written(
+        Rejected(*outcome) if isinstance(outcome, list) else outcome, Tick(reply["tick"]), Position(reply["position"])
+    )
+
+
+def _one_error(errors: Sequence[BaseException], *, partly: bool) -> BaseException:
+    """Return one error for the changes of a request that failed; `partly` says that others were made."""
+    waiting = [one for one in errors if isinstance(one, NoLeader | OutcomeUnknown)]
+    if len(waiting) < len(errors):
+        return next(one for one in errors if one not in waiting)
+    text = "; ".join(str(one) for one in waiting)
+    if partly:
+        return OutcomeUnknown(f"a part of the request is done. {text}")
+    unknown = any(isinstance(one, OutcomeUnknown) for one in waiting)
+    return OutcomeUnknown(text) if unknown else NoLeader(text)
