@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
@@ -21,25 +21,37 @@ NOT_LOADED_CODES = frozenset({101, 103, INDEX_MISSING_CODE})
 
 
 class Answered(Exception):
-    """The node answered with a code other than 0."""
+    """The node answered with a code other than 0; `retry_after_s` if it said when to ask again."""
 
-    def __init__(self, path: str, code: int, message: str) -> None:
+    def __init__(self, path: str, code: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{path}: code {code}: {message}")
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class Unknown(Exception):
     """The node did not answer, or not so that one knows what happened."""
 
 
+class Unreachable(Unknown):
+    """There was no connection, so nothing was sent."""
+
+
+class Caller(Protocol):
+    """Whoever carries a call to a database: to one node, or to any of several."""
+
+    async def call(self, path: str, **body: Any) -> Any: ...
+
+
 class Api:
     """One client connection pool to a node."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, request_s_max: float = REQUEST_S_MAX) -> None:
         self._base = f"http://{address}{BASE_PATH}"
+        self._request_s_max = request_s_max
 
     async def __aenter__(self) -> Api:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX)
+        timeout = aiohttp.ClientTimeout(total=self._request_s_max)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
         return self
 
@@ -50,10 +62,12 @@ class Api:
 
     async def call(self, path: str, **body: Any) -> Any:
         """Return the reply's data. Raises Answered for another code than 0, Unknown for less than an answer."""
-        headers = {"Content-Type": "application/json", "Request-Timeout": str(int(REQUEST_S_MAX))}
+        headers = {"Content-Type": "application/json", "Request-Timeout": str(int(self._request_s_max))}
         try:
             async with self._session.post(self._base + path, data=orjson.dumps(body), headers=headers) as response:
-                raw, status = await response.read(), response.status
+                raw, status, after = await response.read(), response.status, response.headers.get("Retry-After", "")
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable(f"{path}: {error!r}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unknown(f"{path}: {error!r}") from error
         try:
@@ -64,5 +78,5 @@ class Api:
         if code in UNKNOWN_CODES:
             raise Unknown(f"{path}: code {code}: {reply.get('message')}")
         if code != 0:
-            raise Answered(path, code, str(reply.get("message", "")))
+            raise Answered(path, code, str(reply.get("message", "")), float(after) if after.isdigit() else None)
         return reply.get("data")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.crash.api import INDEX_MISSING_CODE, NOT_LOADED_CODES, REFUSED_CODES, Answered, Api, Unknown
+from tools.crash.api import INDEX_MISSING_CODE, NOT_LOADED_CODES, REFUSED_CODES, Answered, Caller, Unknown
 from tools.crash.model import Kind, Model, Violation, Write
 from tools.crash.rows import Key, Subject, row, vector
 from tools.crash.trace import Trace
@@ -52,7 +52,7 @@ class World:
         self.trace.write("violation", kind=str(kind), where=where, text=text)
 
 
-def everybody(world: World, api: Api, seed: str) -> list[asyncio.Task[None]]:
+def everybody(world: World, api: Caller, seed: str) -> list[asyncio.Task[None]]:
     """Start all clients of a round."""
     tasks = [asyncio.create_task(scratch_keeper(world, api, random.Random(f"{seed}/scratch")))]
     for name, model in world.models.items():
@@ -64,7 +64,7 @@ def everybody(world: World, api: Api, seed: str) -> list[asyncio.Task[None]]:
     return tasks
 
 
-async def writer(world: World, model: Model, api: Api, chance: random.Random, w: int) -> None:
+async def writer(world: World, model: Model, api: Caller, chance: random.Random, w: int) -> None:
     """Write to the keys of writer `w` until the node stops answering."""
     while True:
         write, path, body = _next_write(world, model, chance, w)
@@ -97,7 +97,7 @@ def _next_write(world: World, model: Model, chance: random.Random, w: int) -> tu
     """Return a request that fits the model: insert of absent keys, upsert of any, delete of present ones."""
     subject, number = model.subject, next(world.numbers)
     size = chance.choice(BATCHES)
-    mine = [key for key in model.rows if key % WRITERS == w]
+    mine = [key for key in model.rows if key % WRITERS == w and key not in model.under_way]
     kind = chance.random()
     crowded = len(model.rows) > ROWS_MAX
     if mine and (kind < 0.25 or crowded):
@@ -107,7 +107,7 @@ def _next_write(world: World, model: Model, chance: random.Random, w: int) -> tu
         keys = chance.sample(mine, min(len(mine), size)) + _fresh_keys(world, subject, w, chance.choice((0, 0, 3)))
         path = "/entities/upsert"
     else:
-        deleted = [key for key in model.gone if key % WRITERS == w and key not in model.rows]
+        deleted = [key for key in model.gone.keys() - model.rows.keys() - model.under_way if key % WRITERS == w]
         again = chance.sample(deleted, min(len(deleted), size // 5))
         keys, path = again + _fresh_keys(world, subject, w, max(1, size - len(again))), "/entities/insert"
     chance.shuffle(keys)
@@ -131,7 +131,7 @@ def _check_receipt(world: World, model: Model, write: Write, op: str, data: Any)
         world.complain(Kind.DAMAGED, model.subject.name, f"request {write.number}: {op}Ids are not those sent")
 
 
-async def reader(world: World, model: Model, api: Api, chance: random.Random) -> None:
+async def reader(world: World, model: Model, api: Caller, chance: random.Random) -> None:
     """Read rows that nobody is writing; they must be as acknowledged, by query and by search."""
     subject = model.subject
     while True:
@@ -162,7 +162,7 @@ async def reader(world: World, model: Model, api: Api, chance: random.Random) ->
                 world.complain(Kind.READ, subject.name, f"{how} shows key {key} as {found}, acknowledged {expected}")
 
 
-async def _query_for(model: Model, api: Api, keys: list[Key]) -> list[dict[str, Any]]:
+async def _query_for(model: Model, api: Caller, keys: list[Key]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = await api.call(
         "/entities/query",
         collectionName=model.subject.name,
@@ -174,7 +174,7 @@ async def _query_for(model: Model, api: Api, keys: list[Key]) -> list[dict[str, 
     return found
 
 
-async def _search_for(model: Model, api: Api, key: Key) -> list[dict[str, Any]]:
+async def _search_for(model: Model, api: Caller, key: Key) -> list[dict[str, Any]]:
     """Return what lies at the very place of a row, which is the row alone."""
     version = model.rows.get(key, model.gone.get(key, 0))
     found: list[dict[str, Any]] = await api.call(
@@ -190,7 +190,7 @@ async def _search_for(model: Model, api: Api, key: Key) -> list[dict[str, Any]]:
     return [hit for hit in found if abs(hit["distance"]) < 1e-6]
 
 
-async def keeper(world: World, model: Model, api: Api, chance: random.Random) -> None:
+async def keeper(world: World, model: Model, api: Caller, chance: random.Random) -> None:
     """Flush, compact, and drop and rebuild the index, at random moments."""
     name = model.subject.name
     while True:
@@ -213,7 +213,7 @@ async def keeper(world: World, model: Model, api: Api, chance: random.Random) ->
             world.trace.write(op, collection=name, outcome="done")
 
 
-async def _reindex(world: World, model: Model, api: Api, index_type: str) -> None:
+async def _reindex(world: World, model: Model, api: Caller, index_type: str) -> None:
     name = model.subject.name
     await api.call("/collections/release", collectionName=name)
     world.indexed[name] = None
@@ -224,12 +224,14 @@ async def _reindex(world: World, model: Model, api: Api, index_type: str) -> Non
     await api.call("/collections/load", collectionName=name)
 
 
-async def scratch_keeper(world: World, api: Api, chance: random.Random) -> None:
+async def scratch_keeper(world: World, api: Caller, chance: random.Random) -> None:
     """Create, fill and drop small collections; remember which of them must be there."""
     while True:
         await asyncio.sleep(chance.uniform(0.05, 0.3))
         name = f"{SCRATCH}_{chance.randrange(6)}"
         there = world.scratch.get(name, False)
+        if there is None:
+            continue  # what was asked for last may happen yet
         op = "drop" if there else "create"
         world.scratch[name] = None
         try:
@@ -246,6 +248,8 @@ async def scratch_keeper(world: World, api: Api, chance: random.Random) -> None:
             return
         except Answered as answered:
             world.trace.write(op, collection=name, outcome="refused", why=str(answered)[:200])
+            if world.scratch[name] is None:
+                world.scratch[name] = there
             if answered.code not in REFUSED_CODES:
                 world.complain(Kind.REFUSED, name, f"{op}: {answered}")
                 return

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cluster.route import split as split_keys
-from tools.crash.api import Answered, Api, Unknown
+from tools.crash.api import Answered, Caller, Unknown
 from tools.crash.clients import World
 from tools.crash.model import Kind, Model
 from tools.crash.rows import Key, Subject, Version, differences, row, vector
@@ -26,7 +26,7 @@ SCORE_ERROR_MAX = 1e-4
 Found = dict[Key, list[Version]]
 
 
-async def prepare(world: World, api: Api) -> None:
+async def prepare(world: World, api: Caller) -> None:
     """Create the collections under test, or bring them back to a state in which they can be searched."""
     there = set(await api.call("/collections/list"))
     for name, model in world.models.items():
@@ -50,7 +50,7 @@ async def prepare(world: World, api: Api) -> None:
         world.scratch[name] = name in there
 
 
-async def verify(world: World, api: Api, chance: random.Random) -> None:
+async def verify(world: World, api: Caller, chance: random.Random) -> None:
     """Compare all collections with their models; the models believe the node afterwards."""
     for model in world.models.values():
         try:
@@ -65,7 +65,7 @@ async def verify(world: World, api: Api, chance: random.Random) -> None:
     world.trace.write("verified", rows={name: len(model.rows) for name, model in world.models.items()})
 
 
-async def scan(world: World, model: Model, api: Api) -> Found:
+async def scan(world: World, model: Model, api: Caller) -> Found:
     """Return the versions of every key, by one query; complain of values that are not as written."""
     found: Found = {}
     subject = model.subject
@@ -94,7 +94,7 @@ def split_by_shard(subject: Subject, keys: Sequence[Key]) -> list[list[Key]]:
     return [[keys[i] for i in part.tolist()] for part in parts]
 
 
-async def _create(subject: Subject, api: Api) -> None:
+async def _create(subject: Subject, api: Caller) -> None:
     await api.call(
         "/collections/create",
         collectionName=subject.name,
@@ -104,7 +104,7 @@ async def _create(subject: Subject, api: Api) -> None:
     )
 
 
-async def _load(name: str, api: Api) -> None:
+async def _load(name: str, api: Caller) -> None:
     await api.call("/collections/load", collectionName=name)
     deadline = time.monotonic() + LOADED_S_MAX
     while (state := await api.call("/collections/get_load_state", collectionName=name))["loadState"] != LOADED:
@@ -113,7 +113,7 @@ async def _load(name: str, api: Api) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _check_count(world: World, model: Model, api: Api) -> None:
+async def _check_count(world: World, model: Model, api: Caller) -> None:
     """count(*) goes another way than a scan: through the segments' own counters."""
     name = model.subject.name
     rows = await api.call(
@@ -124,7 +124,7 @@ async def _check_count(world: World, model: Model, api: Api) -> None:
         world.complain(Kind.COUNT, name, f"count(*) is {counted}, a scan finds {len(model.rows)} keys")
 
 
-async def _check_get(world: World, model: Model, api: Api, chance: random.Random) -> None:
+async def _check_get(world: World, model: Model, api: Caller, chance: random.Random) -> None:
     """Get goes through the key lookup."""
     subject = model.subject
     if subject.auto_id:
@@ -145,7 +145,7 @@ async def _check_get(world: World, model: Model, api: Api, chance: random.Random
         world.complain(Kind.READ, subject.name, f"get of {ids} gives {got}, there are {sorted(live.items())}")
 
 
-async def _check_search(world: World, model: Model, api: Api, chance: random.Random) -> None:
+async def _check_search(world: World, model: Model, api: Caller, chance: random.Random) -> None:
     """Each sampled row is found by its own vector; every row shown is there, in its version, with its true score."""
     subject = model.subject
     live, gone = _samples(model, chance)
