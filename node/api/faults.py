@@ -126,7 +126,8 @@ def refusal(error: AnnulusError, *, plan: str = "", standard_status: bool = Fals
     if outer and not message.startswith(outer):
         message = f"{outer}, error: {message}" if outer == fault.outer else f"{outer}: {message}"
     status = fault.status if standard_status or fault.always_status else 200
-    retry = error.retriable and not isinstance(error, RequestTimeout)  # what timed out may still be at work
+    # What timed out or lost its leader may still be made: a client that just repeats an insert could make it twice.
+    retry = error.retriable and not isinstance(error, RequestTimeout | OutcomeUnknown)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else {}
     return Refusal(status, fault.code, message, headers)
 

@@ -12,7 +12,8 @@ from tools.bench.wire import BASE_PATH, Address
 
 REQUEST_S_MAX = 60.0
 REFUSED_CODES = frozenset({1, 2, 4, 8, 9})
-"""Not now: no leader, unavailable, overloaded, read-only. Nothing was done, but a valid request may get them."""
+"""Not now: no leader, unavailable, overloaded, read-only. A valid request may get them. Nothing was done if the answer
+says when to ask again; without that the leader was lost, and it may have been done."""
 UNKNOWN_CODES = frozenset({5, 10_001, 65_535, 500})
 """Local fault, timeout, unexpected: it may have been done, or may yet be."""
 INDEX_MISSING_CODE = 700
@@ -75,7 +76,7 @@ class Api:
             code = int(reply["code"])
         except (ValueError, KeyError, TypeError):
             raise Unknown(f"{path}: HTTP {status}: {raw[:200]!r}") from None
-        if code in UNKNOWN_CODES:
+        if code in UNKNOWN_CODES or (code in REFUSED_CODES and not after):
             raise Unknown(f"{path}: code {code}: {reply.get('message')}")
         if code != 0:
             raise Answered(path, code, str(reply.get("message", "")), float(after) if after.isdigit() else None)

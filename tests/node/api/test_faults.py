@@ -10,6 +10,7 @@ from storage.errors import (
     BadRow,
     CollectionNotFound,
     FilterError,
+    OutcomeUnknown,
     Overloaded,
     RequestTimeout,
     error_from,
@@ -55,8 +56,9 @@ def test_the_words_in_front(error: BadRow | FilterError | CollectionNotFound, pl
 
 
 def test_when_to_try_again() -> None:
-    """Overload says when to try again; a timeout does not, since its request may still be at work."""
+    """Overload says when to try again; what timed out or lost its leader does not, since it may still be made."""
     assert refusal(Overloaded("busy")).headers == {"Retry-After": "1"}
+    assert refusal(OutcomeUnknown("the leader was lost")).headers == {}
     assert refusal(RequestTimeout("request timeout")).headers == {}
     assert refusal(BadRow("x")).headers == {}
 
