@@ -1,4 +1,4 @@
-"""The control group's state machine: the catalogue and its open tasks, driven by the group's log."""
+"""The control group's state machine: the cluster's id, the catalogue and its open tasks, driven by the group's log."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from storage.types import Tick
 
 
 @dataclass(frozen=True)
+class SetClusterId(Message):
+    """Tells this cluster from all others. Leaders propose one as long as there is none; the first stays."""
+
+    kind = "set_cluster_id"
+    cluster_id: str
+
+
+@dataclass(frozen=True)
 class FrozenControl:
     """The control group's state at one position, to be written by a worker."""
 
     machine: FrozenMachine
     catalog: Catalog
+    cluster_id: str
 
     def to_bytes(self) -> bytes:
-        return cbor2.dumps({**self.machine.to_plain(), "catalog": self.catalog.to_bytes()})
+        plain = {"catalog": self.catalog.to_bytes(), "cluster_id": self.cluster_id}
+        return cbor2.dumps({**self.machine.to_plain(), **plain})
 
 
 class Control(StateMachine):
@@ -32,6 +42,8 @@ class Control(StateMachine):
     def __init__(self, shard_count: int) -> None:
         super().__init__()
         self.catalog = Catalog(shard_count)
+        self.cluster_id = ""
+        """Empty until the first leader has given one; a node without peers needs none."""
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         match message:
@@ -41,6 +53,9 @@ class Control(StateMachine):
             case EndDdl(task_id):
                 end(self.catalog, task_id)
                 return {}
+            case SetClusterId(cluster_id):
+                self.cluster_id = self.cluster_id or cluster_id
+                return {"cluster_id": self.cluster_id}
             case _:
                 return self.catalog.change(message)
 
@@ -49,7 +64,7 @@ class Control(StateMachine):
 
         term  of the log's entry at `position`
         """
-        return FrozenControl(self.freeze_machine(term), self.catalog.copy())
+        return FrozenControl(self.freeze_machine(term), self.catalog.copy(), self.cluster_id)
 
     def checkpoint(self) -> bytes:
         """Return the whole state as bytes; `restore` takes them back."""
@@ -61,4 +76,5 @@ class Control(StateMachine):
         control = cls(0)
         control.load_machine(data)
         control.catalog = Catalog.from_bytes(data["catalog"])
+        control.cluster_id = data.get("cluster_id", "")
         return control

@@ -20,7 +20,7 @@ from cluster.catalog import (
     DropDatabase,
     RenameCollection,
 )
-from cluster.control import Control
+from cluster.control import Control, SetClusterId
 from cluster.ddl import KINDS, BeginDdl, EndDdl
 from cluster.machine import Rejected
 from cluster.message import Entry, Message, Seal
@@ -297,3 +297,12 @@ def test_any_commands(seed: int) -> None:
             assert second.checkpoint() == one.control.checkpoint()
     for position, payload in one.log:
         assert one.control.apply(position, Entry.decode(payload)) is None, "an entry is applied once"
+
+
+def test_the_first_cluster_id_stays() -> None:
+    """Every leader without one proposes an id; all replicas take the first, and a checkpoint keeps it."""
+    one = driver()
+    assert one.control.cluster_id == ""
+    for proposed in ("first", "second"):
+        assert one.say(SetClusterId(proposed)) == {"cluster_id": "first"}
+    assert restored(one.control).cluster_id == one.control.cluster_id == "first"
