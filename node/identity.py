@@ -1,0 +1,119 @@
+"""Whose data a directory holds: written when it is first used, compared at every start.
+
+A directory belongs to one node of one cluster. Which node holds which shard follows from the names of all nodes, the
+number of shards and the number of copies; a node that counted differently would take part in other groups than the
+rest believe. So all three stay as they were when the cluster was formed.
+
+Two clusters may have the same names. What tells them apart is an id that the first leader makes up and the cluster's
+own log hands to every node (`cluster.control.SetClusterId`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import cbor2
+
+from node.settings import NodeSettings
+from storage.errors import StorageFault
+from storage.keys import record_key
+
+IDENTITY_KEY: Final = record_key("identity")
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a directory says about its owner."""
+
+    node: str
+    shards: int
+    members: tuple[str, ...]
+    copies: int
+    cluster_id: str = ""
+    """Empty until this node has learnt it."""
+    is_seated: bool = False
+    """Whether votes and logs of this node may be in its journal. False in a new directory, and in one whose data was
+    set aside: what the node once promised is not known there (see `node/forming.py`)."""
+    abstains: Mapping[int, int] = field(default_factory=dict)
+    """Group -> position up to which its log must reach before this node votes in it again."""
+
+    @property
+    def has_peers(self) -> bool:
+        return len(self.members) > 1
+
+    @property
+    def form(self) -> str:
+        """What all nodes of a cluster must agree on, as text."""
+        return f"nodes {','.join(self.members)}; shards {self.shards}; copies {self.copies}"
+
+    def learnt(self, cluster_id: str) -> Identity:
+        return replace(self, cluster_id=cluster_id)
+
+    def seated(self, abstains: Mapping[int, int]) -> Identity:
+        return replace(self, is_seated=True, abstains=dict(abstains))
+
+    def unseated(self) -> Identity:
+        """Return the identity of the same node without its memory."""
+        return replace(self, is_seated=False, abstains={})
+
+    def to_bytes(self) -> bytes:
+        plain: dict[str, Any] = {"format": FORMAT, "node": self.node, "shards": self.shards}
+        if self.has_peers:
+            plain |= {
+                "members": list(self.members), "copies": self.copies, "cluster_id": self.cluster_id,
+                "is_seated": self.is_seated, "abstains": dict(self.abstains),
+            }  # fmt: skip
+        return cbor2.dumps(plain)
+
+
+def settle(raw: bytes | None, node: NodeSettings) -> Identity:
+    """Return the identity in a directory's record, or a new one if there is none.
+
+    Raises StorageFault if the directory is not this node's: it says what differs and what to do about it.
+    """
+    if raw is None:
+        return Identity(node.name, node.shards, node.members, node.copies)
+    plain = cbor2.loads(raw)
+    if plain["format"] != FORMAT:
+        raise StorageFault(
+            f"the data directory {node.data} has format {plain['format']}, this program reads {FORMAT}: "
+            "start the version that wrote it"
+        )
+    found = Identity(
+        node=plain["node"],
+        shards=plain["shards"],
+        members=tuple(plain.get("members", (plain["node"],))),
+        copies=plain.get("copies", 1),
+        cluster_id=plain.get("cluster_id", ""),
+        is_seated=plain.get("is_seated", True),
+        abstains=plain.get("abstains", {}),
+    )
+    if found.node != node.name:
+        raise StorageFault(
+            f"the data directory {node.data} belongs to node {found.node}, not to {node.name}: "
+            f"start with --name {found.node}, or give another --data"
+        )
+    if found.members != node.members:
+        raise StorageFault(
+            f"the data directory {node.data} belongs to a cluster of {_listed(found.members)}, but the settings name "
+            f"{_listed(node.members)}: start with the peers that it was formed with, or give another --data; which "
+            "nodes a cluster has cannot be changed in this version"
+        )
+    if found.has_peers and found.shards != node.shards:
+        raise StorageFault(
+            f"the data directory {node.data} belongs to a cluster of {found.shards} shards, but the settings say "
+            f"{node.shards}: start with --shards {found.shards}, or give another --data"
+        )
+    if found.copies != node.copies:
+        raise StorageFault(
+            f"the data directory {node.data} belongs to a cluster that keeps {found.copies} copies of each shard, but "
+            f"the settings say {node.copies}: start with --replication-factor {found.copies}, or give another --data"
+        )
+    return found
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"the {len(names)} nodes {', '.join(names)}" if len(names) > 1 else f"the node {names[0]} alone"

@@ -1,0 +1,65 @@
+"""A directory is its node's: the record goes through bytes, and every difference is refused in words that help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cbor2
+import pytest
+
+from node.identity import Identity, settle
+from node.settings import Address, NodeSettings, Peer
+from storage.errors import StorageFault
+
+
+def node(name: str = "n1", members: str = "n1 n2 n3", **changed: Any) -> NodeSettings:
+    peers = tuple(Peer(each, Address("127.0.0.1", 7000 + number)) for number, each in enumerate(members.split()))
+    return NodeSettings(name=name, peers=peers if len(peers) > 1 else (), **changed)
+
+
+def test_a_record_comes_back() -> None:
+    """What was written is what is found, at every stage of a node's life."""
+    new = settle(None, node())
+    assert (new.members, new.copies, new.shards, new.cluster_id) == (("n1", "n2", "n3"), 3, 8, "")
+    assert not new.is_seated
+    assert new.form == "nodes n1,n2,n3; shards 8; copies 3"
+    for stage in (new, new.learnt("c"), new.seated({}), new.learnt("c").seated({0: 17}), new.seated({1: 2}).unseated()):
+        assert settle(stage.to_bytes(), node()) == stage
+
+
+def test_a_directory_of_a_lone_node_stays_one() -> None:
+    """Directories that were made before there were clusters are those of a lone node that remembers."""
+    old = settle(cbor2.dumps({"format": 1, "node": "n1", "shards": 4}), node(members="n1"))
+    assert old == Identity("n1", 4, ("n1",), 1, is_seated=True)
+    assert cbor2.loads(old.to_bytes()) == {"format": 1, "node": "n1", "shards": 4}
+
+
+def test_addresses_may_change() -> None:
+    """Nodes move to other machines: names count, addresses do not."""
+    record = settle(None, node()).to_bytes()
+    elsewhere = tuple(Peer(each, Address(f"10.0.0.{each[1]}", 1)) for each in ("n3", "n1", "n2"))
+    settle(record, NodeSettings(name="n1", peers=elsewhere))
+
+
+@pytest.mark.parametrize(
+    "other, what, help",
+    [
+        pytest.param(node("n2"), "belongs to node n1, not to n2", "--name n1", id="name"),
+        pytest.param(node(members="n1 n2"), "the 3 nodes n1, n2, n3, but", "the peers that it was", id="fewer peers"),
+        pytest.param(node(members="n1 n2 n4"), "the 3 nodes n1, n2, n4", "the peers that it was", id="another peer"),
+        pytest.param(node(members="n1"), "the node n1 alone", "the peers that it was formed with", id="alone"),
+        pytest.param(node(shards=16), "a cluster of 8 shards", "--shards 8", id="shards"),
+        pytest.param(node(replication_factor=1), "keeps 3 copies", "--replication-factor 3", id="copies"),
+    ],
+)
+def test_differences_are_refused(other: NodeSettings, what: str, help: str) -> None:
+    """The message says what differs and what to start with instead."""
+    with pytest.raises(StorageFault) as refused:
+        settle(settle(None, node()).to_bytes(), other)
+    assert what in refused.value.message and help in refused.value.message
+
+
+def test_another_format_is_refused() -> None:
+    """A newer program's directory is left alone."""
+    with pytest.raises(StorageFault, match="has format 2"):
+        settle(cbor2.dumps({"format": 2}), node())
