@@ -266,6 +266,8 @@ class Cluster:
         self.settings = dict(settings or {})
         self.environment = environment
         self.nodes: dict[str, Node] = {}
+        self.exit_statuses: dict[str, int] = {}
+        """How processes that this one started and ended have ended last, by node."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @classmethod
@@ -436,7 +438,7 @@ class Cluster:
     def _reap(self, name: str) -> None:
         process = self._processes.pop(name, None)
         if process is not None:
-            process.wait()
+            self.exit_statuses[name] = process.wait()
 
 
 def read_members(directory: Path) -> list[Member]:
