@@ -42,6 +42,8 @@ from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, 
 
 Facts = Mapping[str, Any]
 TTL_PROPERTY = "collection.ttl.seconds"
+STALENESS_PROPERTY = "collection.staleness.seconds"
+STALENESS_S_MAX = 86_400.0
 PROPERTIES_MAX = 256
 """Of a collection or a database, together with those it had: the catalogue is in every node's memory."""
 
@@ -373,6 +375,19 @@ def check_properties(properties: Mapping[str, str]) -> None:
             seconds = -1
         if not 0 <= seconds < 1 << 40:
             raise InvalidParameter(f"{TTL_PROPERTY} must be a whole number of seconds from 0 (never), got {ttl!r}")
+    staleness = properties.get(STALENESS_PROPERTY)
+    if staleness is not None and not 0 <= _number(staleness) <= STALENESS_S_MAX:
+        raise InvalidParameter(
+            f"{STALENESS_PROPERTY} must be a number of seconds from 0 to {STALENESS_S_MAX:.0f}, got {staleness!r}"
+        )
+
+
+def _number(text: str) -> float:
+    """Return the number, -1 if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
 def check_property_count(properties: Mapping[str, str]) -> None:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.columns import Batch, Offsets, ScalarColumn, StringColumn
+from storage.columns import Batch
 from storage.deletes import Ticks
+from storage.merging import key_order
 from storage.types import PartitionId, SegmentId, Tick
 from storage.view import NEVER, SegmentView
 
@@ -104,16 +105,9 @@ def merge(views: Sequence[SegmentView], tick: Tick, expire_before: Tick = NEVER)
         batches.append(view.fetch(offsets, fields))
         ticks.append(view.ticks[offsets])
     rows, row_ticks = Batch.concat(batches), np.concatenate(ticks)
-    by_key = _key_order(rows.columns[schema.primary.id])
+    by_key = key_order(rows.columns[schema.primary.id])
     order = by_key[np.argsort(row_ticks[by_key], kind="stable")]
     return rows.take(order), row_ticks[order]
-
-
-def _key_order(keys: object) -> Offsets:
-    if isinstance(keys, StringColumn):
-        return keys.values.order()
-    assert isinstance(keys, ScalarColumn), "a primary key is Int64 or VarChar"
-    return np.argsort(keys.values, kind="stable")
 
 
 def _choose(segments: list[SegmentFacts], settings: CompactionSettings) -> list[Plan]:
