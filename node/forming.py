@@ -1,0 +1,175 @@
+"""A node without a memory finds its place: it founds the cluster with others, or comes back as one that forgot.
+
+Raft is safe because no voter forgets its promises. A new directory may be that of a new cluster, or of a node whose
+disk was lost or set aside; in the second case the node once voted and confirmed entries, and does not know it. So a
+node whose directory holds no votes yet (`Identity.is_seated`) asks the others first:
+
+    one of them knows the cluster's id      there is a cluster: come back as one that forgot
+    a majority answers, and none knows one  nothing has been promised to any client: found it
+
+**Coming back.** For each of its groups the node waits until *all* other voters answer with the same term and one of
+them leads in it. Then
+  1. whoever it may once have voted for in a higher term is not a voter any more that could count it: all are in this;
+  2. everything that its lost log helped to commit is in the log of the leader, who was elected without it.
+It takes this term, with a vote for that leader, as its own, and abstains from elections until its log reaches to where
+the leader's ended when it was asked. From then on it is a voter like any other. With three replicas both others must
+answer, which is not more than what reading any data back takes.
+
+A node that is started for the first time after the others have formed the cluster comes in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from node.calls import Mesh
+from storage.errors import AnnulusError, NoLeader, Unavailable
+from storage.types import Position
+
+log = logging.getLogger(__name__)
+
+GREET: Final = "forming/greet"
+STANDING: Final = "forming/standing"
+ASK_S: Final = 0.1
+"""How often the others are asked again."""
+ANSWER_S_MAX: Final = 2.0
+
+
+class Standing(NamedTuple):
+    """Where a voter stands in a group."""
+
+    term: int
+    leads: bool
+    last: Position
+    """Where its log ends."""
+
+
+class Seat(NamedTuple):
+    """What a replica that forgot begins with."""
+
+    term: int
+    leader: str
+    abstains: Position
+    """It takes no part in elections until its log reaches to here."""
+
+
+class Forming:
+    """Asks the others, and answers them. `why` says what is being waited for; empty when nothing is."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        members: Sequence[str],
+        *,
+        cluster_id: Callable[[], str],
+        standing: Callable[[int], Standing | None],
+    ) -> None:
+        """`standing(group)` is None where this node has no such group, or has yet to find its own place in it."""
+        self.why = ""
+        self._mesh = mesh
+        self._others = [name for name in members if name != mesh.me]
+        self._cluster_id = cluster_id
+        self._standing = standing
+        mesh.serve(GREET, self._greet)
+        mesh.serve(STANDING, self._tell_standing)
+
+    async def find_cluster(self) -> str:
+        """Return the id of the cluster that this node belongs to, or "" if a majority is about to found one."""
+        quorum = (len(self._others) + 1) // 2 + 1
+        while True:
+            answers = await self._ask(self._others, GREET, {})
+            for peer, answer in answers.items():
+                if isinstance(answer, dict) and answer["cluster_id"]:
+                    log.info("found the cluster=%s by peer=%s", answer["cluster_id"], peer)
+                    return str(answer["cluster_id"])
+            here = [peer for peer, answer in answers.items() if isinstance(answer, dict)]
+            if len(here) + 1 >= quorum:
+                log.info("founding a cluster with peers=%s", ",".join(here))
+                return ""
+            missing = ", ".join(peer for peer in self._others if peer not in here)
+            self.why = f"waiting for {missing}: {quorum} of {len(self._others) + 1} nodes form a cluster"
+            await asyncio.sleep(ASK_S)
+
+    async def find_seats(self, voters: Mapping[int, Sequence[str]]) -> dict[int, Seat]:
+        """Return what to begin with in each group. `voters` are the names of each group's replicas."""
+        seats: dict[int, Seat] = {}
+        whys: dict[int, str] = {}
+
+        async def find(group_id: int) -> None:
+            others = [name for name in voters[group_id] if name != self._mesh.me]
+            while True:
+                seat = await self._find_seat(group_id, others, whys)
+                if seat is not None:
+                    break
+                await asyncio.sleep(ASK_S)
+            seats[group_id] = seat
+            whys.pop(group_id, None)
+
+        def say() -> None:
+            self.why = f"coming back: {len(seats)} of {len(voters)} groups" + "".join(
+                f"; group {group_id} {why}" for group_id, why in sorted(whys.items())[:1]
+            )
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(find(group_id)) for group_id in sorted(voters)]
+            while not all(task.done() for task in running):
+                say()
+                await asyncio.wait(running, timeout=ASK_S)
+        self.why = ""
+        return seats
+
+    async def _find_seat(self, group_id: int, others: Sequence[str], whys: dict[int, str]) -> Seat | None:
+        if not others:
+            log.warning("group=%d has no other copy: what it held here before, if anything, is gone", group_id)
+            return Seat(0, "", Position(0))
+        answers = await self._ask(others, STANDING, {"group": group_id})
+        found: dict[str, Standing] = {}
+        for peer in others:
+            answer = answers[peer]
+            if not isinstance(answer, dict):
+                whys[group_id] = f"needs {peer}: {answer}"
+                return None
+            found[peer] = Standing(int(answer["term"]), bool(answer["leads"]), Position(answer["last"]))
+        leaders = [peer for peer, one in found.items() if one.leads]
+        if len(leaders) != 1 or len({one.term for one in found.values()}) != 1:
+            whys[group_id] = "has no leader that all follow"
+            return None
+        leader = leaders[0]
+        return Seat(found[leader].term, leader, found[leader].last)
+
+    async def _ask(
+        self, peers: Sequence[str], method: str, arguments: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any] | str]:
+        """Return the answer of each peer, or why there is none."""
+
+        async def ask(peer: str) -> dict[str, Any] | str:
+            try:
+                answer, _ = await self._mesh.call(peer, method, arguments, timeout_s=ANSWER_S_MAX)
+            except AnnulusError as error:
+                return error.message
+            return answer
+
+        return dict(zip(peers, await asyncio.gather(*map(ask, peers)), strict=True))
+
+    # answers
+
+    async def _greet(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        return {"cluster_id": self._cluster_id()}, ()
+
+    async def _tell_standing(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        standing = self._standing(int(arguments["group"]))
+        if standing is None:
+            raise Unavailable(f"node {self._mesh.me} has yet to find its own place in group {arguments['group']}")
+        return standing._asdict(), ()
+
+
+def closed(why: str) -> NoLeader:
+    """Return the answer to a request that comes before this node has found its place."""
+    return NoLeader(f"the node is not part of its cluster yet: {why or 'it starts'}")

@@ -1,0 +1,161 @@
+"""Founding a cluster and coming back to one: who may, what is waited for, and what a node that forgot begins with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from node import forming
+from node.forming import Forming, Seat, Standing
+from storage.errors import AnnulusError, PeerUnreachable
+from storage.types import Position
+
+MEMBERS = ("n1", "n2", "n3")
+
+
+class Hall:
+    """Meshes of nodes in one room: a call is a function call, unless the node is away."""
+
+    def __init__(self) -> None:
+        self.meshes: dict[str, HallMesh] = {}
+        self.away: set[str] = set()
+
+
+class HallMesh:
+    def __init__(self, hall: Hall, me: str) -> None:
+        self.hall, self.me = hall, me
+        self.methods: dict[str, Any] = {}
+        hall.meshes[me] = self
+
+    def serve(self, method: str, handler: Any) -> None:
+        self.methods[method] = handler
+
+    async def call(self, peer: str, method: str, arguments: Mapping[str, Any], *, timeout_s: float) -> Any:
+        await asyncio.sleep(0)
+        if peer in self.hall.away or peer not in self.hall.meshes:
+            raise PeerUnreachable(f"node {peer} cannot be reached")
+        return await self.hall.meshes[peer].methods[method](self.me, dict(arguments), ())
+
+
+class Voter:
+    """One node: the id it knows and where it stands in each group."""
+
+    def __init__(self, hall: Hall, name: str, cluster_id: str = "", **standings: Standing) -> None:
+        self.cluster_id = cluster_id
+        self.standings = {int(key[1:]): one for key, one in standings.items()}
+        mesh: Any = HallMesh(hall, name)
+        self.forming = Forming(
+            mesh, MEMBERS, cluster_id=lambda: self.cluster_id, standing=lambda group: self.standings.get(group)
+        )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forming, "ASK_S", 0.001)
+
+
+def stand(term: int, last: int, leads: bool = False) -> Standing:
+    return Standing(term, leads, Position(last))
+
+
+async def soon(waiting: Any) -> Any:
+    return await asyncio.wait_for(waiting, 5)
+
+
+async def waits(node: Voter, waiting: Any, why: str) -> asyncio.Task[Any]:
+    """Return the task after it has said what it waits for."""
+    task: asyncio.Task[Any] = asyncio.ensure_future(waiting)
+    for _ in range(2_000):
+        await asyncio.sleep(0.001)
+        assert not task.done(), task.result()
+        if why in node.forming.why:
+            return task
+    raise AssertionError(f"it waits for something else: {node.forming.why!r}")
+
+
+def test_a_majority_founds() -> None:
+    """One node alone waits, and says for whom; with a second one both found; the id is nobody's yet."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        first = Voter(hall, "n1")
+        finding = await waits(first, first.forming.find_cluster(), "waiting for n2, n3: 2 of 3 nodes form a cluster")
+        second = Voter(hall, "n2")
+        assert await soon(second.forming.find_cluster()) == ""
+        assert await soon(finding) == ""
+
+    asyncio.run(scenario())
+
+
+def test_a_cluster_that_is_there_is_found() -> None:
+    """One node that knows the id is enough: a new directory founds nothing beside it."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        Voter(hall, "n2", "the id")
+        Voter(hall, "n3")
+        assert await soon(Voter(hall, "n1").forming.find_cluster()) == "the id"
+
+    asyncio.run(scenario())
+
+
+def test_coming_back_needs_all_others_in_one_term() -> None:
+    """Nothing less than all other voters, of one term, with its leader, tells what was promised."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        hall.away = {"n3"}
+        leader = Voter(hall, "n2", g0=stand(7, 40, leads=True))
+        other = Voter(hall, "n3", g0=stand(8, 39))
+        me = Voter(hall, "n1")
+        finding = await waits(me, me.forming.find_seats({0: MEMBERS}), "group 0 needs n3: node n3 cannot be reached")
+        hall.away.clear()
+        for state in ("the other is ahead", "the leader stood down"):
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert not finding.done(), state
+            assert "has no leader that all follow" in me.forming.why
+            other.standings[0], leader.standings[0] = stand(8, 39), stand(8, 40)
+        other.standings.clear()
+        await asyncio.sleep(0.05)
+        assert "n3 has yet to find its own place in group 0" in me.forming.why
+        other.standings[0], leader.standings[0] = stand(9, 39), stand(9, 42, leads=True)
+        assert await soon(finding) == {0: Seat(9, "n2", Position(42))}
+        assert me.forming.why == ""
+
+    asyncio.run(scenario())
+
+
+def test_groups_come_back_each_for_itself() -> None:
+    """A group that waits does not hold up the others; who has no other copies begins anew."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        Voter(hall, "n2", g0=stand(1, 5, leads=True), g1=stand(3, 9))
+        Voter(hall, "n3", g0=stand(1, 4))
+        me = Voter(hall, "n1")
+        groups: Mapping[int, Sequence[str]] = {0: MEMBERS, 1: ("n1", "n2"), 2: ("n1",)}
+        finding = await waits(me, me.forming.find_seats(groups), "2 of 3 groups; group 1 has no leader")
+        hall.meshes["n2"].methods[forming.STANDING] = Voter(
+            hall, "n2", g1=stand(4, 9, leads=True)
+        ).forming._tell_standing
+        seats = await soon(finding)
+        assert seats == {0: Seat(1, "n2", Position(5)), 1: Seat(4, "n2", Position(9)), 2: Seat(0, "", Position(0))}
+
+    asyncio.run(scenario())
+
+
+def test_two_that_forgot_do_not_vouch_for_each_other() -> None:
+    """A node that has yet to find its place answers no one's question about it."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        Voter(hall, "n2")
+        asker: Any = HallMesh(hall, "n1")
+        with pytest.raises(AnnulusError, match="has yet to find its own place"):
+            await asker.call("n2", forming.STANDING, {"group": 0}, timeout_s=1)
+
+    asyncio.run(scenario())
