@@ -89,6 +89,24 @@ class Metrics:
             "annulus_worker_calls_pending", "Calls queued or running by lane", ["lane"], registry=registry
         )
         self._read_only = Gauge("annulus_read_only", "1 while writes are refused for want of disk", registry=registry)
+        self._peer_sessions = Gauge(
+            "annulus_peer_sessions", "1 while there is a session with the node", ["peer"], registry=registry
+        )
+        self._peer_bytes = Counter(
+            "annulus_peer_bytes",
+            "Bytes from and to other nodes; direction is in or out",
+            ["peer", "direction"],
+            registry=registry,
+        )
+        self._peer_round_trip = Gauge(
+            "annulus_peer_round_trip_seconds", "Time of the last ping and its reply", ["peer"], registry=registry
+        )
+        self._peer_refused = Counter(
+            "annulus_peer_refused",
+            "Connections and frames that were refused, by reason; each is logged when it first happens",
+            ["reason"],
+            registry=registry,
+        )
 
     # requests
     def request_begun(self) -> None:
@@ -121,6 +139,21 @@ class Metrics:
 
     def read_only(self, now: bool) -> None:
         self._read_only.set(1 if now else 0)
+
+    # other nodes
+    def peer_session(self, peer: str, up: bool) -> None:
+        self._peer_sessions.labels(peer).set(1 if up else 0)
+
+    def peer_bytes(self, peer: str, *, received: int, sent: int) -> None:
+        self._peer_bytes.labels(peer, "in").inc(received)
+        self._peer_bytes.labels(peer, "out").inc(sent)
+
+    def peer_round_trip(self, peer: str, seconds: float) -> None:
+        self._peer_round_trip.labels(peer).set(seconds)
+
+    def peer_refused(self, reason: str) -> None:
+        """`reason` is one of ours, never text that a stranger sent."""
+        self._peer_refused.labels(reason).inc()
 
     # segments and indexes
     def segments(self, state: str, *, segments: int, rows: int, bytes: int) -> None:
