@@ -1,7 +1,7 @@
 """How two nodes prove themselves to each other, before anything else of a connection is looked at.
 
     dialer                                 acceptor
-      hello      196 bytes   ------------->             who, to whom, cluster, link, nonce
+      hello      212 bytes   ------------->             who, to whom, cluster, link, nonce
                              <-------------  hello      the same of the acceptor, and a verdict
       proof       32 bytes   ------------->             HMAC over both hellos
                              <-------------  welcome    a verdict, and the acceptor's own HMAC
@@ -11,6 +11,9 @@ the two roles are labelled. Whoever listens learns no secret; how hard a weak on
 Everything has a fixed size, and nothing is trusted or shown before it is checked.
 
 A proof says who opened the connection. Keeping others from changing bytes on their way is TLS's part.
+
+A cluster is known by what its nodes are configured with, which all must agree on, and by an id that it gives itself
+when it is formed: nodes of two clusters with the same names refuse each other. A new node knows none yet.
 
 The sides are generators without I/O: they yield what to send and how many bytes to wait for.
 """
@@ -35,9 +38,9 @@ INCARNATION_BYTES: Final = 8
 SCRYPT_COST: Final = 1 << 14
 """16 MiB and some 40 ms, once for each start."""
 
-_HELLO: Final = struct.Struct("<8sHBB8s16s64s64s32s")
-"""magic, version, verdict, link, incarnation, cluster, from, to, nonce. Size, magic, version and verdict stay where
-they are in all versions, so that different ones can tell each other."""
+_HELLO: Final = struct.Struct("<8sHBB8s16s16s64s64s32s")
+"""magic, version, verdict, link, incarnation, cluster, its id, from, to, nonce. Size, magic, version and verdict stay
+where they are in all versions, so that different ones can tell each other."""
 _WELCOME: Final = struct.Struct("<B32s")
 _PROOF_BYTES: Final = 32
 _LINKS: Final = (Link.SMALL, Link.BULK)
@@ -66,7 +69,8 @@ class Verdict(IntEnum):
 ADVICE: Final = {
     Verdict.NOT_OURS: "what came is no hello of Annulus: is the port a node's port for other nodes?",
     Verdict.VERSION: "the nodes speak different versions of the protocol: run the same version on all",
-    Verdict.CLUSTER: "the nodes are of different clusters: names in peers, shards and replication_factor must agree",
+    Verdict.CLUSTER: "the nodes are of different clusters: names in peers, shards and replication_factor must agree, "
+    "and so must the data directories",
     Verdict.NAME: "the name is not one of a node that may dial here: the list of peers must be the same on all nodes",
     Verdict.ADDRESS: "another node answers there: each peer's address must lead to the node of that name",
     Verdict.PROOF: "the proof does not fit: cluster_secret must be the same on all nodes",
@@ -93,14 +97,27 @@ class Identity:
     cluster: bytes
     key: bytes = field(repr=False)
     incarnation: bytes
+    find_cluster_id: Callable[[], str] = lambda: ""
 
     @classmethod
-    def make(cls, name: str, cluster: str, secret: str, incarnation: bytes) -> Identity:
-        """Return the identity; `cluster` is any text that nodes of one cluster have in common."""
+    def make(
+        cls, name: str, cluster: str, secret: str, incarnation: bytes, cluster_id: Callable[[], str] = lambda: ""
+    ) -> Identity:
+        """Return the identity.
+
+        cluster     any text that nodes of one cluster have in common
+        cluster_id  returns the id that the cluster gave itself, "" while it is not known here
+        """
         assert NAME_PATTERN.fullmatch(name.encode()) and len(incarnation) == INCARNATION_BYTES
         digest = hashlib.sha256(cluster.encode()).digest()
         key = hashlib.scrypt(secret.encode(), salt=digest, n=SCRYPT_COST, r=8, p=1, dklen=32) if secret else b""
-        return cls(name, digest[:16], key, incarnation)
+        return cls(name, digest[:16], key, incarnation, cluster_id)
+
+    @property
+    def cluster_id(self) -> bytes:
+        """Zeros while it is not known."""
+        found = self.find_cluster_id()
+        return hashlib.sha256(found.encode()).digest()[:16] if found else bytes(16)
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,7 @@ class _Hello:
     link: Link
     incarnation: bytes
     cluster: bytes
+    cluster_id: bytes
     name: str
     to: str
 
@@ -189,12 +207,12 @@ def _hello(me: Identity, to: str, link: Link, nonce: bytes, verdict: Verdict = V
     assert len(nonce) == NONCE_BYTES
     number = _LINKS.index(link)
     names = me.name.encode(), to.encode()
-    return _HELLO.pack(MAGIC, VERSION, verdict, number, me.incarnation, me.cluster, *names, nonce)
+    return _HELLO.pack(MAGIC, VERSION, verdict, number, me.incarnation, me.cluster, me.cluster_id, *names, nonce)
 
 
 def _parse(data: bytes) -> _Hello:
     """Return the hello in the bytes. Raises Refused for another version, or for what is none."""
-    magic, version, code, link, incarnation, cluster, name, to, _ = _HELLO.unpack(data)
+    magic, version, code, link, incarnation, cluster, cluster_id, name, to, _ = _HELLO.unpack(data)
     if magic != MAGIC:
         raise Refused(Verdict.NOT_OURS)
     if version != VERSION:
@@ -204,7 +222,7 @@ def _parse(data: bytes) -> _Hello:
     if link >= len(_LINKS):
         raise Refused(Verdict.NOT_OURS)
     names = _name(name), "" if verdict else _name(to)
-    return _Hello(verdict, version, _LINKS[link], incarnation, cluster, *names)
+    return _Hello(verdict, version, _LINKS[link], incarnation, cluster, cluster_id, *names)
 
 
 def _verdict(code: int) -> Verdict:
@@ -224,6 +242,12 @@ def _name(padded: bytes) -> str:
 def _check_alike(me: Identity, theirs: _Hello) -> None:
     if theirs.cluster != me.cluster:
         raise Refused(Verdict.CLUSTER, f"{theirs.name}: {ADVICE[Verdict.CLUSTER]}")
+    if any(theirs.cluster_id) and any(me.cluster_id) and theirs.cluster_id != me.cluster_id:
+        raise Refused(
+            Verdict.CLUSTER,
+            f"{theirs.name} has the data of another cluster whose nodes have the same names: one of the two has the "
+            "wrong data directory or the wrong addresses of peers",
+        )
 
 
 def _proof(me: Identity, role: bytes, dialers: bytes, acceptors: bytes) -> bytes:

@@ -106,6 +106,7 @@ class PeerNetwork:
         peers: Mapping[str, Address],
         *,
         cluster: str,
+        cluster_id: Callable[[], str] = lambda: "",
         listen: Address,
         secret: str = "",
         tls: TlsFiles | None = None,
@@ -114,13 +115,15 @@ class PeerNetwork:
     ) -> None:
         """Make the network of node `me`.
 
-        peers    all nodes of the cluster, `me` included or not, and where to reach them
-        cluster  any text that the nodes of one cluster have in common, and no other cluster has
+        peers       all nodes of the cluster, `me` included or not, and where to reach them
+        cluster     any text that the nodes of one cluster have in common
+        cluster_id  returns the id that the cluster gave itself, "" while it is not known here
         Raises OSError, in words for a person, if the TLS files cannot be used or others could pose as a node.
         """
         others = {name: address for name, address in sorted(peers.items()) if name != me}
         _check_proof(listen, others, has_proof=bool(secret) or tls is not None)
-        self._identity = Identity.make(me, cluster, secret, incarnation or os.urandom(INCARNATION_BYTES))
+        incarnation = incarnation or os.urandom(INCARNATION_BYTES)
+        self._identity = Identity.make(me, cluster, secret, incarnation, cluster_id)
         self._addresses = others
         self._listen_address = listen
         self._metrics = metrics
@@ -140,7 +143,9 @@ class PeerNetwork:
         self._stopping = False
 
     @classmethod
-    def from_settings(cls, settings: Settings, metrics: Metrics) -> PeerNetwork:
+    def from_settings(
+        cls, settings: Settings, metrics: Metrics, *, cluster_id: Callable[[], str] = lambda: ""
+    ) -> PeerNetwork:
         """Return the network of a node whose settings name peers. Raises OSError as the constructor does."""
         node, cluster = settings.node, settings.cluster
         assert node.peer_address is not None, "a node without peers needs no network"
@@ -149,6 +154,7 @@ class PeerNetwork:
             node.name,
             {peer.name: peer.address for peer in node.peers},
             cluster=f"{','.join(node.members)} shards={node.shards} copies={node.copies}",
+            cluster_id=cluster_id,
             listen=node.peer_address,
             secret=node.cluster_secret,
             tls=TlsFiles(cluster.tls_certificate_file, cluster.tls_key_file, cluster.tls_ca_file) if has_tls else None,
