@@ -22,6 +22,7 @@ from rich.table import Table
 
 from node.config import config_flags, describe, from_flags
 from node.settings import Settings, SettingsError
+from node.status_tables import tables, troubles
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
@@ -77,7 +78,10 @@ def config(as_json: bool, **flags: Any) -> None:
 @click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
 def status(address: str, as_json: bool) -> None:
-    """Show a running node's collections, shards, segments and sizes."""
+    """Show nodes, shards, collections and sizes, as any node of the cluster sees them.
+
+    Exit status 0 if all is well; 1 if a node does not answer or is not ready, or a shard has no leader.
+    """
     try:
         with urllib.request.urlopen(f"http://{address}/status", timeout=10) as answer:  # http by design
             found = json.load(answer)
@@ -85,39 +89,11 @@ def status(address: str, as_json: bool) -> None:
         raise click.ClickException(f"no node answers on {address} ({error}); is it running there?") from error
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        return
-    console = Console()
-    console.print(
-        f"node [bold]{found['node']}[/]: {'READ-ONLY: ' + found['read_only'] if found['read_only'] else 'writable'}, "
-        f"journal {_size(found['journal']['bytes'])} in {found['journal']['files']} files, "
-        f"chunks {_size(found['chunks']['bytes'])}"
-    )
-    collections = Table(
-        "database",
-        "collection",
-        "loaded",
-        "rows",
-        "growing",
-        "sealed",
-        "memory",
-        "disk",
-        "indexes",
-        title="collections",
-    )
-    for one in found["collections"]:
-        indexes = ", ".join(f"{i['name']} {i['type']} {i['state']} {i['indexed_rows']}" for i in one["indexes"])
-        collections.add_row(
-            one["database"], one["name"], "yes" if one["loaded"] else "no", f"{one['rows']:,}",
-            str(one["growing_segments"]), str(one["sealed_segments"]), _size(one["memory_bytes"]),
-            _size(one["chunk_bytes"]), indexes,
-        )  # fmt: skip
-    console.print(collections)
-    columns = ("shard", "leader", "replicas", "term", "position", "checkpoint", "segments", "rows")
-    shards = Table(*columns, title="shards")
-    for one in found["shards"]:
-        shown = {**one, "replicas": ", ".join(one["replicas"])}
-        shards.add_row(*(str(shown[column]) for column in columns))
-    console.print(shards)
+    else:
+        console = Console()
+        for one in tables(found):
+            console.print(one)
+    sys.exit(1 if troubles(found) else 0)
 
 
 @main.command()
@@ -159,15 +135,6 @@ def _settings(flags: dict[str, Any]) -> Settings:
     except SettingsError as error:
         click.echo(f"annulus: {error}", err=True)
         sys.exit(EXIT_USAGE)
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":
