@@ -5,6 +5,9 @@
     install     on the loop: the shard notes what is in chunks now; the journal may be cut up to the position
     restore     on a worker, at start: manifest and chunks to a shard, to which the log's tail is then applied
 
+A manifest is also what another replica starts from when the log no longer reaches back to where it stands: it takes
+the manifest, then the chunks that it lacks, and commits the manifest as its own (`node/snapshot.py`).
+
 The commit point is the synced batch. A crash before it leaves the old manifest with all its chunks, because garbage
 is removed only together with a manifest that does not need it; chunks written before such a crash are orphans, which
 the next start removes. (Spec: recovery storage, "the checkpoint is written last and only moves forward".)
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import cbor2
@@ -26,6 +30,7 @@ from storage.columns import Batch
 from storage.deletes import DeleteLog, Ticks
 from storage.errors import ChunkDamaged
 from storage.growing import GrowingSegment
+from storage.journal import GroupLog
 from storage.keys import record_key
 from storage.schema import CollectionSchema
 from storage.sealed import SealedSegment, prepare_from_files
@@ -83,8 +88,19 @@ def manifest_key(shard_id: ShardId) -> bytes:
     return record_key("manifest", shard_id)
 
 
-def freeze(shard: Shard) -> FrozenShard:
-    """Return the shard as it is now, in time proportional to its segments."""
+def incoming_key(shard_id: ShardId) -> bytes:
+    """Return the key of a manifest whose chunks are being fetched: the start-up sweep leaves them alone."""
+    return record_key("incoming", shard_id)
+
+
+def freeze(
+    shard: Shard, *, term: int | None = None, reset_log: bool = False, garbage: frozenset[bytes] | None = None
+) -> FrozenShard:
+    """Return the shard as it is now, in time proportional to its segments.
+
+    term, reset_log  see FrozenMachine
+    garbage          those of the shard's chunks without use that this checkpoint is to remove; all by default
+    """
     collections = []
     for state in shard.collections.values():
         segments = [
@@ -104,8 +120,8 @@ def freeze(shard: Shard) -> FrozenShard:
         # The schema, the properties and each index are replaced when they change, never changed themselves.
         copy = replace(state, partitions=set(state.partitions), indexes=dict(state.indexes), growing={}, stored={})
         collections.append(FrozenCollection(copy, segments))
-    garbage = frozenset(shard.garbage)
-    machine = shard.freeze_machine()
+    garbage = frozenset(shard.garbage) if garbage is None else garbage
+    machine = shard.freeze_machine(term, reset_log=reset_log)
     return FrozenShard(shard.shard_id, shard.position, machine, shard.next_segment, collections, garbage)
 
 
@@ -163,14 +179,16 @@ def install(shard: Shard, written: Written) -> None:
 
 def restore(shard_id: ShardId, store: ChunkStore) -> Shard:
     """Return the shard as its last checkpoint has it, or an empty one. Raises ChunkDamaged."""
-
-    def get(digest: bytes) -> bytes:
-        return store.get(shard_id, digest)
-
-    shard = Shard(shard_id, get)
     raw = store.read(manifest_key(shard_id))
     if raw is None:
-        return shard
+        return Shard(shard_id, partial(store.get, shard_id))
+    return restore_from(raw, shard_id, store)
+
+
+def restore_from(raw: bytes, shard_id: ShardId, store: ChunkStore) -> Shard:
+    """Return the shard as a manifest has it; all its chunks but those of indexes are read. Raises ChunkDamaged."""
+    get = partial(store.get, shard_id)
+    shard = Shard(shard_id, get)
     manifest = cbor2.loads(raw)
     if manifest["version"] != VERSION:
         raise ChunkDamaged(
@@ -212,13 +230,63 @@ def referenced(manifest_raw: bytes) -> Iterable[tuple[str, bytes]]:
 
 def covered(manifest_raw: bytes) -> Position:
     """Return the position up to which a manifest holds everything; the journal must have what follows."""
-    return Position(cbor2.loads(manifest_raw)["machine"]["position"])
+    return Position(_machine(cbor2.loads(manifest_raw))["position"])
+
+
+def covered_term(raw: bytes) -> int | None:
+    """Return the Raft term of the entry at `covered`; None if an older program wrote the checkpoint."""
+    term = _machine(cbor2.loads(raw)).get("term")
+    return None if term is None else int(term)
+
+
+def as_installed(raw: bytes, term: int) -> bytes:
+    """Return the checkpoint as a replica commits it that took it from another: with the mark that its own log is to
+    begin there. `term` is that of the entry at `covered`."""
+    data = cbor2.loads(raw)
+    _machine(data).update(term=term, reset_log=True)
+    return cbor2.dumps(data)
+
+
+def begin_log(log: GroupLog, raw: bytes | None) -> bool:
+    """Finish what a crash interrupted: let the log begin where a checkpoint that came from another replica ends.
+
+    Does nothing, and returns False, if the checkpoint was taken here, or the log has that entry. Call it before Raft
+    looks at the log, and write the journal before anything is said to anybody.
+    """
+    machine = {} if raw is None else _machine(cbor2.loads(raw))
+    if not machine.get("reset_log"):
+        return False
+    position, term = int(machine["position"]), int(machine["term"])
+    if position < log.base_position or (position <= log.last_position and log.term_at(position) == term):
+        return False
+    if log.hard_state.term < term:
+        log.set_hard_state(term, None)
+    log.reset(position, term)
+    return True
+
+
+def chunk_sizes(manifest_raw: bytes) -> dict[bytes, int]:
+    """Return digest -> bytes of every chunk that a manifest needs."""
+    sizes: dict[bytes, int] = {}
+    for facts in cbor2.loads(manifest_raw)["collections"]:
+        for one in facts["segments"]:
+            for data in [*one["spills"], *([one["files"]] if one["files"] else [])]:
+                sizes |= SegmentFiles.from_dict(data).sizes
+            for blob in [*(blob for _, blob in one["indexes"]), *([one["deletes"]] if one["deletes"] else [])]:
+                sizes |= BlobFiles.from_dict(blob).sizes
+    return sizes
 
 
 def rows_from(view: SegmentView, first: int) -> tuple[Batch, Ticks]:
     """Return the rows of a segment in memory from offset `first` on."""
     pieces = [part.batch.slice(max(first - part.start, 0), part.batch.rows) for part in view.parts]
     return Batch.concat([piece for piece in pieces if piece.rows]), view.ticks[first:]
+
+
+def _machine(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what all state machines keep: a shard's manifest has it apart, the catalogue's record among the rest."""
+    found: dict[str, Any] = data.get("machine", data)
+    return found
 
 
 def _collection_facts(state: CollectionState) -> dict[str, Any]:

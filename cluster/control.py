@@ -59,12 +59,12 @@ class Control(StateMachine):
             case _:
                 return self.catalog.change(message)
 
-    def freeze(self, term: int | None = None) -> FrozenControl:
+    def freeze(self, term: int | None = None, *, reset_log: bool = False) -> FrozenControl:
         """Return the whole state as it is now, in time proportional to the number of collections, not of fields.
 
-        term  of the log's entry at `position`
+        term, reset_log  see FrozenMachine
         """
-        return FrozenControl(self.freeze_machine(term), self.catalog.copy(), self.cluster_id)
+        return FrozenControl(self.freeze_machine(term, reset_log=reset_log), self.catalog.copy(), self.cluster_id)
 
     def checkpoint(self) -> bytes:
         """Return the whole state as bytes; `restore` takes them back."""

@@ -49,6 +49,8 @@ class FrozenMachine:
     outcomes: list[tuple[tuple[str, int], Outcome]]
     term: int | None = None
     """Raft term of the entry at `position`, without which no other replica's log can begin there."""
+    reset_log: bool = False
+    """Whether the log on the disk may not have that entry yet, because the state came from another replica."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain data for CBOR; `load_machine` takes it back."""
@@ -56,7 +58,13 @@ class FrozenMachine:
             [producer, sequence, [one.code, one.message] if isinstance(one, Rejected) else dict(one)]
             for (producer, sequence), one in self.outcomes
         ]
-        return {"position": self.position, "tick": self.tick, "term": self.term, "outcomes": outcomes}
+        return {
+            "position": self.position,
+            "tick": self.tick,
+            "term": self.term,
+            "reset_log": self.reset_log,
+            "outcomes": outcomes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +119,13 @@ class StateMachine:
         """Change the state and return the outcome, or raise a deterministic error having changed nothing."""
         raise NotImplementedError
 
-    def freeze_machine(self, term: int | None = None) -> FrozenMachine:
+    def freeze_machine(self, term: int | None = None, *, reset_log: bool = False) -> FrozenMachine:
         """Return position, tick and outcomes as they are now, for a checkpoint. Raises StorageFault after a fault.
 
-        term  of the log's entry at `position`
+        term, reset_log  see FrozenMachine
         """
         self._check_whole()
-        return FrozenMachine(self.position, self.tick, list(self._outcomes.items()), term)
+        return FrozenMachine(self.position, self.tick, list(self._outcomes.items()), term, reset_log)
 
     def load_machine(self, data: Mapping[str, Any]) -> None:
         self.position, self.tick = Position(data["position"]), Tick(data["tick"])

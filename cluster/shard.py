@@ -191,6 +191,20 @@ class Shard(StateMachine):
         """Forget rows that were handed over: their message was not proposed after all."""
         self._handed_rows.pop(tuple(inputs), None)
 
+    def stored_segment(self, collection_id: CollectionId, segment_id: SegmentId) -> StoredSegment | None:
+        """Return a sealed segment; None if it has gone, or never was."""
+        return self._stored(collection_id, segment_id)
+
+    def is_handed_over(self, message: Flushed | Indexed | Compacted) -> bool:
+        """Return whether the product of which the message tells was handed over here."""
+        match message:
+            case Flushed():
+                return (message.segment_id,) in self._handed_rows
+            case Indexed():
+                return (message.segment_id, message.index_id) in self._handed_indexes
+            case Compacted():
+                return tuple(message.inputs) in self._handed_rows
+
     # applying
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:

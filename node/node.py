@@ -157,6 +157,8 @@ class Node:
                 self.seams.clock,
                 self.settings,
                 self.metrics,
+                raft_log=self.journal.group(group_of(shard_id)),
+                dice=self.seams.dice,
                 on_store_error=self.note_store_error,
                 readers_gone=self._readers_gone,
                 store_full=lambda: self._store_full,

@@ -1,39 +1,47 @@
-"""What a shard's leader does besides taking writes: seal, flush, index, merge, load, checkpoint.
+"""What a replica does besides applying its log: seal, flush, index, merge while it leads; load and checkpoint always.
 
 Each kind of work is a loop of its own that looks at the shard's state, does the most useful piece that is left, and
 proposes the outcome as a message; so nothing is remembered outside the log, and a restart or a new leader goes on
-where the state says. Work is done on frozen views in worker threads. While chunks are being written for a message
-that is not applied yet, no checkpoint of the shard is taken (`_chunks`): it might remove one of them as garbage.
+where the state says. Work is done on frozen views in worker threads.
+
+Chunks come before their message: they are written here under a lease (`chunk_pins.py`), so that no checkpoint takes
+one of them for garbage, and shipped to the other replicas, which then apply the message without waiting. Only the
+rows of a flush are not shipped: every replica has them, and writes them itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from math import inf
+from typing import Any, Final, TypeVar
 
-from cluster.checkpoint import freeze, install, rows_from, write
+from cluster.checkpoint import chunk_sizes, freeze, incoming_key, install, rows_from, write
 from cluster.message import Compacted, Flushed, Indexed, Message, Seal
 from cluster.shard import CollectionState, Shard, ShardIndex, StoredSegment
 from cluster.tick import HybridClock
 from index.engines import build, load
 from index.protocol import BuildCancelled, IndexDamaged, VectorIndex
+from node.chunk_pins import MESSAGE_S, ChunkPins
+from node.chunk_transfer import ChunkTransfer, Dice
 from node.clock import Clock
 from node.group import GroupHost
 from node.metrics import Metrics
+from node.provision import Provisioner
 from node.settings import Settings
 from node.workers import Executor, Lane
-from storage.chunks import ChunkStore
+from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
-from storage.errors import AnnulusError, ChunkDamaged
+from storage.errors import AnnulusError, ChunkDamaged, NoLeader, OutcomeUnknown
 from storage.growing import GrowingSegment
+from storage.journal import GroupLog
 from storage.sealed import SealedRows, prepare, prepare_from_files
-from storage.segment_files import BlobFiles, SegmentFiles, read_blob, write_blob, write_segment
-from storage.types import CollectionId, IndexId, SegmentId, Tick, tick_ms
+from storage.segment_files import BlobFiles, Chunks, SegmentFiles, read_blob, write_blob, write_segment
+from storage.types import CollectionId, IndexId, Position, SegmentId, Tick, tick_ms
 from storage.view import SegmentView
 
 log = logging.getLogger(__name__)
@@ -41,7 +49,11 @@ log = logging.getLogger(__name__)
 IDLE_S: Final = 1.0
 """How often a loop with nothing to do looks again, besides after every change."""
 BACK_OFF_S: Final = 1.0
-STOP_S_MAX: Final = 5.0
+MEND_AGAIN_S: Final = 30.0
+SWEEP_AFTER_S: Final = 60.0
+"""After the start of a node with peers: longer than between the coming of chunks and that of their message."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,10 +80,14 @@ class Upkeep:
         settings: Settings,
         metrics: Metrics,
         *,
+        raft_log: GroupLog,
+        dice: Dice,
+        transfer: ChunkTransfer | None = None,
         on_store_error: Callable[[OSError], None],
         readers_gone: Callable[[], Awaitable[None]],
         store_full: Callable[[], bool],
     ) -> None:
+        """transfer  None on a node without peers"""
         self._host = host
         self._store = store
         self._executor = executor
@@ -82,36 +98,58 @@ class Upkeep:
         self._on_store_error = on_store_error
         self._readers_gone = readers_gone
         self._store_full = store_full
-        self._chunks = asyncio.Lock()
+        self._raft_log = raft_log
+        self._transfer = transfer
+        self.pins = ChunkPins(clock)
+        self.provision = Provisioner(
+            lambda: self.shard, transfer, store, executor, dice, self.pins, on_store_error=on_store_error
+        )
+        """To be awaited before a message is applied."""
         self._tasks: list[asyncio.Task[None]] = []
         self._wakers: list[asyncio.Event] = []
         self._changed = asyncio.Event()
         self._changes_seen = 0
         self._busy: set[SegmentId] = set()
-        self._unusable: set[tuple[SegmentId, IndexId]] = set()
+        self._unusable: dict[tuple[SegmentId, IndexId], BlobFiles] = {}
+        """Indexes whose chunks do not make one, and which chunks: newer ones are tried again."""
+        self._mend_at_s: dict[tuple[SegmentId, IndexId], float] = {}
+        """When to ask again for chunks that no peer gave."""
         self.builds: dict[tuple[SegmentId, IndexId], BuildProgress] = {}
         self.failures: dict[tuple[SegmentId, IndexId], str] = {}
         self.compactions_running = 0
         self.compactions_done = 0
         self.checkpoint_position = host.machine.position
         self.checkpoint_at_s = clock.monotonic_s()
+        self.installing = False
+        """Another replica's checkpoint is being fetched for this shard."""
         self.swept = False
 
     @property
     def shard(self) -> Shard:
         return self._host.machine
 
+    @property
+    def leads(self) -> bool:
+        return self._host.led.is_set()
+
     def start(self) -> None:
         for step, idle_s in (
             (self._seal_step, IDLE_S),
             (self._flush_step, IDLE_S),
-            (self._load_step, IDLE_S),
             (self._index_step, IDLE_S),
             (self._compact_step, self._settings.compaction.interval_s),
         ):
-            waker = asyncio.Event()
-            self._wakers.append(waker)
-            self._tasks.append(asyncio.get_running_loop().create_task(self._forever(step, waker, idle_s)))
+            self._begin(self._forever(step, self._waker(), idle_s, leading=True))
+        self._begin(self._forever(self._load_step, self._waker(), IDLE_S, leading=False))
+        if not self.swept:
+            self._begin(self._sweep_later())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    def _waker(self) -> asyncio.Event:
+        self._wakers.append(asyncio.Event())
+        return self._wakers[-1]
 
     def wake(self) -> None:
         """Something was applied: look again, unless it was only rows coming and going."""
@@ -134,27 +172,29 @@ class Upkeep:
             await self._changed.wait()
 
     async def stop(self) -> None:
+        """Return when nothing is worked on any more. Chunks whose messages are under way stay for them."""
         for progress in self.builds.values():
             progress.cancelled = True
-        with contextlib.suppress(TimeoutError):
-            # What has written chunks gets to see its message applied: a message that comes after the last checkpoint
-            # might name chunks which that has removed.
-            await asyncio.wait_for(self._chunks.acquire(), STOP_S_MAX)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._chunks.locked():
-            self._chunks.release()
 
-    async def _forever(self, step: Callable[[], Awaitable[bool]], waker: asyncio.Event, idle_s: float) -> None:
-        await self._host.led.wait()
+    async def _forever(
+        self, step: Callable[[], Awaitable[bool]], waker: asyncio.Event, idle_s: float, *, leading: bool
+    ) -> None:
+        """Take the step whenever there may be something to do; one that only leaders take, while this replica leads."""
         while True:
+            if leading:
+                await self._host.led.wait()
             waker.clear()
             try:
                 if await step():
                     continue
                 delay_s = idle_s
+            except (NoLeader, OutcomeUnknown) as error:  # the message may be applied yet, or the new leader begins anew
+                log.debug("leadership lost in the middle shard=%s step=%s: %s", self._host.name, step.__name__, error)
+                delay_s = BACK_OFF_S
             except (AnnulusError, OSError) as error:
                 delay_s = BACK_OFF_S
                 if isinstance(error, OSError):
@@ -169,6 +209,27 @@ class Upkeep:
                 await asyncio.wait_for(waker.wait(), delay_s)
             except TimeoutError:
                 continue
+
+    @asynccontextmanager
+    async def _kept(self, digests: Sequence[bytes]) -> AsyncIterator[int]:
+        """Keep chunks that are about to be written. Who has seen their message applied releases the lease; else the
+        message may still come, and they stay for a while."""
+        lease_id = await self.pins.keep(digests, inf)
+        try:
+            yield lease_id
+        finally:
+            self.pins.renew(lease_id, MESSAGE_S)
+
+    async def _ship(self, sizes: Mapping[bytes, int]) -> None:
+        """Return when a majority has the chunks. Raises Unavailable."""
+        if self._transfer is not None:
+            await self._transfer.ship(self.shard.shard_id, sizes)
+
+    async def _mend(self, error: Exception) -> bool:
+        """Fetch the chunk that a read found damaged or missing; return whether the read may be tried again."""
+        if self._transfer is None or not isinstance(error, ChunkFault):
+            return False
+        return await self._transfer.repair(error.shard_id, error.digest)
 
     async def _propose(self, message: Message) -> None:
         await self._host.change(message)
@@ -199,7 +260,7 @@ class Upkeep:
         return sum(one.nbytes for state in self.shard.populated() for one in state.growing.values())
 
     async def seal_largest(self) -> None:
-        """Seal the largest growing segment of this shard: memory is short."""
+        """Seal the largest growing segment of this shard: memory is short. Raises NoLeader."""
         largest: tuple[CollectionState, GrowingSegment] | None = None
         for state in self.shard.populated():
             for one in state.growing.values():
@@ -220,30 +281,26 @@ class Upkeep:
         state, stored = found
         segment_id = stored.segment.segment_id
         view = stored.segment.view()
-        async with self._chunks:
-            rows, files = await self._executor.run(Lane.DISK, self._write_rows, view)
+        rows, files, chunks = await self._executor.run(Lane.DISK, _prepare_flush, view)
+        async with self._kept(files.digests) as lease_id:
+            await self._put(chunks)
+            shard = self.shard
             if stored is not state.stored.get(segment_id):
                 return True
-            self.shard.hand_over_rows((segment_id,), rows)
+            shard.hand_over_rows((segment_id,), rows)
             try:
                 await self._propose(Flushed(state.collection_id, segment_id, files.to_dict()))
+                self.pins.release(lease_id)
             finally:
-                self.shard.take_back((segment_id,))
+                shard.take_back((segment_id,))
         log.info(
             "segment flushed shard=%s collection=%d segment=%d rows=%d bytes=%d",
             self._host.name, state.collection_id, segment_id, files.rows, files.nbytes,
         )  # fmt: skip
         return True
 
-    def _write_rows(self, view: SegmentView) -> tuple[SealedRows, SegmentFiles]:
-        batch, ticks = rows_from(view, 0)
-        rows = prepare(batch, ticks, view.schema)
-        return rows, self._write_prepared(rows)
-
-    def _write_prepared(self, rows: SealedRows) -> SegmentFiles:
-        files, chunks = write_segment(rows.batch, rows.ticks)
-        self._store.put_many(self.shard.shard_id, chunks)
-        return files
+    async def _put(self, chunks: Chunks) -> None:
+        await self._executor.run(Lane.DISK, self._store.put_many, self.shard.shard_id, chunks)
 
     # loading
 
@@ -254,9 +311,14 @@ class Upkeep:
             state, stored = released
             segment = stored.segment
             assert segment.files is not None
-            rows = await self._executor.run(
-                Lane.DISK, prepare_from_files, segment.files, self.shard.get_chunk, segment.schema
-            )
+            try:
+                rows = await self._executor.run(
+                    Lane.DISK, prepare_from_files, segment.files, self.shard.get_chunk, segment.schema
+                )
+            except ChunkDamaged as error:
+                if await self._mend(error):
+                    return True
+                raise
             if segment.released and state.is_loaded(segment.partition_id):
                 segment.load(rows)
             return True
@@ -270,12 +332,13 @@ class Upkeep:
     def _missing_indexes(self, state: CollectionState, stored: StoredSegment) -> list[tuple[ShardIndex, BlobFiles]]:
         if stored.segment.released:
             return []
-        segment_id = stored.segment.segment_id
+        segment_id, now_s = stored.segment.segment_id, self._clock.monotonic_s()
         return [
             (state.indexes[index_id], files)
             for index_id, files in stored.indexes.items()
             if state.indexes[index_id].field_id not in stored.segment.indexes
-            and (segment_id, index_id) not in self._unusable
+            and self._unusable.get((segment_id, index_id)) is not files
+            and self._mend_at_s.get((segment_id, index_id), 0.0) <= now_s
         ]
 
     async def _load_index(self, stored: StoredSegment, index: ShardIndex, files: BlobFiles) -> None:
@@ -283,15 +346,24 @@ class Upkeep:
         try:
             built = await self._executor.run(Lane.DISK, self._read_index, segment.view(), index, files)
         except (IndexDamaged, ChunkDamaged) as error:
-            log.error(
-                "index damaged, rebuilding shard=%s segment=%d index=%d: %s",
-                self._host.name, segment.segment_id, index.index_id, error,
-            )  # fmt: skip
-            self._unusable.add((segment.segment_id, index.index_id))
-            self._wake_all()
+            if not await self._mend(error):
+                self._give_index_up((segment.segment_id, index.index_id), files, error)
             return
         if not segment.released and stored.indexes.get(index.index_id) is files:
             segment.install_index(index.field_id, built)
+
+    def _give_index_up(self, key: tuple[SegmentId, IndexId], files: BlobFiles, error: Exception) -> None:
+        """A leader builds the index anew; another replica asks for its chunks again later, or gets the new one."""
+        rebuild = self.leads or not isinstance(error, ChunkFault)
+        log.error(
+            "index damaged, %s shard=%s segment=%d index=%d: %s",
+            "rebuilding" if rebuild else "no peer mends it now", self._host.name, *key, error,
+        )  # fmt: skip
+        if rebuild:
+            self._unusable[key] = files
+            self._wake_all()
+        else:
+            self._mend_at_s[key] = self._clock.monotonic_s() + MEND_AGAIN_S
 
     def _read_index(self, view: SegmentView, index: ShardIndex, files: BlobFiles) -> VectorIndex:
         return load(index.spec, read_blob(files, self.shard.get_chunk), view.matrix(index.field_id, index.spec.metric))
@@ -329,9 +401,12 @@ class Upkeep:
         return [
             one
             for one in state.indexes.values()
-            if (one.index_id not in stored.indexes or (segment_id, one.index_id) in self._unusable)
-            and (segment_id, one.index_id) not in self.failures
+            if self._lacks(stored, segment_id, one.index_id) and (segment_id, one.index_id) not in self.failures
         ]
+
+    def _lacks(self, stored: StoredSegment, segment_id: SegmentId, index_id: IndexId) -> bool:
+        files = stored.indexes.get(index_id)
+        return files is None or self._unusable.get((segment_id, index_id)) is files
 
     async def _build_index(self, state: CollectionState, stored: StoredSegment, index: ShardIndex) -> None:
         segment = stored.segment
@@ -342,17 +417,21 @@ class Upkeep:
         began_s, result = self._clock.monotonic_s(), "failed"
         try:
             built, blob = await self._executor.run(Lane.BUILD, self._build, segment.view(), index, progress)
-            async with self._chunks:
-                files = await self._executor.run(Lane.DISK, self._write_index, blob)
-                del blob
-                self.shard.hand_over_index(*key, built)
+            files, chunks = await self._executor.run(Lane.DISK, write_blob, blob)
+            async with self._kept(files.digests) as lease_id:
+                await self._put(chunks)
+                del blob, chunks
+                await self._ship(files.sizes)
+                shard = self.shard
+                shard.hand_over_index(*key, built)
                 try:
                     await self._propose(Indexed(state.collection_id, *key, files.to_dict()))
+                    self.pins.release(lease_id)
                 finally:
-                    self.shard.take_back_index(*key)
-            self._unusable.discard(key)
+                    shard.take_back_index(*key)
+            self._unusable.pop(key, None)
             result = "ok"
-        except BuildCancelled:
+        except (BuildCancelled, NoLeader, OutcomeUnknown):
             result = "cancelled"
         except (MemoryError, RuntimeError, ValueError) as error:
             self.failures[key] = f"{type(error).__name__}: {error}"
@@ -377,7 +456,7 @@ class Upkeep:
             view.matrix(index.field_id, index.spec.metric),
             threads=self._settings.index.build_threads or os.cpu_count() or 1,
             progress=note,
-            cancelled=lambda: progress.cancelled,
+            cancelled=lambda: progress.cancelled or not self.leads,
         )
         return built, built.dump()
 
@@ -386,11 +465,6 @@ class Upkeep:
             progress.segment_id in state.stored and progress.index_id in state.indexes
             for state in self.shard.populated()
         )
-
-    def _write_index(self, blob: bytes) -> BlobFiles:
-        files, chunks = write_blob(blob)
-        self._store.put_many(self.shard.shard_id, chunks)
-        return files
 
     # compaction
 
@@ -415,8 +489,9 @@ class Upkeep:
             garbage_ratio_min=1e-9,
             inputs_min=2,
         )
-        state = self.shard.collections.get(collection_id)
-        while state is not None and (plans := self._plans(state, eager)):
+        while (state := self.shard.collections.get(collection_id)) and (plans := self._plans(state, eager)):
+            if not self.leads:
+                raise NoLeader(f"this node does not lead {self._host.name} any more")
             await self._compact(state, plans[0])
 
     def _compaction_settings(self) -> CompactionSettings:
@@ -445,18 +520,23 @@ class Upkeep:
         self._busy.update(plan.inputs)
         self.compactions_running += 1
         try:
-            rows = await self._executor.run(Lane.BUILD, _merge, views, as_of, expire_before)
-            async with self._chunks:
-                files = SegmentFiles(0, {})
-                if rows.batch.rows:
-                    files = await self._executor.run(Lane.DISK, self._write_prepared, rows)
-                self.shard.hand_over_rows(plan.inputs, rows)
+            rows, files, chunks = await self._executor.run(Lane.BUILD, _merge, views, as_of, expire_before)
+            async with self._kept(files.digests) as lease_id:
+                await self._put(chunks)
+                await self._ship(files.sizes)
+                shard = self.shard
+                shard.hand_over_rows(plan.inputs, rows)
                 try:
                     await self._propose(
                         Compacted(state.collection_id, plan.inputs, as_of, expire_before, files.to_dict())
                     )
+                    self.pins.release(lease_id)
                 finally:
-                    self.shard.take_back(plan.inputs)
+                    shard.take_back(plan.inputs)
+        except ChunkDamaged as error:
+            if not await self._mend(error):
+                raise
+            return
         finally:
             self._busy.difference_update(plan.inputs)
             self.compactions_running -= 1
@@ -470,29 +550,95 @@ class Upkeep:
 
     @property
     def is_dirty(self) -> bool:
-        return self.shard.position > self.checkpoint_position
+        return self.shard.position > self.checkpoint_position or not self.shard.garbage <= self.pins.kept
 
     async def checkpoint(self) -> None:
-        """Make everything applied so far durable outside the journal, and let go of the journal below it."""
-        async with self._chunks:
-            frozen = freeze(self.shard)
-            if frozen.garbage:
-                await self._readers_gone()
-            written = await self._executor.run(Lane.DISK, write, frozen, self._store)
-            install(self.shard, written)
-        self.checkpoint_position = written.position
+        """Make everything applied so far durable outside the journal, and let go of the journal below it.
+
+        Once begun it is carried through even if the caller goes away: what a worker writes cannot be called back.
+        """
+        await self._carry_through(self._checkpoint())
+
+    async def _checkpoint(self) -> None:
+        async with self.pins.committing:
+            shard, position = self.shard, self.shard.position
+            frozen = freeze(
+                shard,
+                term=self._raft_log.term_at(position),
+                reset_log=self._raft_log.durable_position < position,
+                garbage=self.pins.doom(shard, self._raft_log.last_position),
+            )
+            try:
+                if frozen.garbage:
+                    await self._readers_gone()
+                written = await self._executor.run(Lane.DISK, write, frozen, self._store)
+                install(shard, written)
+            finally:
+                self.pins.spare()
+            self._note_checkpoint(position)
+        self._host.trim(position)
+
+    def _note_checkpoint(self, position: Position) -> None:
+        self.checkpoint_position = position
         self.checkpoint_at_s = self._clock.monotonic_s()
-        self._host.trim(written.position)
+
+    async def _carry_through(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else looks at it
+            raise
+
+    def replaced(self, position: Position) -> None:
+        """The shard is now another replica's, as of a checkpoint at this position."""
+        self._changes_seen = -1
+        self._unusable.clear()
+        self._mend_at_s.clear()
+        self._note_checkpoint(position)
+        self.wake()
 
     async def sweep(self) -> int:
-        """Remove chunks that nothing needs: what a crash left. Returns how many."""
-        async with self._chunks:
-            present = await self._executor.run(Lane.DISK, self._store.chunk_digests, self.shard.shard_id)
-            orphans = [one for one in present if one not in self.shard.digests and one not in self.shard.garbage]
-            if orphans:
-                await self._executor.run(Lane.DISK, self._store.delete_chunks, self.shard.shard_id, orphans)
+        """Remove chunks that nothing needs: what a crash left. Returns how many.
+
+        Call it when all of the log that was here at the start is applied: its messages name chunks too.
+        """
+        shard = self.shard
+        async with self.pins.committing:
+            present = set(await self._executor.run(Lane.DISK, self._store.chunk_digests, shard.shard_id))
+            incoming = await self._executor.run(Lane.DISK, self._store.read, incoming_key(shard.shard_id))
+            if incoming is not None and self.installing:
+                present -= chunk_sizes(incoming).keys()
+            orphans = present - shard.digests.keys() - shard.garbage
+            try:
+                shard.garbage |= orphans
+                orphans &= self.pins.doom(shard, self._raft_log.last_position)
+                removal = [incoming_key(shard.shard_id)] if incoming is not None and not self.installing else []
+                if orphans or removal:
+                    chunks = [(shard.shard_id, digest) for digest in sorted(orphans)]
+                    await self._executor.run(Lane.DISK, self._store.commit, [], removal, chunks)
+                shard.garbage -= orphans
+            finally:
+                self.pins.spare()
         self.swept = True
         return len(orphans)
+
+    async def _sweep_later(self) -> None:
+        """Sweep when no message can be under way any more whose chunks came before this process began.
+
+        Those that came since have leases.
+        """
+        await asyncio.sleep(SWEEP_AFTER_S)
+        log_end = self._raft_log.last_position
+        while self.shard.position < log_end or self.installing:  # noqa: ASYNC110  # nobody waits for this
+            await asyncio.sleep(SWEEP_AFTER_S / 10)
+        try:
+            removed = await self._carry_through(self.sweep())
+        except OSError as error:
+            self._on_store_error(error)
+            return
+        if removed:
+            log.info("removed chunks that a crash had left shard=%s chunks=%d", self._host.name, removed)
 
     def _first(
         self, wanted: Callable[[CollectionState, StoredSegment], bool]
@@ -504,6 +650,14 @@ class Upkeep:
         return None
 
 
-def _merge(views: Sequence[SegmentView], as_of: Tick, expire_before: Tick) -> SealedRows:
-    batch, ticks = merge(views, as_of, expire_before)
-    return prepare(batch, ticks, views[0].schema)
+def _prepare_flush(view: SegmentView) -> tuple[SealedRows, SegmentFiles, Chunks]:
+    return _with_chunks(prepare(*rows_from(view, 0), view.schema))
+
+
+def _merge(views: Sequence[SegmentView], as_of: Tick, expire_before: Tick) -> tuple[SealedRows, SegmentFiles, Chunks]:
+    rows = prepare(*merge(views, as_of, expire_before), views[0].schema)
+    return _with_chunks(rows) if rows.batch.rows else (rows, SegmentFiles(0, {}), iter(()))
+
+
+def _with_chunks(rows: SealedRows) -> tuple[SealedRows, SegmentFiles, Chunks]:
+    return rows, *write_segment(rows.batch, rows.ticks)

@@ -71,6 +71,11 @@ class SegmentFiles:
         """Every chunk, in the order of fields and rows; one that is used twice appears twice."""
         return [ref.digest for refs in self.fields.values() for ref in refs]
 
+    @property
+    def sizes(self) -> dict[bytes, int]:
+        """Digest -> bytes of every chunk."""
+        return {ref.digest: ref.bytes for refs in self.fields.values() for ref in refs}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for CBOR."""
         fields = {int(i): [[r.digest, r.rows, r.bytes] for r in self.fields[i]] for i in sorted(self.fields)}
@@ -92,6 +97,11 @@ class BlobFiles:
     @property
     def digests(self) -> list[bytes]:
         return [ref.digest for ref in self.chunks]
+
+    @property
+    def sizes(self) -> dict[bytes, int]:
+        """Digest -> bytes of every chunk."""
+        return {ref.digest: ref.bytes for ref in self.chunks}
 
     def to_dict(self) -> dict[str, Any]:
         return {"bytes": self.nbytes, "chunks": [[r.digest, r.rows, r.bytes] for r in self.chunks]}
