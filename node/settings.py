@@ -107,6 +107,10 @@ class NodeSettings:
         return tuple(sorted(peer.name for peer in self.peers)) or (self.name,)
 
     @property
+    def has_peers(self) -> bool:
+        return len(self.members) > 1
+
+    @property
     def copies(self) -> int:
         """How many nodes hold each shard."""
         return self.replication_factor or min(COPIES, len(self.members))
