@@ -41,6 +41,7 @@ SCRYPT_COST: Final = 1 << 14
 _HELLO: Final = struct.Struct("<8sHBB8s16s16s64s64s32s")
 """magic, version, verdict, link, incarnation, cluster, its id, from, to, nonce. Size, magic, version and verdict stay
 where they are in all versions, so that different ones can tell each other."""
+HELLO_BYTES: Final = _HELLO.size
 _WELCOME: Final = struct.Struct("<B32s")
 _PROOF_BYTES: Final = 32
 _LINKS: Final = (Link.SMALL, Link.BULK)
@@ -97,7 +98,7 @@ class Identity:
     cluster: bytes
     key: bytes = field(repr=False)
     incarnation: bytes
-    find_cluster_id: Callable[[], str] = lambda: ""
+    find_cluster_id: Callable[[], str] = field(default=lambda: "", repr=False)
 
     @classmethod
     def make(
