@@ -20,8 +20,11 @@ from index.protocol import Distances, Hits, IndexDamaged, Mask, Matrix, Offsets,
 from index.spec import IndexSpec, SearchParams
 
 _SCRATCH_BYTES: Final = 32 << 20
-"""Of approximate distances, and of gathered rows, held at a time; one line of distances is held whole in any case."""
-_GATHER_FRACTION: Final = 0.25
+"""Of approximate distances held at a time; one line of distances is held whole in any case."""
+_GATHER_BYTES: Final = 128 << 10
+"""Of rows copied out at a time: they are in the cache when they are compared, and no page is new to the process. 5,000
+of 50,000 rows x 384 take 0.95 ms so, 2.3 ms when they are all copied out first."""
+_GATHER_FRACTION: Final = 0.5
 """Below this share of survivors, copying them out is cheaper than computing and discarding the others."""
 _EPSILON: Final = float(np.finfo(np.float32).eps)
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -56,7 +59,7 @@ def nearest(
     if mask is not None:
         survivors = int(np.count_nonzero(mask))
         if survivors < len(vectors):
-            chosen = np.flatnonzero(mask)
+            chosen = mask.nonzero()[0]
     rows = len(vectors) if chosen is None else len(chosen)
     hits = Hits.none(len(queries), k)
     if rows == 0 or k < 1:
@@ -95,8 +98,7 @@ def exact_distances(queries: Matrix, rows: Matrix, *, metric: Metric) -> Distanc
                 wide = np.einsum("ij,ij->i", difference, difference)
             else:
                 wide = 0.0 - np.einsum("ij,j->i", block, query)  # not unary minus: no -0
-            # beyond float32 is still a distance, and +inf is padding
-            distances[line, start : start + step] = np.clip(wide, -_FLOAT32_MAX, _FLOAT32_MAX)
+            distances[line, start : start + step] = _as_distances(wide)
     return distances
 
 
@@ -135,9 +137,10 @@ class _Approximate:
         self._vectors, self._metric = vectors, metric
         self._chosen, self._hidden = chosen, hidden
         self.rows = len(vectors) if chosen is None else len(chosen)
-        # Rows are copied out once if they fit, else again for each block of queries.
-        self._block = max(1, _SCRATCH_BYTES // (4 * max(1, vectors.shape[1])))
-        self._gathered = vectors[chosen] if chosen is not None and self.rows <= self._block else None
+        self._block = max(1, (_SCRATCH_BYTES if chosen is None else _GATHER_BYTES) // (4 * max(1, vectors.shape[1])))
+        self._scratch = (
+            None if chosen is None else np.empty((min(self._block, self.rows), vectors.shape[1]), np.float32)
+        )
         self._squares = self._squared_lengths(squares)
         self._longest = 1.0 if self._squares is None else float(self._squares.max())
 
@@ -178,11 +181,13 @@ class _Approximate:
         return np.concatenate([squared_lengths(self._rows(start, start + self._block)) for start in starts])
 
     def _rows(self, start: int, stop: int) -> Matrix:
+        """Return some rows, which the next call overwrites if they are chosen ones."""
         if self._chosen is None:
             return self._vectors[start:stop]
-        if self._gathered is not None:
-            return self._gathered[start:stop]
-        return self._vectors[self._chosen[start:stop]]
+        assert self._scratch is not None
+        wanted = self._chosen[start:stop]
+        # "clip", as "raise" would fill a copy of `out` first; the offsets are those of rows that are there
+        return np.take(self._vectors, wanted, axis=0, out=self._scratch[: len(wanted)], mode="clip")
 
 
 def _candidates(distances: Distances, k: int, error: float, bounds: Bounds) -> Offsets:
@@ -246,10 +251,18 @@ def refine_lines(queries: Matrix, vectors: Matrix, found: Offsets, metric: Metri
             wide = np.einsum("ijk,ijk->ij", rows, rows)
         else:
             wide = 0.0 - np.einsum("ijk,ik->ij", rows, some)  # not unary minus: no -0
-        distances = np.clip(wide, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
-        order = np.argsort(distances, axis=1, kind="stable")[:, :kept]
-        hits.offsets[start : start + step, :kept] = np.take_along_axis(offsets, order, axis=1)
-        hits.distances[start : start + step, :kept] = np.take_along_axis(distances, order, axis=1)
+        distances = _as_distances(wide)
+        order = distances.argsort(axis=1, kind="stable")[:, :kept]
+        lines = np.arange(len(order))[:, None]
+        hits.offsets[start : start + step, :kept] = offsets[lines, order]
+        hits.distances[start : start + step, :kept] = distances[lines, order]
+
+
+def _as_distances(wide: npt.NDArray[np.float64]) -> Distances:
+    """Return float64 distances rounded to float32; beyond float32 is still a distance, and +inf is padding."""
+    np.minimum(wide, _FLOAT32_MAX, out=wide)
+    np.maximum(wide, -_FLOAT32_MAX, out=wide)
+    return wide.astype(np.float32)
 
 
 class FlatIndex:

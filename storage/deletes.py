@@ -39,7 +39,7 @@ class Deletes:
 
     def count_at(self, tick: Tick) -> int:
         """Return how many rows were dead at the tick: a delete counts from its own tick on."""
-        return int(np.searchsorted(self.ticks, tick, side="right"))
+        return int(self.ticks.searchsorted(tick, side="right")) if len(self.ticks) else 0
 
     def dead_at(self, tick: Tick) -> Offsets:
         """Return the offsets that were dead at the tick, in the order in which they died."""

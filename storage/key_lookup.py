@@ -61,6 +61,11 @@ class KeyLookup(Protocol):
         ...
 
     @property
+    def is_unique(self) -> bool:
+        """False unless no two rows have one key, dead ones included."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Bytes held beside the key column, an estimate."""
         ...
@@ -87,6 +92,7 @@ class KeyDict:
     def __init__(self) -> None:
         self._offsets: dict[int | str, int | list[int]] = {}
         self._rows = 0
+        self.is_unique = True
 
     def add(self, keys: Keys) -> None:
         """Append rows with these keys, in order."""
@@ -96,6 +102,7 @@ class KeyDict:
         if self._offsets.keys().isdisjoint(added) and len(set(added)) == len(added):
             self._offsets.update(zip(added, range(first, self._rows), strict=True))
             return
+        self.is_unique = False
         for offset, key in enumerate(added, first):
             known = self._offsets.setdefault(key, offset)
             if isinstance(known, list):
@@ -131,6 +138,7 @@ class SortedIntegers:
     def __init__(self, keys: npt.NDArray[np.int64]) -> None:
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
+        self.is_unique = _all_differ(self._sorted)
 
     def find(self, keys: Keys | KeySet) -> Offsets:
         places, _ = _ranges(self._sorted, KeySet.of(keys).numbers)
@@ -149,6 +157,7 @@ class SortedTexts:
         hashes = hash_texts(texts)
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
+        self.is_unique = _all_differ(self._sorted)
 
     def find(self, keys: Keys | KeySet) -> Offsets:
         wanted, hashes = KeySet.of(keys).texts
@@ -207,6 +216,10 @@ def _powers(base: np.uint64, count: int) -> _HASHES:
     if count:
         powers[0] = 1
     return np.cumprod(powers, dtype=np.uint64)
+
+
+def _all_differ(ascending: npt.NDArray[np.generic]) -> bool:
+    return bool((ascending[1:] != ascending[:-1]).all())
 
 
 def _ranges(ascending: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> tuple[Offsets, Offsets]:

@@ -213,7 +213,7 @@ class _Survivors:
 
 def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick, expire_before: Tick) -> _Survivors:
     """Return which rows are visible and pass the filter."""
-    visible, visible_count = view.visible(tick, expire_before), view.visible_count(tick, expire_before)
+    visible, visible_count = view.visibility(tick, expire_before)
     if visible_count == 0:
         return _Survivors(visible, 0, "no row is visible")
     if row_filter is None or row_filter.always_true:
@@ -221,16 +221,17 @@ def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick,
     if view.stats and not row_filter.may_match(view.stats):
         return _Survivors(np.zeros(view.rows, np.bool_), 0, "statistics rule the filter out")
     fields = sorted(row_filter.field_ids)
-    passing = np.zeros(view.rows, np.bool_)
     keys = row_filter.primary_keys()
     if keys is not None:
+        passing = np.zeros(view.rows, np.bool_)
         offsets = view.find(_typed(view, keys.values), tick, expire_before)
         if len(offsets):
             passing[offsets] = True if keys.exact else row_filter.evaluate(view.fetch(offsets, fields))
     else:
-        for part in view.columns(fields):
-            passing[part.start : part.stop] = row_filter.evaluate(part.batch)
-        passing &= visible
+        masks = [part.passing(row_filter) for part in view.columns(fields)]
+        passing = masks[0] if len(masks) == 1 else np.concatenate(masks)
+        if visible_count < view.rows:
+            passing = passing & visible
     return _Survivors(passing, int(np.count_nonzero(passing)), "the filter lets no row through")
 
 
@@ -336,6 +337,8 @@ def _merged(
         offsets, distances, sources = merged.ids, merged.distances, merged.sources
     if offsets.shape[1] == 0:
         return np.zeros(queries, np.bool_), sources, offsets, distances
+    if len(some) == 1 and views[some[0]].keys.is_unique:
+        return offsets[:, -1] >= 0, sources, offsets, distances
     return offsets[:, -1] >= 0, *_distinct(views, sources, offsets, distances)
 
 
@@ -408,9 +411,9 @@ def _codes(keys: Column) -> npt.NDArray[np.int64]:
 
 def _take(views: Sequence[SegmentView], refs: Refs, field_id: FieldId) -> Column:
     """Return one field of the rows, in the order of the refs."""
-    numbers: list[int] = np.unique(refs.views).tolist()
-    if not numbers:
+    if len(refs) == 0:
         return empty_column(views[0].schema.by_id[field_id])
+    numbers = [0] if len(views) == 1 else np.unique(refs.views).tolist()
     if len(numbers) == 1:
         return views[numbers[0]].take(field_id, refs.offsets)
     places = [np.flatnonzero(refs.views == number) for number in numbers]

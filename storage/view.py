@@ -13,6 +13,7 @@ the immutable thing it belongs to. Two threads may both compute it; they get the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -36,7 +37,7 @@ from storage.columns import (
     concat_columns,
 )
 from storage.deletes import Deletes, Ticks
-from storage.filter import FieldStats
+from storage.filter import CompiledFilter, FieldStats
 from storage.key_lookup import KeyLookup, Keys, KeySet
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
@@ -45,6 +46,9 @@ from storage.types import FieldId, PartitionId, SegmentId, Tick
 UNIT_TOLERANCE: Final = 1e-6
 """A vector whose squared length is this near to 1 is a unit vector: what float32 arithmetic leaves of normalising."""
 _MASKS_KEPT: Final = 4
+"""Of the rows visible at a moment, for each view."""
+_FILTER_MASKS_KEPT: Final = 8
+"""For each part: 8 bytes a row, as much as its ticks take."""
 _BLOCK_VALUES: Final = 1 << 16
 """Components taken to float64 at once: half a MiB, which stays in the cache."""
 NEVER: Final = Tick(0)
@@ -95,12 +99,14 @@ def empty_column(one: FieldSchema) -> Column:
 class Part:
     """Some consecutive rows of a segment in one batch, from offset `start` on."""
 
-    __slots__ = ("_prepared", "batch", "start")
+    __slots__ = ("_passing", "_prepared", "batch", "start")
 
     def __init__(self, batch: Batch, start: int) -> None:
         self.batch = batch
         self.start = start
         self._prepared: dict[tuple[FieldId, Metric], tuple[Matrix, Distances | None]] = {}
+        # by the filter itself, whose text may have templates; and not to keep it alive, as it may hold many constants
+        self._passing: dict[weakref.ref[CompiledFilter], Mask] = {}
 
     @classmethod
     def joined(cls, parts: Sequence[Part]) -> Part:
@@ -129,6 +135,18 @@ class Part:
             else:
                 known = (column.values, squared_lengths(column.values))
             self._prepared[(field_id, metric)] = known
+        return known
+
+    def passing(self, row_filter: CompiledFilter) -> Mask:
+        """Return which rows pass the filter, visible or not, (rows,) bool, not to be changed."""
+        key = weakref.ref(row_filter)
+        known = self._passing.get(key)
+        if known is None:
+            known = row_filter.evaluate(self.batch)
+            known.flags.writeable = False
+            while len(self._passing) >= _FILTER_MASKS_KEPT:
+                self._passing.pop(next(iter(self._passing), key), None)
+            self._passing[key] = known
         return known
 
 
@@ -165,15 +183,16 @@ class SegmentView:
 
         expire_before  rows inserted before it have expired; NEVER if rows do not expire
         """
-        return self._visible(tick, expire_before)[0]
+        return self.visibility(tick, expire_before)[0]
 
     def visible_count(self, tick: Tick, expire_before: Tick = NEVER) -> int:
         """Return how many rows are visible at the tick."""
-        return self._visible(tick, expire_before)[1]
+        return self.visibility(tick, expire_before)[1]
 
-    def _visible(self, tick: Tick, expire_before: Tick) -> tuple[Mask, int]:
-        first = int(np.searchsorted(self.ticks, expire_before, side="left"))
-        last = int(np.searchsorted(self.ticks, tick, side="right"))
+    def visibility(self, tick: Tick, expire_before: Tick = NEVER) -> tuple[Mask, int]:
+        """Return what `visible` and `visible_count` do."""
+        first = 0 if expire_before == NEVER else int(self.ticks.searchsorted(expire_before, side="left"))
+        last = int(self.ticks.searchsorted(tick, side="right"))
         key = (first, last, self.deletes.count_at(tick))
         known = self._masks.get(key)
         if known is None:

@@ -32,7 +32,7 @@ class CompiledFilter:
     predicate: Predicate
     schema: CollectionSchema
 
-    @property
+    @cached_property
     def always_true(self) -> bool:
         return self.predicate == Always(True)
 
@@ -59,6 +59,10 @@ class CompiledFilter:
 
     def primary_keys(self) -> PrimaryKeys | None:
         """Return the only keys a row can have that it is true of, or None if that is no finite list."""
+        return self._primary_keys
+
+    @cached_property
+    def _primary_keys(self) -> PrimaryKeys | None:
         return primary_keys(self.predicate, self.schema.primary)
 
     def may_match(self, stats: Mapping[FieldId, FieldStats]) -> bool:

@@ -41,6 +41,7 @@ def test_equals_sorting_everything(
     mask = None if share is None else np.random.default_rng(seed).random(rows) < share
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index.flat, "_SCRATCH_BYTES", scratch)
+        patch.setattr(index.flat, "_GATHER_BYTES", scratch // 16)
         hits = nearest(asked, vectors, k, metric=metric, mask=mask)
     truth = dumb_nearest(asked, vectors, k, metric, mask)
     np.testing.assert_array_equal(hits.offsets, truth.offsets)
@@ -58,6 +59,23 @@ def test_equals_sorting_everything_on_real_numbers(metric: Metric, known_squares
         hits = nearest(queries, vectors, 30, metric=metric, mask=passing, squares=squares)
         np.testing.assert_array_equal(hits.offsets, dumb_nearest(queries, vectors, 30, metric, passing).offsets)
         assert_sound(hits, queries, vectors, metric, passing)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_copied_out_compare_as_where_they_stand(metric: Metric) -> None:
+    """Survivors taken in blocks, the whole matrix with the others hidden, and a matrix of survivors alone give the
+    same hits to the last bit."""
+    vectors, queries = clustered(1, 4_000, 96, metric), clustered(2, 7, 96, metric)
+    for share in (0.003, 0.05, 0.3, 0.45, 0.55):
+        mask = np.random.default_rng(3).random(4_000) < share
+        alone = nearest(queries, np.ascontiguousarray(vectors[mask]), 20, metric=metric)
+        offsets = np.append(np.flatnonzero(mask), -1)[alone.offsets]
+        for fraction in (0.0, 1.0):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(index.flat, "_GATHER_FRACTION", fraction)
+                hits = nearest(queries, vectors, 20, metric=metric, mask=mask)
+            np.testing.assert_array_equal(hits.offsets, offsets)
+            np.testing.assert_array_equal(hits.distances, alone.distances)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from storage.filter import CompiledFilter, compile_filter
 from storage.growing import GrowingSegment
 from storage.schema import DataType
 from storage.sealed import SealedSegment
-from storage.search import SearchHits, VectorQuery, fetch, query, search
+from storage.search import SearchHits, VectorQuery, count, fetch, query, search
 from storage.types import PartitionId, SegmentId, Tick
 from storage.view import Part, SegmentView, as_unit_rows
 from tests.storage.rows import GROUP, PK, VECTOR, make_batch, make_collection, numbered
@@ -183,6 +184,55 @@ def test_searches_together_equal_searches_alone() -> None:
     together = search(views, VectorQuery(np.concatenate(several), VECTOR, Metric.COSINE, 5, NOW)).offsets.tolist()
     alone = [search(views, VectorQuery(one, VECTOR, Metric.COSINE, 5, NOW)).offsets.tolist() for one in several]
     assert together == [line for lines in alone for line in lines]
+
+
+@pytest.mark.parametrize("index_type", [None, "AUTOINDEX"])
+def test_a_filter_asked_again_sees_what_happened_meanwhile(index_type: str | None) -> None:
+    """One compiled filter, asked again and again, answers as one compiled anew: rows that came, that died, that an
+    upsert replaced, that expired or that were not there yet at an older tick are told apart as always."""
+    texts = ("group < 400", "group % 2 == 0 and id > 100", 'note like "note 1%"', "not (group < 400)")
+    known = {text: compile_filter(text, SCHEMA) for text in texts}
+    growing = GrowingSegment(SegmentId(3), PartitionId(1), SCHEMA, Tick(0))
+    segment, queries = sealed(1, rows_of(0, 2_000), index_type), vectors(3, 77)
+
+    def answers(one: CompiledFilter, tick: Tick, expire_before: Tick) -> list[object]:
+        views = [segment.view(), growing.view()]
+        asked = VectorQuery(queries, VECTOR, Metric.COSINE, 10, tick, filter=one, expire_before=expire_before)
+        hits, rows = search(views, asked), query(views, one, tick=tick, expire_before=expire_before)
+        found: list[object] = [hits.views.tolist(), hits.offsets.tolist(), hits.distances.tolist()]
+        found += [rows.views.tolist(), rows.offsets.tolist()]
+        return [*found, count(views, one, tick=tick, expire_before=expire_before)]
+
+    for turn in range(12):
+        now = Tick(100 + 10 * turn)
+        growing.append(rows_of(5_000 + 40 * turn, 40), now)
+        dying = np.array([*range(turn, 2_000, 97), 5_000 + 30 * turn], np.int64)
+        for one in (segment, growing):
+            one.delete(dying, Tick(now + 1))
+        growing.append(rows_of(20 * turn, 5), Tick(now + 1))
+        segment.delete(np.arange(20 * turn, 20 * turn + 5, dtype=np.int64), Tick(now + 2))
+        for text in texts:
+            for tick, expire_before in (
+                (NOW, Tick(0)),
+                (NOW, Tick(turn)),
+                (Tick(now - 5), Tick(0)),
+                (Tick(9), Tick(3)),
+            ):
+                anew = compile_filter(text, SCHEMA)
+                assert answers(known[text], tick, expire_before) == answers(anew, tick, expire_before)
+
+
+def test_masks_of_filters_are_bounded_and_keep_no_filter_alive() -> None:
+    """Each part keeps the masks of a few filters at most, and a filter that nobody else has goes away."""
+    view = sealed(1, rows_of(0, 500)).view()
+    filters = [compile_filter(f"group < {limit}", SCHEMA) for limit in range(100)]
+    gone = weakref.ref(filters[-1])
+    for turn in range(2):
+        assert [count([view], one, tick=NOW) for one in filters] == list(range(100)), turn
+    assert len(view.parts[0]._passing) == 8
+    filters.clear()
+    assert gone() is None
+    assert count([view], compile_filter("group < 3", SCHEMA), tick=NOW) == 3
 
 
 def test_unit_vectors_are_not_copied_and_others_come_back_unscaled() -> None:
