@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cluster.checkpoint import chunk_sizes, freeze, incoming_key, install, rows_from, write
 from cluster.message import Compacted, Flushed, Indexed, Message, Seal
@@ -33,7 +33,7 @@ from node.group import GroupHost
 from node.metrics import Metrics
 from node.provision import Provisioner
 from node.settings import Settings
-from node.workers import Executor, Lane
+from node.workers import Executor, Lane, carry_through
 from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
 from storage.errors import AnnulusError, ChunkDamaged, NoLeader, OutcomeUnknown
@@ -52,8 +52,6 @@ BACK_OFF_S: Final = 1.0
 MEND_AGAIN_S: Final = 30.0
 SWEEP_AFTER_S: Final = 60.0
 """After the start of a node with peers: longer than between the coming of chunks and that of their message."""
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -557,7 +555,7 @@ class Upkeep:
 
         Once begun it is carried through even if the caller goes away: what a worker writes cannot be called back.
         """
-        await self._carry_through(self._checkpoint())
+        await carry_through(self._checkpoint())
 
     async def _checkpoint(self) -> None:
         async with self.pins.committing:
@@ -581,14 +579,6 @@ class Upkeep:
     def _note_checkpoint(self, position: Position) -> None:
         self.checkpoint_position = position
         self.checkpoint_at_s = self._clock.monotonic_s()
-
-    async def _carry_through(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.get_running_loop().create_task(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else looks at it
-            raise
 
     def replaced(self, position: Position) -> None:
         """The shard is now another replica's, as of a checkpoint at this position."""
@@ -633,7 +623,7 @@ class Upkeep:
         while self.shard.position < log_end or self.installing:  # noqa: ASYNC110  # nobody waits for this
             await asyncio.sleep(SWEEP_AFTER_S / 10)
         try:
-            removed = await self._carry_through(self.sweep())
+            removed = await carry_through(self.sweep())
         except OSError as error:
             self._on_store_error(error)
             return

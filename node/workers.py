@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from enum import StrEnum
@@ -57,6 +57,24 @@ class Executor(Protocol):
     def pending(self, lane: Lane) -> int:
         """Return how many calls are queued or running: what overload refusals look at."""
         ...
+
+
+async def carry_through(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns; once begun it goes on even if the caller is cancelled.
+
+    For what must not be left between a worker's write and what the loop notes of it: the write cannot be called back.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_unseen)
+        raise
+
+
+def _log_unseen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("work that its caller left has failed: %s", error)
 
 
 class WorkersClosed(RuntimeError):

@@ -1,0 +1,354 @@
+"""A replica that lags too far takes another's checkpoint: its manifest, the chunks it lacks, and goes on from there.
+
+    snapshot/manifest   the newest checkpoint of a group, its position and term; its chunks stay while a lease lasts
+    snapshot/keep       renews that lease, or ends it
+
+Installing, step by step; what a crash after each leaves:
+
+    1  the manifest comes from a peer and is noted as incoming          the old state
+    2  missing chunks come from all peers, each durable as it comes     the old state, and chunks that a repeat has
+    3  the new state is read from them, which verifies each             the old state
+    4  ONE synced batch: the manifest is this replica's own now,        the new state; the next start lets the log
+       marked that the log is to begin at its position                  begin there (`cluster.checkpoint.begin_log`)
+    5  the host takes the new state, Raft's log begins at its position  the same, until the journal has written that
+    6  the chunks that only the old state needed are garbage, which     the new state, and orphans for the sweep
+       the next checkpoint removes
+
+The commit point is 4. Between 4 and 5 no checkpoint is written, so that none of the old state covers the new manifest.
+The control group's snapshot is its catalogue record, which is whole without chunks. What is fetched is noted as
+incoming so that the sweep after a restart leaves it to the repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Final
+
+import cbor2
+
+from cluster.checkpoint import (
+    as_installed,
+    chunk_sizes,
+    covered,
+    covered_term,
+    incoming_key,
+    manifest_key,
+    restore_from,
+)
+from cluster.control import Control
+from cluster.machine import StateMachine
+from cluster.shard import Shard
+from node.chunk_pins import COPY_S, MESSAGE_S, ChunkPins
+from node.chunk_transfer import Calls, ChunkTransfer, Dice, Progress
+from node.network import Link
+from node.workers import Executor, Lane, carry_through
+from storage.chunks import ChunkFault, ChunkStore
+from storage.errors import AnnulusError, InvalidParameter, Unavailable
+from storage.journal import GroupLog
+from storage.keys import record_key
+from storage.types import Position, ShardId
+
+log = logging.getLogger(__name__)
+
+CALL_S: Final = 60.0
+BACK_OFF_S_MIN: Final = 0.5
+BACK_OFF_S_MAX: Final = 10.0
+
+
+@dataclass(frozen=True)
+class SnapshotGroup:
+    """What is needed of a group to give and take its checkpoints. `of_shard` and `of_control` make it."""
+
+    group_id: int
+    name: str
+    shard_id: ShardId | None
+    key: bytes
+    """Of the checkpoint's record in the chunk store."""
+    incoming_key: bytes
+    raft_log: GroupLog
+    pins: ChunkPins
+    peers: Callable[[], Sequence[str]]
+    sizes: Callable[[bytes], Mapping[bytes, int]]
+    """The chunks that a checkpoint needs, and their bytes."""
+    restore: Callable[[bytes], StateMachine]
+    """Makes a checkpoint's state, on a worker. Raises ChunkDamaged."""
+    machine: Callable[[], StateMachine]
+    """The state as it is now."""
+    install: Callable[[Any, Position, int], None]
+    """Puts a state (at position, of term) in place of the one that is there, and lets Raft's log begin there."""
+    note_installing: Callable[[bool], None]
+    """Told when a checkpoint begins to be fetched, and when it is installed or no longer wanted."""
+    replaced: Callable[[Position], None]
+    """Told after a state was put in place."""
+
+
+def of_shard(
+    group_id: int,
+    shard_id: ShardId,
+    store: ChunkStore,
+    *,
+    raft_log: GroupLog,
+    pins: ChunkPins,
+    peers: Callable[[], Sequence[str]],
+    machine: Callable[[], Shard],
+    install: Callable[[Any, Position, int], None],
+    note_installing: Callable[[bool], None],
+    replaced: Callable[[Position], None],
+) -> SnapshotGroup:
+    """Return a shard's group."""
+    return SnapshotGroup(
+        group_id,
+        f"s{shard_id}",
+        shard_id,
+        manifest_key(shard_id),
+        incoming_key(shard_id),
+        raft_log,
+        pins,
+        peers,
+        chunk_sizes,
+        lambda raw: restore_from(raw, shard_id, store),
+        machine,
+        install,
+        note_installing,
+        replaced,
+    )
+
+
+def of_control(
+    group_id: int,
+    key: bytes,
+    *,
+    raft_log: GroupLog,
+    pins: ChunkPins,
+    peers: Callable[[], Sequence[str]],
+    machine: Callable[[], Control],
+    install: Callable[[Any, Position, int], None],
+    note_installing: Callable[[bool], None],
+    replaced: Callable[[Position], None],
+) -> SnapshotGroup:
+    """Return the control group; `pins.committing` is held by whoever writes the catalogue's record under `key`."""
+    return SnapshotGroup(
+        group_id,
+        "control",
+        None,
+        key,
+        record_key("incoming-catalog"),
+        raft_log,
+        pins,
+        peers,
+        lambda raw: {},
+        Control.restore,
+        machine,
+        install,
+        note_installing,
+        replaced,
+    )
+
+
+class Snapshots:
+    """Giving and taking checkpoints of all groups of one node. Belongs to the loop."""
+
+    def __init__(
+        self, mesh: Calls, transfer: ChunkTransfer, store: ChunkStore, executor: Executor, dice: Dice,
+        groups: Mapping[int, SnapshotGroup],
+    ) -> None:  # fmt: skip
+        """Answer calls of other nodes from now on."""
+        self._mesh = mesh
+        self._transfer = transfer
+        self._store = store
+        self._executor = executor
+        self._dice = dice
+        self._groups = groups
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._farewells: set[asyncio.Task[None]] = set()
+        self.progress: dict[int, Progress] = {}
+        """Of each group whose chunks are being fetched."""
+        mesh.serve("snapshot/manifest", self._serve_manifest)
+        mesh.serve("snapshot/keep", self._serve_keep)
+
+    def begin(self, group_id: int, at_least: int, source: str) -> None:
+        """Begin to install a checkpoint at or above a position, unless that is being done; try `source` first."""
+        if group_id not in self._tasks:
+            task = asyncio.get_running_loop().create_task(self.install_snapshot(group_id, at_least, source))
+            self._tasks[group_id] = task
+            task.add_done_callback(lambda done: self._ended(group_id, done))
+
+    def _ended(self, group_id: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[group_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("snapshot fails group=%s", self._groups[group_id].name, exc_info=error)
+
+    async def close(self) -> None:
+        """End what is under way; the next start goes on with it."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for farewell in list(self._farewells):
+            farewell.cancel()
+
+    async def install_snapshot(self, group_id: int, at_least: int, source: str) -> None:
+        """Return when this replica's state is at or above the position, however long that takes."""
+        group = self._groups[group_id]
+        group.note_installing(True)
+        pause_s = BACK_OFF_S_MIN
+        try:
+            while group.machine().position < at_least:
+                others = sorted((one for one in group.peers() if one != source), key=lambda _: self._dice.random())
+                for peer in [source, *others]:
+                    try:
+                        await self._install_from(group, peer, at_least)
+                        break
+                    except (AnnulusError, OSError) as error:
+                        log.warning("snapshot not installed group=%s peer=%s: %s", group.name, peer, error)
+                else:
+                    await asyncio.sleep(pause_s * (1 + self._dice.random()))
+                    pause_s = min(2 * pause_s, BACK_OFF_S_MAX)
+        finally:
+            group.note_installing(False)
+
+    async def _install_from(self, group: SnapshotGroup, peer: str, at_least: int) -> None:
+        """Do the steps with a peer's checkpoint; `at_least` may be reached otherwise meanwhile."""
+        arguments = {"group": group.group_id, "at_least": at_least}
+        answer, blobs = await self._mesh.call(
+            peer, "snapshot/manifest", arguments, timeout_s=CALL_S, link=Link.BULK
+        )  # fmt: skip
+        raw, term, lease = _parse_manifest(peer, answer, blobs)
+        position, sizes = await self._executor.run(Lane.DISK, _examine, group, raw)
+        if position < at_least:
+            raise Unavailable(f"node {peer} has a checkpoint of {group.name} at {position} only, not at {at_least}")
+        renewing = asyncio.get_running_loop().create_task(self._renew(group.group_id, peer, lease))
+        kept = await group.pins.keep(sizes, inf)
+        try:
+            await self._executor.run(Lane.DISK, self._store.commit, [(group.incoming_key, raw)])
+            await self._fetch(group, peer, position, sizes)
+            machine = await self._read(group, raw)
+            if await carry_through(self._put_in_place(group, raw, machine, position, term)):
+                group.pins.release(kept)
+                group.replaced(position)
+                log.info("snapshot installed group=%s peer=%s position=%d term=%d", group.name, peer, position, term)
+        finally:
+            group.pins.renew(kept, MESSAGE_S)
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    async def _fetch(self, group: SnapshotGroup, peer: str, position: Position, sizes: Mapping[bytes, int]) -> None:
+        if group.shard_id is None:
+            return
+        progress = self.progress[group.group_id] = Progress(group.shard_id)
+        log.info(
+            "snapshot begun group=%s peer=%s position=%d chunks=%d bytes=%d",
+            group.name, peer, position, len(sizes), sum(sizes.values()),
+        )  # fmt: skip
+        try:
+            left = await self._transfer.fetch(group.shard_id, sizes, progress=progress)
+        finally:
+            del self.progress[group.group_id]
+        if left:
+            raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.name} did not come")
+
+    async def _read(self, group: SnapshotGroup, raw: bytes) -> StateMachine:
+        """Return the checkpoint's state; chunks that were here before, and are damaged, are fetched."""
+        while True:
+            try:
+                return await self._executor.run(Lane.DISK, group.restore, raw)
+            except ChunkFault as fault:
+                if not await self._transfer.repair(fault.shard_id, fault.digest):
+                    raise
+
+    async def _put_in_place(
+        self, group: SnapshotGroup, raw: bytes, machine: StateMachine, position: Position, term: int
+    ) -> bool:
+        """Do steps 4 to 6; return False if this replica has come further by itself meanwhile."""
+        async with group.pins.committing:
+            if group.machine().position >= position:
+                await self._executor.run(Lane.DISK, self._store.commit, [], [group.incoming_key])
+                return False
+            own = await self._executor.run(Lane.DISK, as_installed, raw, term)
+            await self._executor.run(Lane.DISK, self._store.commit, [(group.key, own)], [group.incoming_key])
+            old = group.machine()
+            if old.position >= position:
+                return False  # its log has that entry, so manifest and log meet as they are
+            if isinstance(machine, Shard) and isinstance(old, Shard):
+                machine.garbage |= (old.digests.keys() | old.garbage) - machine.digests.keys()
+            group.install(machine, position, term)
+        return True
+
+    async def _renew(self, group_id: int, peer: str, lease: int) -> None:
+        """Keep the peer's chunks there; after the end of this they are let go, or go by themselves."""
+        arguments = {"group": group_id, "lease": lease}
+        try:
+            while True:
+                await asyncio.sleep(COPY_S / 3)
+                await self._call_keep(peer, arguments)
+        finally:
+            farewell = asyncio.get_running_loop().create_task(self._call_keep(peer, {**arguments, "done": True}))
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    async def _call_keep(self, peer: str, arguments: Mapping[str, Any]) -> None:
+        try:
+            await self._mesh.call(peer, "snapshot/keep", arguments, timeout_s=COPY_S / 3)
+        except AnnulusError as error:
+            log.info("lease on a snapshot not told group=%d peer=%s: %s", arguments["group"], peer, error)
+
+    # serving
+
+    async def _serve_manifest(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        group = self._known(arguments)
+        async with group.pins.committing:
+            found = await self._executor.run(Lane.DISK, self._read_own, group)
+            if found is None:
+                raise Unavailable(f"{group.name} has no checkpoint yet on this node")
+            raw, position, term, sizes = found
+            if term is None:
+                if not group.raft_log.base_position <= position <= group.raft_log.last_position:
+                    raise Unavailable(f"the checkpoint of {group.name} at {position} is of an older program")
+                term = group.raft_log.term_at(position)
+            lease = await group.pins.keep(sizes, COPY_S, loose=False)
+        log.info("snapshot given group=%s peer=%s position=%d chunks=%d", group.name, peer, position, len(sizes))
+        return {"position": position, "term": term, "lease": lease}, [raw]
+
+    def _read_own(self, group: SnapshotGroup) -> tuple[bytes, Position, int | None, Mapping[bytes, int]] | None:
+        raw = self._store.read(group.key)
+        return None if raw is None else (raw, covered(raw), covered_term(raw), group.sizes(raw))
+
+    async def _serve_keep(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        group, lease = self._known(arguments), arguments.get("lease")
+        if type(lease) is not int:
+            raise InvalidParameter("snapshot/keep wants the number of a lease")
+        if not arguments.get("done"):
+            return {"kept": group.pins.renew(lease, COPY_S)}, ()
+        group.pins.release(lease)
+        return {"kept": False}, ()
+
+    def _known(self, arguments: Mapping[str, Any]) -> SnapshotGroup:
+        group_id = arguments.get("group")
+        group = self._groups.get(group_id) if type(group_id) is int else None
+        if group is None:
+            raise InvalidParameter(f"this node has no group {group_id!r}")
+        return group
+
+
+def _parse_manifest(peer: str, answer: Mapping[str, Any], blobs: Sequence[memoryview]) -> tuple[bytes, int, int]:
+    """Return (checkpoint, term, lease). Raises Unavailable."""
+    term, lease = answer.get("term"), answer.get("lease")
+    if len(blobs) != 1 or type(term) is not int or type(lease) is not int:
+        raise Unavailable(f"node {peer} answers snapshot/manifest with something else than a checkpoint")
+    return bytes(blobs[0]), term, lease
+
+
+def _examine(group: SnapshotGroup, raw: bytes) -> tuple[Position, Mapping[bytes, int]]:
+    """Return (position, chunks) of a checkpoint that came from a peer. Raises Unavailable."""
+    try:
+        return covered(raw), group.sizes(raw)
+    except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unavailable(f"the checkpoint of {group.name} that came is none: {error}") from error
