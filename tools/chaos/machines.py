@@ -1,0 +1,226 @@
+"""The cluster under test: its processes, the network between them, and what each believes of its disk and its clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tools.bench.wire import Address
+from tools.chaos.proxy import ProxyProcess, Rule, Way
+from tools.chaos.shim import Control, build
+from tools.environment import Failure
+from tools.nodes import Cluster
+
+LEADERS_EVERY_S = 0.25
+STATUS_S_MAX = 1.0
+
+
+class Machines:
+    """Nodes n1..nN in a folder. Whoever does something to one node holds it (`held`), so that faults do not mix there.
+
+    `leaders` is shard -> node as the nodes told last; `moments` all changes of it, as (time, shard, node).
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        nodes: int,
+        settings: Mapping[str, str],
+        complain: Callable[[str, str], None],
+        proxied: bool = True,
+        shimmed: bool = True,
+        python: str = sys.executable,
+    ) -> None:
+        """`complain(node, text)` is called when a process ends by itself."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ANNULUS_")}
+        self.folder = folder
+        self.cluster = Cluster.make(Path(python), Path(folder), nodes=nodes, settings=settings, environment=environment)
+        self.names = list(self.cluster.members)
+        self.addresses = {name: Address.parse(one.client_address) for name, one in self.cluster.members.items()}
+        self.leaders: dict[int, str] = {}
+        self.moments: list[tuple[float, int, str]] = []
+        self._terms: dict[int, int] = {}
+        self.proxies: ProxyProcess | None = None
+        if proxied and nodes > 1:
+            peers = {name: Address.parse(one.peer_address) for name, one in self.cluster.members.items()}
+            self.proxies = ProxyProcess(peers)
+        library = build(folder) if shimmed else None
+        self._library = library
+        self.controls = (
+            {name: Control(os.path.join(folder, f"{name}.control")) for name in self.names} if library else {}
+        )
+        self.mortal: set[str] = set()
+        """Nodes that may end by themselves: their disk fails."""
+        self._complain = complain
+        self._locks = {name: asyncio.Lock() for name in self.names}
+        self._up: set[str] = set()
+        """Nodes that should run."""
+
+    # all of them
+
+    async def start(self) -> None:
+        """Start everything and return when every node is ready. Raises Failure."""
+        if self.proxies is not None:
+            await self.proxies.start()
+        for name in self.names:
+            self.spawn(name)
+        await self.wait_ready()
+
+    async def wait_ready(self) -> None:
+        """Return when every node is ready. Raises Failure, with the end of a log, if one does not get there."""
+        await asyncio.to_thread(self.cluster.wait_all_ready)
+
+    async def stop(self) -> None:
+        """Stop all nodes at once, as an operator would; what does not end well is complained of."""
+        await asyncio.gather(*(self.terminate(name) for name in self.names))
+
+    async def abandon(self) -> None:
+        """End whatever runs, at once."""
+        self._up.clear()
+        for name in self.names:
+            if self.cluster.is_alive(name):
+                await asyncio.to_thread(self.cluster.kill, name)
+        if self.proxies is not None:
+            await self.proxies.stop()
+
+    async def watch(self) -> None:
+        """Keep `leaders` fresh and notice processes that end, until cancelled."""
+        timeout = aiohttp.ClientTimeout(total=STATUS_S_MAX)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while True:
+                told = await asyncio.gather(*(self._status(session, name) for name in self.names))
+                shards = [one for status in told for one in status.get("shards", ()) if one.get("leader")]
+                for one in sorted(shards, key=lambda one: int(one.get("term") or 0)):
+                    self._leads(int(one["shard"]), str(one["leader"]), int(one.get("term") or 0))
+                self.notice()
+                await asyncio.sleep(LEADERS_EVERY_S)
+
+    async def _status(self, session: aiohttp.ClientSession, name: str) -> dict[str, Any]:
+        try:
+            async with session.get(f"http://{self.addresses[name]}/status") as response:
+                found = await response.json()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _leads(self, shard: int, leader: str, term: int) -> None:
+        if term < self._terms.get(shard, 0):
+            return  # told by a node that has not heard of its successor
+        self._terms[shard] = term
+        if self.leaders.get(shard) != leader:
+            self.leaders[shard] = leader
+            self.moments.append((time.monotonic(), shard, leader))
+
+    def notice(self) -> None:
+        """Complain of processes that should run and do not."""
+        for name in sorted(self._up):
+            if not self.cluster.is_alive(name):
+                self._up.discard(name)
+                if name not in self.mortal:
+                    self._complain(name, f"ended by itself. {self.cluster.log_end(name)}")
+
+    # one of them
+
+    def spawn(self, name: str) -> None:
+        """Start a node without waiting until it is ready."""
+        peers = {other: str(self.proxies.address(name, other)) for other in self._others(name)} if self.proxies else {}
+        data_dir = self.data_dir(name)
+        os.makedirs(data_dir, exist_ok=True)
+        prefix: list[str] = []
+        if self._library is not None:
+            variables = self.controls[name].environment(self._library, data_dir)
+            prefix = ["env", *(f"{key}={value}" for key, value in variables.items())]
+        self.cluster.start(name, peers=peers, prefix=prefix)
+        self._up.add(name)
+
+    async def ready(self, name: str) -> None:
+        """Return when this node is ready. Raises Failure."""
+        await asyncio.to_thread(self.cluster.wait_ready, name)
+
+    async def kill(self, name: str) -> None:
+        self._up.discard(name)
+        if self.cluster.is_alive(name):
+            await asyncio.to_thread(self.cluster.kill, name)
+
+    async def terminate(self, name: str) -> None:
+        """Stop a node as an operator would; complain if it does not end well."""
+        self._up.discard(name)
+        ready = await asyncio.to_thread(self.cluster.nodes[name].is_ready)
+        try:
+            gentle = await asyncio.to_thread(self.cluster.stop, name)
+        except Failure as failure:
+            self._complain(name, str(failure))
+            return
+        # Before the program has begun to listen for it, SIGTERM is the end of any process.
+        fine = (0,) if ready else (0, -signal.SIGTERM)
+        if not gentle:
+            self._complain(name, f"did not end after SIGTERM and was killed. {self.cluster.log_end(name)}")
+        elif (status := self.cluster.exit_statuses.get(name)) not in fine:
+            self._complain(name, f"ended with {status} after SIGTERM. {self.cluster.log_end(name)}")
+
+    def signal(self, name: str, number: int) -> None:
+        self.cluster.signal(name, number)
+
+    def revive(self, name: str) -> None:
+        """Start a node that is down, if it is."""
+        if not self.cluster.is_alive(name):
+            self.spawn(name)
+
+    def wipe(self, name: str) -> None:
+        """Remove everything that a node keeps; it must be down."""
+        shutil.rmtree(self.data_dir(name))
+
+    def data_dir(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    # choosing and holding
+
+    @contextlib.asynccontextmanager
+    async def held(self, chance: random.Random, *, leader: bool | None = None) -> AsyncIterator[str]:
+        """Hold a node, if possible one that nobody else holds: it leads a shard, leads the fewest, or any (None)."""
+        free = [name for name in self.names if not self._locks[name].locked()]
+        name = self._choose(free or self.names, chance, leader)
+        async with self._locks[name]:
+            yield name
+
+    @contextlib.asynccontextmanager
+    async def all_held(self) -> AsyncIterator[None]:
+        """Hold all nodes, once nobody else holds one."""
+        async with contextlib.AsyncExitStack() as stack:
+            for name in self.names:
+                await stack.enter_async_context(self._locks[name])
+            yield
+
+    def led_by(self, name: str) -> list[int]:
+        """Return the shards that a node leads."""
+        return [shard for shard, leader in sorted(self.leaders.items()) if leader == name]
+
+    def ways(self, sources: Sequence[str], targets: Sequence[str]) -> list[Way]:
+        """Return the ways from each source to each target."""
+        return [(a, b) for a in sources for b in targets if a != b]
+
+    def disturbed(self, ways: Sequence[Way], rule: Rule) -> contextlib.AbstractContextManager[None]:
+        assert self.proxies is not None, "a single node has no network"
+        return self.proxies.disturbed(ways, rule)
+
+    def _choose(self, free: Sequence[str], chance: random.Random, leader: bool | None) -> str:
+        led = {name: len(self.led_by(name)) for name in free}
+        if leader is None or not any(led.values()):
+            return chance.choice(free)
+        wanted = [name for name in free if led[name]] if leader else [n for n in free if led[n] == min(led.values())]
+        return chance.choice(wanted)
+
+    def _others(self, name: str) -> list[str]:
+        return [other for other in self.names if other != name]
