@@ -18,18 +18,18 @@ The log begins at position 1, a root that every replica has and nobody stores; t
 The names that are replaced are private to one version of the library, so exactly the file with which the seams were
 proved is accepted.
 
-A group has one voter here. With peers, a guard between PySyncObj's messages and the wire makes each a correct Raft
-peer (acks carry terms and wait for fsync, appends are normalised, votes count once, pre-vote); `Transport` is what it
-will speak through, and callers will not see a difference.
+With peers, a guard (`raft_guard.py`) stands between PySyncObj and the wire and makes each replica a correct Raft peer;
+what PySyncObj would send to followers is sent by it too (`raft_leader.py`), from the journal. A group of one voter has
+no guard, and nobody to wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import inf
-from typing import Any, Final, NoReturn, Protocol, overload
+from typing import Any, Final, NoReturn, overload
 from zlib import crc32
 
 from pysyncobj import SyncObj, SyncObjConf
@@ -39,14 +39,15 @@ from pysyncobj.node import Node as _NodeBase
 from pysyncobj.transport import Transport as _TransportBase
 from pysyncobj.version import VERSION
 
-from storage.errors import JournalDamaged, NoLeader, Overloaded, UnsupportedOperation
+from cluster.raft_guard import Dice, Guard, Transport
+from cluster.raft_leader import ALMOST_S, PeerProgress
+from cluster.raft_wire import ROOT, Blob
+from storage.errors import JournalDamaged, NoLeader, Overloaded
 from storage.journal import GroupLog
 from storage.types import Position
 
 PROVED_VERSION: Final = "0.3.17"
 PROVED_DIGEST: Final = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
-ROOT: Final = Position(1)
-"""The position at which every log begins; PySyncObj takes an entry of term 0 there for granted."""
 SLICE_BYTES: Final = 4 << 20
 ENTRY_COST_BYTES: Final = 200
 """What an event costs in memory beside its payload, so that a slice of tiny entries is bounded too."""
@@ -77,7 +78,32 @@ class LostLeadership:
     term: int
 
 
-RaftEvent = Committed | BecameLeader | LostLeadership
+@dataclass(frozen=True, slots=True)
+class BarrierPassed:
+    """A replica that has applied `position` sees every write that was acknowledged before the barrier was asked for."""
+
+    token: int
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierFailed:
+    """The leadership ended first."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The leader no longer has the entries that this replica needs: get a checkpoint at or above `position`."""
+
+    leader: str
+    position: Position
+    term: int
+    """The term of the entry at `position`."""
+
+
+RaftEvent = Committed | BecameLeader | LostLeadership | BarrierPassed | BarrierFailed | Behind
 
 
 class NotLeader(NoLeader):
@@ -89,29 +115,16 @@ class NotLeader(NoLeader):
         self.group_id, self.leader = group_id, leader
 
 
-class Dice(Protocol):
-    """The part of random.Random that elections need."""
-
-    def random(self) -> float: ...
-
-
-class Transport(Protocol):
-    """Carries one group's messages over sessions: in order, at most once, nothing of an old session after a new one."""
-
-    def send(self, peer: str, header: dict[str, Any], blobs: Sequence[bytes]) -> bool:
-        """Hand over a message; False if there is no session with `peer`."""
-        ...
-
-
 @dataclass(frozen=True)
 class RaftConfig:
     """Times in seconds of the caller's clock."""
 
-    heartbeat_s: float = 0.3
-    """A leader with nothing to say says so this often. 64 idle groups then cost 3 % of a core."""
-    election_s_min: float = 1.0
-    """A follower that has heard nothing for this long, plus a random part, campaigns."""
-    election_s_max: float = 2.0
+    heartbeat_s: float = 0.15
+    """A leader with nothing to say says so this often."""
+    election_s_min: float = 0.6
+    """A follower that has heard nothing for this long, plus a random part, campaigns; leases are a bit shorter."""
+    election_s_max: float = 1.0
+    """A leader that no quorum has answered for this long steps down."""
     in_flight_bytes_max: int = 64 << 20
     """Proposals beyond this wait in memory for the disk or for peers; more are refused."""
 
@@ -124,12 +137,12 @@ class RaftConfig:
 class RaftGroup:
     """One replica of one Raft group. Belongs to the loop; never blocks but to read old entries from the journal.
 
-    Drive it: `tick` when `next_deadline` is reached, after `propose`, and after `on_durable`; then let the journal
-    write. Nothing happens between ticks, so an idle group costs nothing.
+    Drive it: `tick` when `next_deadline` is reached, after `propose`, `barrier`, `transfer`, `receive`, `session`,
+    and after `on_durable`; then let the journal write. Nothing happens between ticks: an idle group costs heartbeats.
 
     Invariants
       1. `delivered` never decreases, and delivered entries are committed and durable here.
-      2. BecameLeader(term) is delivered at most once per term, over all restarts: its no-op is durable by then.
+      2. BecameLeader(term) is delivered at most once per term, over all replicas and restarts.
     """
 
     def __init__(
@@ -140,24 +153,29 @@ class RaftGroup:
         log: GroupLog,
         *,
         applied: int,
+        applied_term: int = 0,
         clock: Callable[[], float],
         rng: Dice,
         config: RaftConfig | None = None,
         transport: Transport | None = None,
+        stamp: Callable[[], int] = lambda: 0,
     ) -> None:
         """Open the group on its log.
 
-        applied    position up to which the caller's own checkpoint holds everything; 0 for none
-        clock      monotonic seconds
+        peers         names of the other voters
+        applied       position up to which the caller's own checkpoint holds everything; 0 for none
+        applied_term  term of the entry there, which a replica with peers needs if the checkpoint came from one of
+                      them and the log did not follow before a crash; 0 if not known
+        clock         monotonic seconds
+        stamp         for `confirmed_stamp`
         Raises JournalDamaged if log and checkpoint do not meet.
         """
-        if peers or transport is not None:
-            raise UnsupportedOperation(
-                f"group {group_id} has peers {list(peers)}, but groups of one voter only are served"
-            )
+        if (transport is not None) != bool(peers) or me in peers:
+            raise ValueError(f"group {group_id} of {me} with peers {list(peers)} and transport {transport}")
         self.group_id, self.me = group_id, me
         self.config = config or RaftConfig()
         self._log = log
+        self._clock, self._stamp = clock, stamp
         self._world = (clock, rng)
         if log.last_position == 0:
             log.reset(ROOT, 0)
@@ -166,6 +184,8 @@ class RaftGroup:
                 f"the log of group {group_id} begins after {log.base_position}, its checkpoint covers only {applied}: "
                 "the entries between are gone. Restore the data directory from a backup."
             )
+        if peers and applied_term and not _holds(log, applied, applied_term):
+            log.reset(applied, applied_term)
         if applied > log.last_position:
             raise JournalDamaged(
                 f"the log of group {group_id} ends at {log.last_position}, but its checkpoint covers {applied}: "
@@ -176,10 +196,28 @@ class RaftGroup:
         self._in_flight_bytes = 0
         self._due = True
         # Whatever is in a lone voter's log was committed when it became durable: nobody can have decided otherwise.
-        # PySyncObj would find that out entry by entry in its first tick, and block the loop for seconds.
-        adapter = _LogAdapter(log, committed=log.last_position)
+        # PySyncObj would find that out entry by entry in its first tick, and block the loop for seconds. With peers
+        # only the checkpoint is known to be committed.
+        adapter = _LogAdapter(log, committed=self._delivered if peers else log.last_position)
         _WORLD.enter(*self._world)
-        self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), _NoPeers(None, None, None))
+        self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), [_Node(peer) for peer in peers])
+        self._guard: Guard | None = None
+        if transport is not None:
+            self._guard = self._core.guard = Guard(
+                group_id,
+                me,
+                peers,
+                log,
+                self._core,
+                transport,
+                clock=clock,
+                rng=rng,
+                stamp=stamp,
+                heartbeat_s=self.config.heartbeat_s,
+                election_s_min=self.config.election_s_min,
+                election_s_max=self.config.election_s_max,
+            )
+        self._passed: list[RaftEvent] = []
 
     # ---- what callers see
 
@@ -200,8 +238,59 @@ class RaftGroup:
     @property
     def leader(self) -> str | None:
         """Name of the node that leads as far as is known here."""
-        node = self._core._getLeader()
-        return None if node is None else str(node.id)
+        return self._core.leader
+
+    @property
+    def last_position(self) -> Position:
+        """Position of the last entry of the log, committed or not."""
+        return self._log.last_position
+
+    @property
+    def committed(self) -> Position:
+        """Position up to which the group has decided, as far as is known here."""
+        return Position(self._core.commit)
+
+    @property
+    def confirmed_stamp(self) -> int:
+        """The greatest stamp that was sent in this leadership and that a quorum has answered; 0 if this is no leader.
+
+        A quorum's clocks have passed it, so whoever leads next will stamp later. Alone, it is a fresh stamp.
+        """
+        if self._leading_term is None:
+            return 0
+        if self._guard is None:
+            return self._stamp()
+        return 0 if self._guard.leadership is None else self._guard.leadership.confirmed_stamp
+
+    @property
+    def note(self) -> Callable[[], Any] | None:
+        """What a leader sends along with appends and heartbeats; a small value that CBOR can carry, or None."""
+        return None if self._guard is None else self._guard.note
+
+    @note.setter
+    def note(self, note: Callable[[], Any] | None) -> None:
+        if self._guard is not None:
+            self._guard.note = note
+
+    @property
+    def on_note(self) -> Callable[[str, Any], None] | None:
+        """Called with the leader's name and note when one comes in. It is whatever the peer sent."""
+        return None if self._guard is None else self._guard.on_note
+
+    @on_note.setter
+    def on_note(self, on_note: Callable[[str, Any], None] | None) -> None:
+        if self._guard is not None:
+            self._guard.on_note = on_note
+
+    @property
+    def refused(self) -> int:
+        """How many messages from peers made no sense."""
+        return 0 if self._guard is None else self._guard.refused
+
+    def progress(self) -> list[PeerProgress]:
+        """Return what a leader knows of each follower; nothing if this is no leader."""
+        lead = None if self._guard is None else self._guard.leadership
+        return [] if lead is None else lead.progress()
 
     @property
     def in_flight_bytes(self) -> int:
@@ -217,11 +306,81 @@ class RaftGroup:
             raise ValueError("an entry has at least one byte; the empty one is Raft's own")
         if self._leading_term is None:
             raise NotLeader(self.group_id, self.leader)
+        if (heir := self._heir()) is not None:
+            raise NotLeader(self.group_id, heir)
         if self._in_flight_bytes and self._in_flight_bytes + len(payload) > self.config.in_flight_bytes_max:
             raise Overloaded(f"group {self.group_id} has {self._in_flight_bytes} bytes under way; try again shortly")
         self._in_flight_bytes += len(payload)
         self._core.proposals.append(payload)
+        self._wake()
+
+    def barrier(self, token: int) -> None:
+        """Ask for a BarrierPassed, by lease or by a round of messages to a quorum; BarrierFailed comes if it cannot be.
+
+        Raises NotLeader.
+        """
+        if self._leading_term is None or self._leading_term != self._led_term():
+            raise NotLeader(self.group_id, self.leader)
+        # An entry of this term is committed, so the commit index covers whatever any earlier leader acknowledged.
+        position = Position(self._core.commit)
+        if self._guard is None:
+            self._passed.append(BarrierPassed(token, position))
+        else:
+            assert self._guard.leadership is not None
+            self._guard.leadership.begin_barrier(token, position)
         self._due = True
+
+    def transfer(self, to: str | None = None) -> bool:
+        """Begin to hand the leadership to a peer, the most advanced one unless named; False if there is none.
+
+        Proposals are refused from now on, until LostLeadership comes or an election timeout has passed in vain.
+        """
+        lead = None if self._guard is None else self._guard.leadership
+        if lead is None or self._leading_term is None:
+            return False
+        able = [peer for peer in lead.progress() if peer.is_up and to in (None, peer.name)]
+        if not able:
+            return False
+        lead.begin_transfer(max(able, key=lambda peer: peer.match).name, self._clock() + self.config.election_s_max)
+        self._wake()
+        return True
+
+    def receive(self, peer: str, header: Mapping[str, Any], blobs: Sequence[Blob]) -> None:
+        """A message has come from a peer. One that makes no sense is counted in `refused`.
+
+        Raises StorageFault if this log contradicts what the group has committed; the replica must then stop.
+        """
+        if self._guard is not None:
+            _WORLD.enter(*self._world)
+            self._guard.receive(peer, header, blobs)
+            self._due = True
+
+    def session(self, peer: str, up: bool) -> None:
+        """A session with a node has begun, or has ended and took with it what was under way."""
+        if self._guard is not None:
+            self._guard.session(peer, up)
+            self._due = True
+
+    def install(self, position: int, term: int) -> None:
+        """A durable checkpoint of the caller covers everything up to `position`, whose entry is of `term`.
+
+        The log goes on from there, or stays if it holds that entry. Does nothing if that much was delivered already.
+        """
+        if position <= self._delivered:
+            return
+        assert self._guard is not None, "a lone voter has nobody to get a checkpoint from"
+        _WORLD.enter(*self._world)
+        keeps_log = _holds(self._log, position, term)
+        if not keeps_log:
+            if self._core.is_leader or term > self._core.term:
+                # A leader without that entry is none any more, though it has not heard so.
+                self._core.adopt(self._core.peers[0], max(term, self._core.term + self._core.is_leader))
+            self._log.reset(position, term)
+        self._core.settle(position)
+        self._delivered = Position(position)
+        self._guard.on_install(keeps_log)
+        self.trim(position)
+        self._wake()
 
     def tick(self, max_bytes: int = SLICE_BYTES) -> list[RaftEvent]:
         """Let Raft work and return what happened, about `max_bytes` of it; `next_deadline` tells if there is more.
@@ -229,32 +388,78 @@ class RaftGroup:
         Raises JournalDamaged if an entry cannot be read back; the replica must then stop.
         """
         _WORLD.enter(*self._world)
-        self._core.doTick(0.0)
+        guard = self._guard
+        if guard is None:
+            self._core.doTick(0.0)
+        else:
+            self._decide(guard)
+            guard.speak()
         self._due = False
         events: list[RaftEvent] = []
         if self._leading_term is not None and self._leading_term != self._led_term():
             events.append(LostLeadership(self._leading_term))
             self._leading_term, self._in_flight_bytes = None, 0
         self._deliver(events, max_bytes)
+        if guard is not None:
+            self._take_news(guard)
+        if self._passed:
+            events += self._passed
+            self._passed = []
         return events
 
     def next_deadline(self, now: float) -> float:
         """Return when `tick` must be called next if nothing else happens; infinity if never."""
         if self._due or self._delivered < self._deliverable():
             return now
+        if self._guard is not None:
+            return max(now, self._guard.deadline(now))
         if self._core._isLeader():
             return inf  # no peer waits for a heartbeat
-        return float(self._core._SyncObj__raftElectionDeadline)
+        return self._core.election_at_s
 
     def on_durable(self) -> None:
         """The journal named this group in `batch_done`: tick it."""
-        self._due = True
+        if self._guard is not None:
+            _WORLD.enter(*self._world)
+            self._guard.on_durable()
+        self._wake()
 
     def trim(self, position: int) -> None:
         """Let go of entries up to `position`, which a durable checkpoint covers; never of undelivered ones."""
-        self._log.trim_below(min(position, self._delivered) + 1)
+        self._log.trim_below(min(position, self._delivered, self._log.durable_position) + 1)
 
     # ---- inside
+
+    def _wake(self) -> None:
+        self._due = True
+        if self._guard is not None:
+            self._guard.core_due = True
+
+    def _decide(self, guard: Guard) -> None:
+        """Let PySyncObj look at what came in, if anything did or a timer has run out."""
+        now = self._clock()
+        if not guard.core_due and now < guard.deadline(now) - ALMOST_S:
+            return
+        guard.core_due = False
+        lead = guard.leadership
+        if lead is not None and self._core.commit < lead.first <= lead.matched:
+            # What is older than this term commits now, at once; PySyncObj would go through it entry by entry.
+            self._core.settle(lead.first - 1)
+        self._core.doTick(0.0)
+
+    def _take_news(self, guard: Guard) -> None:
+        now = self._clock()
+        self._passed += [BarrierFailed(barrier.token) for barrier in guard.failed_barriers]
+        guard.failed_barriers.clear()
+        if guard.leadership is not None:
+            self._passed += [BarrierPassed(passed.token, passed.position) for passed in guard.leadership.passed(now)]
+        if (behind := guard.take_behind(now)) is not None:
+            leader, position, term = behind
+            self._passed.append(Behind(leader, Position(position), term))
+
+    def _heir(self) -> str | None:
+        lead = None if self._guard is None else self._guard.leadership
+        return None if lead is None else lead.transfer_to
 
     def _led_term(self) -> int | None:
         return self.term if self._core._isLeader() else None
@@ -276,6 +481,10 @@ class RaftGroup:
                 events.append(BecameLeader(term))
             self._delivered = position
             max_bytes -= len(payload) + ENTRY_COST_BYTES
+
+
+def _holds(log: GroupLog, position: int, term: int) -> bool:
+    return log.base_position <= position <= log.last_position and log.term_at(position) == term
 
 
 # ---- what PySyncObj sees
@@ -329,8 +538,12 @@ class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no typ
         return _Entries(self._log, range(self._log.base_position, self._log.last_position + 1))[place]
 
     def add(self, command: object, idx: int, term: int) -> None:
-        assert command == _NO_OP, "PySyncObj itself adds nothing but no-ops"
-        self._log.append(b"", idx, term)
+        """Add PySyncObj's no-op, or a leader's entry, which is a view of what came in."""
+        if isinstance(command, memoryview):
+            self._log.append(bytes(command), idx, term)
+        else:
+            assert command == _NO_OP, "PySyncObj itself adds nothing but no-ops"
+            self._log.append(b"", idx, term)
 
     def propose(self, payload: bytes, term: int) -> None:
         """Add a caller's entry at the end."""
@@ -368,27 +581,140 @@ class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no typ
 class _Node(_NodeBase):  # type: ignore[misc]
     """PySyncObj iterates over sets of nodes; with this hash a simulation replays in every process."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = crc32(name.encode())
+
     def __hash__(self) -> int:
-        return crc32(str(self.id).encode())
+        return self._hash
 
 
-class _NoPeers(_TransportBase):  # type: ignore[misc]
-    """The transport of a group of one voter."""
+class _Wire(_TransportBase):  # type: ignore[misc]
+    """Where PySyncObj's messages go: its votes to the guard, its answers to whoever asked. Appends it does not send."""
 
-    def send(self, node: object, message: object) -> bool:
-        return False
+    def __init__(self, core: _Core) -> None:
+        super().__init__(None, None, None)
+        self._core = core
+
+    def send(self, node: _Node, message: dict[str, Any]) -> bool:
+        guard = self._core.guard
+        if guard is None:
+            return False  # a lone voter has nobody to talk to
+        match message["type"]:
+            case "request_vote":
+                guard.ask_vote(node.id, message["term"], message["last_log_index"], message["last_log_term"])
+            case "response_vote":
+                guard.grant_vote(node.id, message["term"])
+            case "next_node_idx":
+                self._core.accepted = message["success"]
+            case kind:
+                raise AssertionError(f"PySyncObj sends {kind}")
+        return True
 
 
 class _Core(SyncObj):  # type: ignore[misc]
-    """PySyncObj with those parts replaced that queue, forward, apply, pickle or write files."""
+    """PySyncObj with those parts replaced that queue, forward, replicate, apply, pickle or write files.
 
-    def __init__(self, me: _Node, adapter: _LogAdapter, conf: SyncObjConf, transport: _TransportBase) -> None:
-        super().__init__(me, [], conf, nodeClass=_Node, transport=transport)
+    Implements `raft_guard.Core`.
+    """
+
+    def __init__(self, me: _Node, adapter: _LogAdapter, conf: SyncObjConf, peers: Sequence[_Node]) -> None:
+        self.guard: Guard | None = None
+        self.accepted = False
+        self._nodes = {str(peer.id): peer for peer in peers}
+        super().__init__(me, peers, conf, nodeClass=_Node, transport=_Wire(self))
         self.adapter = adapter
         self.proposals: list[bytes] = []
-        self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex
-        # A lone voter has nobody to wait for.
-        self._SyncObj__raftElectionDeadline = -inf
+        self._SyncObj__raftLastApplied = self.commit
+        if not peers:
+            self._SyncObj__raftElectionDeadline = -inf  # a lone voter has nobody to wait for
+
+    # ---- for the guard
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def commit(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def is_leader(self) -> bool:
+        return bool(self._isLeader())
+
+    @property
+    def leader(self) -> str | None:
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
+
+    @property
+    def election_at_s(self) -> float:
+        return float(self._SyncObj__raftElectionDeadline)
+
+    @property
+    def peers(self) -> list[str]:
+        return list(self._nodes)
+
+    def hear(self, leader: str, term: int, commit: int) -> None:
+        self._hear(leader, type="append_entries", term=term, commit_index=commit, serialized=None)
+
+    def append(
+        self,
+        leader: str,
+        term: int,
+        previous: int,
+        previous_term: int,
+        entries: Sequence[tuple[int, Blob]],
+        commit: int,
+    ) -> bool:
+        self._hear(
+            leader,
+            type="append_entries",
+            term=term,
+            commit_index=commit,
+            prevLogIdx=previous,
+            prevLogTerm=previous_term,
+            entries=[
+                (memoryview(payload), position, entry_term)
+                for position, (entry_term, payload) in enumerate(entries, previous + 1)
+            ],
+        )
+        return self.accepted
+
+    def adopt(self, peer: str, term: int) -> None:
+        # A candidate whom nobody can vote for.
+        self._hear(peer, type="request_vote", term=term, last_log_index=-1, last_log_term=-1)
+
+    def asked_for_vote(self, peer: str, term: int, last: int, last_term: int) -> None:
+        self._hear(peer, type="request_vote", term=term, last_log_index=last, last_log_term=last_term)
+
+    def got_vote(self, peer: str, term: int) -> None:
+        self._hear(peer, type="response_vote", term=term)
+
+    def told_to_campaign(self, leader: str, term: int) -> None:
+        self._hear(leader, type="timeout_now", term=term)
+
+    def count(self, peer: str, match: int) -> None:
+        self._hear(peer, type="next_node_idx", next_node_idx=match + 1, reset=False, success=match > 0)
+
+    def settle(self, position: int) -> None:
+        """Everything up to `position` is known to be committed."""
+        if position > self.commit:
+            self._SyncObj__raftCommitIndex = self._SyncObj__raftLastApplied = position
+
+    def _hear(self, peer: str, **message: Any) -> None:
+        self._SyncObj__onMessageReceived(self._nodes[peer], message)
+
+    # ---- replaced parts
+
+    def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
+        """Asked when the election timer has run out."""
+        return self.guard is None or self.guard.may_campaign()
+
+    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
+        """The guard sends, from the journal, after each tick."""
+        self._SyncObj__newAppendEntriesTime = inf
 
     def _checkCommandsToApply(self) -> None:  # noqa: N802
         """Add what was proposed. Without leadership it is dropped: PySyncObj would forward it, or keep it for later."""
@@ -399,8 +725,8 @@ class _Core(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
         """Apply is only a number here; returns whether there is a newer commit index to tell peers."""
-        moved = bool(self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied)
-        self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex
+        moved = self.commit > self._SyncObj__raftLastApplied
+        self._SyncObj__raftLastApplied = self.commit
         return moved
 
     def _SyncObj__doApplyCommand(self, command: object) -> NoReturn:  # noqa: N802
@@ -420,6 +746,7 @@ def _conf(config: RaftConfig, adapter: _LogAdapter) -> SyncObjConf:
         appendEntriesBatchSizeBytes=1 << 40,
         raftMinTimeout=config.election_s_min,
         raftMaxTimeout=config.election_s_max,
+        leaderFallbackTimeout=config.election_s_max,
         connectionTimeout=config.election_s_max,
         dynamicMembershipChange=False,
         useFork=False,

@@ -607,6 +607,11 @@ class GroupLog:
         """Whether everything this log was told is durable, hard state included."""
         return self._state.touched_lsn < self._journal.durable_lsn
 
+    @property
+    def is_hard_state_durable(self) -> bool:
+        """Whether term and vote survive any crash as they are."""
+        return self._state.hard_state_lsn < self._journal.durable_lsn
+
     def term_at(self, position: int) -> int:
         """Return the term of an entry, or of the base. Raises IndexError outside of them."""
         return self._state.term_at(position)

@@ -39,6 +39,7 @@ class GroupState:
         "base",
         "base_term",
         "group_id",
+        "hard_state_lsn",
         "lengths",
         "lsns",
         "reset_lsn",
@@ -58,6 +59,8 @@ class GroupState:
         self.terms, self.lsns, self.lengths = array("Q"), array("Q"), array("I")
         self.reset_lsn = 0
         """Where the RESET record lies that made the base, if one did."""
+        self.hard_state_lsn = 0
+        """Where the latest term and vote lie, if this process wrote any."""
         self.touched_lsn = 0
         """Where the latest record of this group lies."""
 
@@ -103,6 +106,7 @@ class GroupState:
                 if term < self.term:
                     raise Impossible(f"term {term} after {self.term}")
                 self.term, self.vote = term, payload.decode() or None
+                self.hard_state_lsn = lsn
             case _:
                 raise Impossible(f"{kind.name} is not about a group")
         self.touched_lsn = lsn

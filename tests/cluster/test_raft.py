@@ -13,7 +13,7 @@ from pysyncobj import syncobj
 
 from cluster import raft
 from cluster.raft import BecameLeader, Committed, LostLeadership, NotLeader, RaftConfig, RaftEvent, RaftGroup
-from storage.errors import JournalDamaged, Overloaded, UnsupportedOperation
+from storage.errors import JournalDamaged, Overloaded
 from storage.journal import Journal
 from storage.types import Position
 from tests.sim.disk import PowerLoss, SimDisk
@@ -297,7 +297,7 @@ def test_lost_leadership_is_told_and_proposals_stop() -> None:
     with pytest.raises(NotLeader):
         replica.group.propose(b"refused")
     deadline = replica.group.next_deadline(replica.now)
-    assert replica.now + 1 < deadline < replica.now + 2
+    assert replica.now + 0.6 < deadline < replica.now + 1
     replica.now = deadline + 0.001
     assert replica.settle() == [BecameLeader(8)]
     replica.group.propose(b"after")
@@ -334,13 +334,6 @@ def test_the_same_seed_replays() -> None:
         return events, [disk.contents(f"journal/{name}") for name in disk.list("journal")]
 
     assert run() == run()
-
-
-def test_peers_are_refused() -> None:
-    """A group with peers does not start rather than run without its guard."""
-    journal = Journal.open(SimDisk(Random(1)), "journal")
-    with pytest.raises(UnsupportedOperation, match="n2"):
-        RaftGroup(1, "n1", ["n2"], journal.group(1), applied=0, clock=lambda: 0.0, rng=Random(1))
 
 
 def test_another_library_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
