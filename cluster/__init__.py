@@ -29,6 +29,9 @@ comes back as the next message; its product is handed to the replica that made i
 | `tick.py`       | hybrid time                                                                        |
 | `route.py`      | key to channel                                                                     |
 | `raft.py`       | the door to PySyncObj: proposals in, committed entries out                         |
+| `raft_guard.py` | between PySyncObj and the wire: what makes each replica a correct Raft peer        |
+| `raft_leader.py`| one leadership: who has what, leases, barriers, transfer                           |
+| `raft_wire.py`  | what replicas of a group say to each other                                         |
 | `machine.py`    | what all replicated state machines share: ticks, safe retries, a total `apply`     |
 | `shard.py`      | the rows of one shard and the life of its segments                                 |
 | `checkpoint.py` | freeze, write, install, restore                                                    |
