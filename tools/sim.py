@@ -1,8 +1,12 @@
-"""python -m tools.sim: simulated seeds, one after the other, until one fails or the time is up.
+"""python -m tools.sim: simulated worlds, one seed after the other, until one breaks a promise or the time is up.
 
-python -m tools.sim --seeds 2000            seeds 0 to 1999
-python -m tools.sim --minutes 2 --from 5000 as many as fit
-python -m tools.sim --only 123              one seed again, with its log
+python -m tools.sim --seeds 2000             seeds 0 to 1999, with 1, 3 or 5 nodes as each seed has it
+python -m tools.sim --minutes 2 --from 5000  as many as fit
+python -m tools.sim --nodes 3 --seeds 100    all of them with three nodes
+python -m tools.sim --only 123               one seed again, with its log
+python -m tools.sim --script FILE            a script that a failing seed has left
+
+A seed that fails is cut down to the steps that matter, which are left as a script to be played again.
 """
 
 from __future__ import annotations
@@ -11,64 +15,113 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
 
-from tests.sim.simulate import Simulation, Violation, simulate
+from tests.sim.history import Violation
+from tests.sim.plan import Plan, plan_of
+from tests.sim.shrink import shrink
+from tests.sim.simulate import Summary, play
+
+SHRINK_S = 120.0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0 if no seed broke a promise."""
-    parser = argparse.ArgumentParser(prog="tools.sim", description="Simulate whole nodes from seeds.")
+    parser = argparse.ArgumentParser(prog="tools.sim", description="Simulate clusters of nodes from seeds.")
     parser.add_argument("--seeds", type=int, default=0, help="how many seeds (default: as many as fit into --minutes)")
     parser.add_argument("--minutes", type=float, default=0, help="stop after this long")
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed")
+    parser.add_argument("--nodes", type=int, help="nodes of each world (default: as the seed has it)")
     parser.add_argument("--only", type=int, help="run this one seed and show its log")
+    parser.add_argument("--script", type=Path, help="play this script and show its log")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    chosen = parser.parse_args()
-    if chosen.only is not None:
-        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
-        print(f"seed {chosen.only}: {Simulation(chosen.only).run().requests} requests, no violation")
-        return 0
+    parser.add_argument("--scripts", type=Path, default=Path(), help="where failing seeds leave their scripts")
+    parser.add_argument("--shrink-s", type=float, default=SHRINK_S, help="how long to make a failing seed shorter")
+    chosen = parser.parse_args(arguments)
+    if chosen.only is not None or chosen.script is not None:
+        return _show(_plan_from(chosen.script) if chosen.script else plan_of(chosen.only, nodes=chosen.nodes))
     if not chosen.seeds and not chosen.minutes:
         parser.error("give --seeds or --minutes")
-    return run(chosen.first, chosen.seeds or 10**9, chosen.minutes * 60 or float("inf"), chosen.jobs)
+    seeds = range(chosen.first, chosen.first + (chosen.seeds or 10**9))
+    failing = run(seeds, chosen.nodes, chosen.minutes * 60 or float("inf"), chosen.jobs)
+    if failing is None:
+        return 0
+    leave_script(failing, chosen.scripts, chosen.shrink_s)
+    return 1
 
 
-def run(first: int, seeds: int, budget_s: float, jobs: int) -> int:
-    """Run seeds until one fails, all are done, or the time is up."""
+def run(seeds: range, nodes: int | None, budget_s: float, jobs: int) -> Plan | None:
+    """Run seeds until one fails, all are done, or the time is up; return the plan that failed."""
     began_s = time.monotonic()
-    done = requests = 0
-    block = 2 * jobs
+    left = iter(seeds)
+    done = requests = faults = compared = 0
     with ProcessPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_one, seed): seed for seed in range(first, first + min(block, seeds))}
-        following = first + len(waiting)
+        waiting = {pool.submit(_one, seed, nodes): seed for seed, _ in zip(left, range(2 * jobs), strict=False)}
         while waiting:
             finished = next(as_completed(waiting))
-            del waiting[finished]
-            count, violation = finished.result()
-            if violation:
-                print(f"VIOLATION {violation}\nreplay: python -m tools.sim --only {_seed_in(violation)}")
+            seed = waiting.pop(finished)
+            result = finished.result()
+            if isinstance(result, str):
+                print(f"VIOLATION {result}", flush=True)
                 pool.shutdown(cancel_futures=True)
-                return 1
-            done, requests = done + 1, requests + count
+                return plan_of(seed, nodes=nodes)
+            done, requests, faults = done + 1, requests + result.requests, faults + result.faults
+            compared += result.compared
             if done % 50 == 0:
                 print(f"{done} seeds, {requests} requests, {time.monotonic() - began_s:.0f} s", flush=True)
-            if following < first + seeds and time.monotonic() - began_s < budget_s:
-                waiting[pool.submit(_one, following)] = following
-                following += 1
-    print(f"{done} seeds from {first}, {requests} requests, {time.monotonic() - began_s:.0f} s: no violation")
+            if time.monotonic() - began_s < budget_s and (following := next(left, None)) is not None:
+                waiting[pool.submit(_one, following, nodes)] = following
+    print(
+        f"{done} seeds from {seeds.start}, {requests} requests, {faults} faults, {compared} states compared, "
+        f"{time.monotonic() - began_s:.0f} s: no violation"
+    )
+    return None
+
+
+def leave_script(plan: Plan, where: Path, shrink_s: float) -> Path:
+    """Write a failing plan, made as short as time allows, as a script; return its path."""
+    until_s = time.monotonic() + shrink_s
+    shorter = shrink(plan, partial(_fails_in_time, until_s))
+    path = where / f"sim-{plan.seed}.script"
+    path.write_text(shorter.to_script(_failure_of(shorter)), encoding="utf-8")
+    print(f"{len(plan.steps)} steps cut down to {len(shorter.steps)}\nreplay: python -m tools.sim --script {path}")
+    return path
+
+
+def _plan_from(path: Path) -> Plan:
+    return Plan.from_script(path.read_text(encoding="utf-8"))
+
+
+def _show(plan: Plan) -> int:
+    logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+    try:
+        print(f"no violation: {play(plan)}")
+    except Violation as violation:
+        print(f"VIOLATION {violation}")
+        return 1
     return 0
 
 
-def _one(seed: int) -> tuple[int, str]:
+def _one(seed: int, nodes: int | None) -> Summary | str:
     try:
-        return simulate(seed).requests, ""
+        return play(plan_of(seed, nodes=nodes))
     except Violation as violation:
-        return 0, str(violation)
+        return str(violation)
 
 
-def _seed_in(violation: str) -> str:
-    return violation.split(":")[0].removeprefix("seed ")
+def _failure_of(plan: Plan) -> str:
+    try:
+        play(plan)
+    except Violation as violation:
+        return str(violation)
+    return ""
+
+
+def _fails_in_time(until_s: float, plan: Plan) -> bool:
+    return time.monotonic() < until_s and bool(_failure_of(plan))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ class SimChunks:
     def missing(self, shard_id: ShardId, digests: Iterable[bytes]) -> list[bytes]:
         return [digest for digest in digests if chunk_key(shard_id, digest) not in self._seen]
 
+    def stored_keys(self) -> list[bytes]:
+        """Return every key, of chunks and of records."""
+        return sorted(self._seen)
+
     def compact(self) -> None: ...
 
     def reopen(self) -> None:

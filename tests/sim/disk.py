@@ -8,7 +8,7 @@ removed without `sync_directory` may or may not be there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import EIO, ENOSPC
 from os import strerror
@@ -99,6 +99,8 @@ class SimDisk:
         self.steps = 0
         self.power_loss_at: int | None = None
         """Number of the changing call before which the power goes."""
+        self.on_power_loss: Callable[[], None] = lambda: None
+        """Called in the moment in which it goes."""
 
     # ---- storage.disk.Disk
 
@@ -159,6 +161,7 @@ class SimDisk:
     def step(self, what: str) -> None:
         """Count a call that changes something; the power may go before it."""
         if self.power_loss_at is not None and self.steps >= self.power_loss_at:
+            self.on_power_loss()
             raise PowerLoss(what)
         self.steps += 1
 

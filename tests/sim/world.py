@@ -14,9 +14,11 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import logging
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary
 
 from node.workers import Lane
 
@@ -37,12 +39,15 @@ class Life:
         self.paused = False
         self.ended: asyncio.Future[None] = loop.create_future()
         self._deferred: list[asyncio.Handle] = []
+        self._remains: list[Any] = []
+        """Tasks that will never go on. They are kept, so that nothing of them ends in the life of another."""
         self._context = contextvars.copy_context()
         self._context.run(LIFE.set, self)
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something as part of this process."""
-        return self.loop.create_task(work, context=self._context.copy())
+        task: asyncio.Task[T] = self.loop.create_task(work, context=self._context.copy())
+        return task
 
     def call_at(self, when_s: float, function: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         """Call something at that time as part of this process, unless it is over."""
@@ -52,6 +57,10 @@ class Life:
         """Kill the process: nothing of it runs again from now on."""
         self.is_over = True
         self._deferred.clear()
+        self._remains = [task for task in asyncio.all_tasks(self.loop) if self.loop.owners.get(task) is self]
+        for task in self._remains:
+            task._log_destroy_pending = False
+        self.loop.dead.append(self)
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -79,11 +88,20 @@ class SimLoop(asyncio.BaseEventLoop):
         self._clock_resolution = 1e-9
         self.failures: list[BaseException] = []
         self.closing = False
-        """Set at the very end: then the tasks of dead processes run too, to be cancelled."""
+        """Set at the very end: what fails then, fails unheard."""
+        self.owners: WeakKeyDictionary[asyncio.Task[Any], Life] = WeakKeyDictionary()
+        self.dead: list[Life] = []
         self.set_exception_handler(self._note_failure)
 
     def time(self) -> float:
         return self.now_s
+
+    def create_task(self, coro: Any, *, name: Any = None, context: contextvars.Context | None = None) -> Any:
+        life = LIFE.get(None) if context is None else context.get(LIFE)
+        task: asyncio.Task[Any] = super().create_task(coro, name=name, context=context)
+        if life is not None:
+            self.owners[task] = life
+        return task
 
     def _note_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self.closing:
@@ -114,7 +132,7 @@ class SimLoop(asyncio.BaseEventLoop):
             if handle._cancelled:
                 continue
             life = handle._context.get(LIFE)
-            if life is not None and not self.closing:
+            if life is not None:
                 if life.is_over:
                     continue
                 if life.paused:
@@ -196,23 +214,12 @@ def run(loop: SimLoop, main: Coroutine[Any, Any, T]) -> T:
 def close(loop: SimLoop) -> None:
     """Drop every task that is left, of the living and of the dead, and the loop."""
     loop.closing = True
+    quiet = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     tasks: list[Any] = list(asyncio.all_tasks(loop))
     for task in tasks:
         task._log_destroy_pending = False
         with contextlib.suppress(BaseException):  # whatever its last words are, nobody listens
             task.get_coro().close()
     loop.close()
-
-
-def kill(loop: SimLoop, executor: SimExecutor) -> None:
-    """End every task at once, as kill -9 does: nothing that they still do reaches a disk."""
-    executor.dead = True
-    asyncio.set_event_loop(loop)
-    try:
-        while tasks := asyncio.all_tasks(loop):
-            for task in tasks:
-                task.cancel()
-            loop.run_until_complete(asyncio.wait(tasks, timeout=1))
-    finally:
-        asyncio.set_event_loop(None)
-    loop.close()
+    logging.disable(quiet)

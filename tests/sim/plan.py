@@ -1,0 +1,245 @@
+"""What happens in one simulated world, as data: made from a seed, written as a script, cut down when it fails.
+
+A script is text, one step a line; `python -m tools.sim --script FILE` plays it:
+
+    world seed=17 nodes=3 shards=2 clients=2 ...
+    0.513 client1 upsert dice=52331 level=Strong
+    2.250 fault cut dice=77 one=n2 to=n1,n3 for=1.5
+    ...
+
+A step says what is tried when; its dice decide what else there is to decide (which keys, which node), so that a step
+does much the same when others are left out. After the last step all faults end, and the world must become whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from random import Random
+from typing import Any, Final
+
+Fact = str | int | float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that somebody does. `who` is a client, "operator" or "fault"."""
+
+    at_s: float
+    who: str
+    what: str
+    dice: int
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        facts = "".join(f" {name}={value}" for name, value in self.facts.items())
+        return f"{self.at_s:.3f} {self.who} {self.what} dice={self.dice}{facts}"
+
+    @classmethod
+    def parse(cls, line: str) -> Step:
+        at_s, who, what, dice, *facts = line.split()
+        return cls(float(at_s), who, what, int(dice.removeprefix("dice=")), dict(_fact(one) for one in facts))
+
+    def text(self, name: str) -> str:
+        return str(self.facts[name])
+
+    def number(self, name: str) -> float:
+        return float(self.facts[name])
+
+    def names(self, name: str) -> list[str]:
+        return str(self.facts[name]).split(",")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One world and what happens in it."""
+
+    seed: int
+    nodes: int
+    copies: int
+    shards: int
+    clients: int
+    duration_s: float
+    """When the faults end at the latest."""
+    clock_error_ms: int
+    """How far each wall clock is off at the start, either way."""
+    clock_drift_ppm: int
+    segment_bytes_max: int
+    segment_age_s_max: float
+    segment_idle_s_max: float
+    growing_bytes_max: int
+    checkpoint_interval_s: float
+    journal_file_bytes_max: int
+    deleted_ratio: float
+    index_rows_min: int
+    repair: int = 0
+    """1: nodes repair damaged data from their peers by themselves."""
+    steps: Sequence[Step] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [f"n{number + 1}" for number in range(self.nodes)]
+
+    def with_steps(self, steps: Iterable[Step]) -> Plan:
+        return replace(self, steps=tuple(steps))
+
+    def to_script(self, comment: str = "") -> str:
+        """Return the plan as text, every line of `comment` in front of it."""
+        head = " ".join(f"{one.name}={getattr(self, one.name)}" for one in fields(self) if one.name != "steps")
+        lines = [*(f"# {line}" for line in comment.splitlines()), f"world {head}", *map(str, self.steps)]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_script(cls, text: str) -> Plan:
+        """Return the plan that `to_script` wrote. Raises ValueError at what it does not understand."""
+        lines = [line.strip() for line in text.splitlines()]
+        head, *rest = [line for line in lines if line and not line.startswith("#")]
+        word, *facts = head.split()
+        if word != "world":
+            raise ValueError(f"a script begins with its world, not with {head!r}")
+        known: dict[str, Any] = dict(_fact(one) for one in facts)
+        return cls(**known, steps=tuple(Step.parse(line) for line in rest))
+
+
+def _fact(text: str) -> tuple[str, Fact]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"{text!r} should be name=value")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+REQUESTS: Final = {
+    "upsert": 5, "insert": 4, "delete": 3, "partial": 1, "hot-upsert": 3, "hot-delete": 1, "hot-get": 5, "get": 3,
+    "search": 3, "scan": 0.4,
+}  # fmt: skip
+LEVELS: Final = {"Strong": 6, "Session": 3, "Bounded": 3, "Eventually": 1}
+CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
+
+
+def plan_of(seed: int, *, nodes: int | None = None) -> Plan:
+    """Return the plan of a seed. `nodes` overrides how many nodes its world has."""
+    rng = Random(seed)
+    chosen = rng.choices((1, 3, 5), (2, 7, 1))[0]
+    count = nodes or chosen
+    duration_s = rng.uniform(4.0, 16.0)
+    plan = Plan(
+        seed=seed,
+        nodes=count,
+        copies=min(3, count) if rng.random() < 0.85 else count,
+        shards=2 if count < 5 else 3,
+        clients=rng.randint(1, 4),
+        duration_s=round(duration_s, 3),
+        clock_error_ms=rng.choice((0, 20, 200)),
+        clock_drift_ppm=rng.choice((0, 100, 2_000)),
+        segment_bytes_max=rng.choice((1024, 4096, 16384)),
+        segment_age_s_max=rng.choice((1.0, 5.0)),
+        segment_idle_s_max=rng.choice((1.0, 2.0)),
+        growing_bytes_max=rng.choice((16384, 1 << 20)),
+        checkpoint_interval_s=rng.choice((0.2, 1.0, 20.0)),
+        journal_file_bytes_max=rng.choice((4096, 65536)),
+        deleted_ratio=rng.choice((0.1, 0.3)),
+        index_rows_min=rng.choice((1, 20)),
+        repair=int(rng.random() < 0.5 and count > 1),
+    )
+    steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"))]
+    return plan.with_steps(sorted(steps, key=lambda one: one.at_s))
+
+
+def _requests(plan: Plan, rng: Random) -> Iterable[Step]:
+    per_s = rng.choice((3, 8, 15))
+    for number in range(plan.clients):
+        at_s = 0.0
+        while (at_s := at_s + rng.expovariate(per_s)) < plan.duration_s:
+            what, level = _weighted(rng, REQUESTS), _weighted(rng, LEVELS)
+            yield Step(round(at_s, 3), f"client{number}", what, rng.getrandbits(32), {"level": level})
+    at_s = 0.0
+    while (at_s := at_s + rng.expovariate(0.7)) < plan.duration_s:
+        yield Step(round(at_s, 3), "operator", _weighted(rng, CHORES), rng.getrandbits(32))
+
+
+FaultMaker = Callable[[Plan, Random], Mapping[str, Fact]]
+
+
+def _crash(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+    how = rng.choices(("power", "kill", "mid-call"), (4, 3, 4))[0]
+    return {"node": rng.choice(plan.names), "how": how, "for": round(rng.uniform(0.05, 4.0), 3)}
+
+
+def _node_for(longest_s: float) -> FaultMaker:
+    def make(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+        return {"node": rng.choice(plan.names), "for": round(rng.uniform(0.05, longest_s), 3)}
+
+    return make
+
+
+def _cut(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+    names = rng.sample(plan.names, len(plan.names))
+    shape = rng.choice(("halves", "alone", "one-way", "bridge", "flapping"))
+    return {"shape": shape, "order": ",".join(names), "for": round(rng.uniform(0.2, 6.0), 3)}
+
+
+def _pair(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+    return {"pair": ",".join(rng.sample(plan.names, 2))}
+
+
+def _slow(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+    return {
+        "order": ",".join(rng.sample(plan.names, 2)),
+        "delay": rng.choice((0.02, 0.1, 0.3)),
+        "bytes_per_s": rng.choice((20_000, 200_000, 100_000_000)),
+        "for": round(rng.uniform(0.5, 6.0), 3),
+    }
+
+
+def _jump(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+    most_ms = 200 if plan.nodes > 1 else 60_000
+    return {"node": rng.choice(plan.names), "ms": rng.choice((-1, 1)) * rng.randint(1, most_ms)}
+
+
+def _nothing(plan: Plan, rng: Random) -> Mapping[str, Fact]:
+    return {"for": round(rng.uniform(0.05, 3.0), 3)}
+
+
+FAULTS: Final[Mapping[str, tuple[float, int, FaultMaker]]] = {
+    "crash": (8, 1, _crash),
+    "stop": (2, 1, _node_for(3.0)),
+    "blackout": (0.7, 1, _nothing),
+    "jump": (2, 1, _jump),
+    "slow-disk": (1.5, 1, _node_for(4.0)),
+    "full": (1, 1, _node_for(1.0)),
+    "pause": (3, 2, _node_for(4.0)),
+    "cut": (7, 2, _cut),
+    "reset": (2, 2, _pair),
+    "reset-bulk": (1, 2, _pair),
+    "slow": (2, 2, _slow),
+    "lead": (1, 2, _node_for(0.1)),
+    "bad-sync": (1, 2, _node_for(2.0)),
+    "rot-journal": (1, 3, _node_for(2.0)),
+    "rot-chunk": (1, 3, _node_for(2.0)),
+    "lose-disk": (0.7, 3, _node_for(2.0)),
+}
+"""Name -> weight, fewest nodes, what else there is to choose."""
+
+
+def _faults(plan: Plan, rng: Random) -> Iterable[Step]:
+    possible = {name: weight for name, (weight, least, _) in FAULTS.items() if plan.nodes >= least}
+    # Most worlds see a few kinds of faults only, so that each kind also meets quiet surroundings.
+    kinds = rng.sample(list(possible), min(len(possible), rng.choice((0, 1, 2, 3, 4, len(possible)))))
+    weights = {name: possible[name] for name in kinds}
+    if not weights:
+        return
+    every_s = rng.choice((1.0, 2.0, 4.0))
+    at_s = rng.uniform(0.0, 2.0)
+    while at_s < plan.duration_s:
+        name = _weighted(rng, weights)
+        yield Step(round(at_s, 3), "fault", name, rng.getrandbits(32), FAULTS[name][2](plan, rng))
+        at_s += rng.expovariate(1 / every_s)
+
+
+def _weighted(rng: Random, weights: Mapping[str, float]) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]
