@@ -159,6 +159,7 @@ class RaftGroup:
         config: RaftConfig | None = None,
         transport: Transport | None = None,
         stamp: Callable[[], int] = lambda: 0,
+        abstains: int = 0,
     ) -> None:
         """Open the group on its log.
 
@@ -168,11 +169,13 @@ class RaftGroup:
                       them and the log did not follow before a crash; 0 if not known
         clock         monotonic seconds
         stamp         for `confirmed_stamp`
+        abstains      position that the log must have reached before this replica takes part in elections: it forgot
+                      what it had voted for and confirmed, all of which is at or below
         Raises JournalDamaged if log and checkpoint do not meet.
         """
         if (transport is not None) != bool(peers) or me in peers:
             raise ValueError(f"group {group_id} of {me} with peers {list(peers)} and transport {transport}")
-        self.group_id, self.me = group_id, me
+        self.group_id, self.me, self.peers = group_id, me, tuple(peers)
         self.config = config or RaftConfig()
         self._log = log
         self._clock, self._stamp = clock, stamp
@@ -216,6 +219,7 @@ class RaftGroup:
                 heartbeat_s=self.config.heartbeat_s,
                 election_s_min=self.config.election_s_min,
                 election_s_max=self.config.election_s_max,
+                abstains=abstains,
             )
         self._passed: list[RaftEvent] = []
 
@@ -407,9 +411,12 @@ class RaftGroup:
             self._passed = []
         return events
 
-    def next_deadline(self, now: float) -> float:
-        """Return when `tick` must be called next if nothing else happens; infinity if never."""
-        if self._due or self._delivered < self._deliverable():
+    def next_deadline(self, now: float, *, delivering: bool = True) -> float:
+        """Return when `tick` must be called next if nothing else happens; infinity if never.
+
+        delivering  False if the caller takes no entries just now
+        """
+        if self._due or (delivering and self._delivered < self._deliverable()):
             return now
         if self._guard is not None:
             return max(now, self._guard.deadline(now))

@@ -138,12 +138,14 @@ class Guard:
         heartbeat_s: float,
         election_s_min: float,
         election_s_max: float,
+        abstains: int = 0,
     ) -> None:
         self._group_id, self._me, self._peers = group_id, me, sorted(peers)
         self._log, self._core, self._transport = log, core, transport
         self._clock, self._rng, self._stamp = clock, rng, stamp
         self._heartbeat_s = heartbeat_s
         self._election_s_min, self._election_s_max = election_s_min, election_s_max
+        self._abstains = abstains
         self._quorum = (len(self._peers) + 1) // 2 + 1
         self._up: set[str] = set()
         self.note: Callable[[], Any] | None = None
@@ -259,16 +261,20 @@ class Guard:
             heard_s = max(heard_s, self.leadership.heard_quorum_at_s())
         return now - heard_s < self._election_s_min
 
+    def _has_vote(self) -> bool:
+        """Whether this replica remembers, or has got back, all that it ever confirmed."""
+        return self._log.durable_position >= self._abstains
+
     def _hear_pre_vote(self, peer: str, ask: AskPreVote) -> None:
         if ask.term <= self._core.term:
             self._say(peer, HigherTerm(self._core.term))
-        elif not self._protects_leader(self._clock()) and (ask.last_term, ask.last) >= self._end():
+        elif self._has_vote() and not self._protects_leader(self._clock()) and (ask.last_term, ask.last) >= self._end():
             self._send(peer, GrantPreVote(ask.term, ask.nonce))
 
     def _hear_candidate(self, peer: str, ask: AskVote) -> None:
         if ask.term < self._core.term:
             self._say(peer, HigherTerm(self._core.term))
-        elif ask.is_transfer or not self._protects_leader(self._clock()):
+        elif self._has_vote() and (ask.is_transfer or not self._protects_leader(self._clock())):
             self._core.asked_for_vote(peer, ask.term, ask.last, ask.last_term)
             self.core_due = True
 
@@ -284,6 +290,8 @@ class Guard:
     def may_campaign(self) -> bool:
         """Return whether an election may begin now that PySyncObj's timer has run out; ask the others if need be."""
         term, now, asked = self._core.term, self._clock(), self._pre_vote
+        if not self._has_vote():
+            return False
         if self._campaign_term == term + 1:
             return True
         if not self._may_ask() or now < self._patience_s - ALMOST_S:

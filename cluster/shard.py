@@ -107,6 +107,8 @@ class CollectionState:
     loaded: frozenset[PartitionId] | None = frozenset()
     growing: dict[PartitionId, GrowingSegment] = field(default_factory=dict)
     stored: dict[SegmentId, StoredSegment] = field(default_factory=dict)
+    history_from: Tick = Tick(0)
+    """Reads as of this tick or later find everything; of earlier ones, rows that died since are gone for good."""
 
     @property
     def ttl_ms(self) -> int:
@@ -234,7 +236,9 @@ class Shard(StateMachine):
                 if dropped is not None:
                     self._drop_rows(dropped)
             case TruncateCollection(collection_id):
-                self._drop_rows(self.collection(collection_id))
+                state = self.collection(collection_id)
+                self._drop_rows(state)
+                state.history_from = tick
             case AlterCollection(collection_id, properties):
                 self.collection(collection_id).properties = dict(properties)
             case CreatePartition(collection_id, partition_id):
@@ -243,6 +247,7 @@ class Shard(StateMachine):
                 state = self.collection(collection_id)
                 state.partitions.discard(partition_id)
                 self._drop_rows(state, partition_id)
+                state.history_from = tick
             case CreateIndex(collection_id, index_id, field_id, spec):
                 one = ShardIndex(index_id, field_id, parse_index(spec))
                 self.collection(collection_id).indexes[index_id] = one
@@ -374,6 +379,7 @@ class Shard(StateMachine):
                 rows = prepare_from_files(files, self.get_chunk, state.schema, released=released)
             output = self._compacted_segment(state, inputs, rows, files, message.as_of)
             self.remember(files.digests)  # before the inputs let go of theirs, which may be the same
+        state.history_from = max(state.history_from, message.as_of)
         for one in inputs:
             self._forget_segment(one)
             del state.stored[one.segment.segment_id]

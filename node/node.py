@@ -1,8 +1,12 @@
 """One node: its journal, its chunk store, its groups, and their order of starting and stopping.
 
     start   chunk store (its lock keeps a second process out) -> journal -> control group and shards from their
-            checkpoints -> replay of the log's tail -> open DDL tasks are finished -> background work -> ready
-    stop    background work ends -> checkpoints -> journal -> chunk store
+            checkpoints -> peers -> background work; a node without peers leads by itself, and returns when its log is
+            replayed and open DDL tasks are finished
+    stop    leaderships are handed over -> background work ends -> checkpoints -> peers -> journal -> chunk store
+
+Every node holds the control group and the shards that the ring gives it. What only one node may do at a time is a role:
+a task that runs while this node leads a group, each of whose steps is a message that the group decides on.
 
 Everything that is not deterministic comes in from outside: disk, store, clock, dice and executor. The process around
 it is in `node/app.py`.
@@ -13,34 +17,42 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
-import cbor2
-
 from cluster.catalog import Catalog, Task
-from cluster.checkpoint import restore
-from cluster.control import Control, FrozenControl
+from cluster.checkpoint import begin_log, manifest_key, restore
+from cluster.control import Control, FrozenControl, SetClusterId
 from cluster.ddl import BeginDdl, EndDdl, messages
-from cluster.machine import StateMachine
-from cluster.raft import RaftGroup
+from cluster.machine import Rejected, StateMachine
+from cluster.message import Message
+from cluster.raft import Behind, NotLeader, RaftConfig, RaftGroup
+from cluster.ring import place
 from cluster.shard import Shard
 from cluster.tick import HybridClock
+from node.calls import Mesh
+from node.chunk_pins import ChunkPins
+from node.chunk_transfer import ChunkTransfer
 from node.clock import Clock
+from node.forming import Forming, Seat, Standing, closed
 from node.group import GroupHost, Producer
+from node.identity import IDENTITY_KEY, Identity, settle
 from node.journaling import JournalWriter
 from node.metrics import Metrics
+from node.network import Blob, Network
+from node.route import Router
 from node.settings import Settings
+from node.snapshot import SnapshotGroup, Snapshots, of_control, of_shard
 from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkStore
 from storage.disk import Disk
-from storage.errors import ReadOnly, StorageFault
+from storage.errors import AnnulusError, ReadOnly
 from storage.journal import Journal
 from storage.keys import record_key
-from storage.types import ShardId
+from storage.types import Position, ShardId
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -48,7 +60,6 @@ Arguments = TypeVarTuple("Arguments")
 log = logging.getLogger(__name__)
 
 CONTROL_GROUP: Final = 0
-FORMAT: Final = 1
 WATCH_S: Final = 0.5
 """How often disk room, memory and checkpoints are looked at."""
 RECLAIM_S: Final = 2.0
@@ -56,10 +67,13 @@ STUCK_S: Final = 2.0
 """How long a write may wait for room in the journal before its client is told that the outcome is not known."""
 REOPEN_BYTES_MIN: Final = 20 << 20
 """Room without which the chunk store is not opened again: opening writes out what its log holds."""
+HAND_OVER_S: Final = 1.0
+"""How long a stopping node waits for others to take its leaderships; an election would take about as long."""
+ROLE_RETRY_S: Final = 0.5
+PLACE_LOOK_S: Final = 0.01
 CONTROL_ENTRIES_MAX: Final = 1_000
 """Catalogue changes between two checkpoints of it."""
 
-IDENTITY_KEY: Final = record_key("identity")
 CATALOG_KEY: Final = record_key("catalog")
 
 
@@ -79,6 +93,8 @@ class Seams:
     executor: Executor
     clock: Clock
     dice: Dice
+    network: Network | None = None
+    """None for a node without peers."""
     reclaim: Callable[[], None] = lambda: None
     """Gives memory that is no longer used back to the system."""
 
@@ -96,7 +112,11 @@ class Node:
         self.seams = seams
         self.metrics = metrics
         self.hybrid = HybridClock(seams.clock.wall_ms)
-        self.control: GroupHost[Control]
+        self.name = settings.node.name
+        self.mesh = None if seams.network is None else Mesh(seams.network, self.name, self.hybrid, seams.clock)
+        self.identity = Identity(self.name, settings.node.shards, settings.node.members, settings.node.copies)
+        self.placement: Mapping[ShardId, Sequence[str]] = {}
+        """Every shard of the cluster, and the nodes that hold it."""
         self.shards: dict[ShardId, GroupHost[Shard]] = {}
         self.upkeep: dict[ShardId, Upkeep] = {}
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -113,16 +133,56 @@ class Node:
         self._changes_reclaimed = -1
         self._reclaimed_at_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
+        self._groups: dict[int, GroupHost[Any]] = {}
+        self._control: GroupHost[Control] | None = None
+        self._forming = (
+            None
+            if self.mesh is None
+            else Forming(
+                self.mesh, settings.node.members, cluster_id=lambda: self.identity.cluster_id, standing=self._standing
+            )
+        )
+        self._transfer = (
+            None
+            if self.mesh is None
+            else ChunkTransfer(
+                self.name,
+                self.mesh,
+                seams.store,
+                seams.executor,
+                seams.clock,
+                seams.dice,
+                replicas=self.replicas_of,
+                pins=lambda shard_id: self.upkeep[shard_id].pins,
+                bytes_per_s=settings.cluster.transfer_bytes_per_s_max,
+                on_store_error=self.note_store_error,
+            )
+        )
+        self._snapshot_groups: dict[int, SnapshotGroup] = {}
+        self._snapshots = (
+            None
+            if self.mesh is None or self._transfer is None
+            else Snapshots(self.mesh, self._transfer, seams.store, seams.executor, seams.dice, self._snapshot_groups)
+        )
+        self._control_pins = ChunkPins(seams.clock)
+        self._taking_part: asyncio.Task[None] | None = None
+        self._coordinator: asyncio.Task[None] | None = None
+        """Runs while this node leads the control group."""
+        self.coordinates = asyncio.Event()
+        """Set when the coordinator has finished what its predecessors left open."""
 
     # start and stop
 
     async def start(self) -> None:
-        """Return when every group leads and the log is replayed. Raises StorageFault if the data cannot be trusted."""
-        run, disk_lane = self.seams.executor.run, Lane.DISK
-        shard_count = await run(disk_lane, self._identify)
-        storage = self.settings.storage
-        directory = f"{self.settings.node.data}/journal"
-        self.journal = await run(disk_lane, self._open_journal, directory, storage.journal_file_bytes_max)
+        """Return when this node takes part; without peers, when its log is replayed and every group leads.
+
+        Raises StorageFault if the data cannot be trusted.
+        """
+        run = self.seams.executor.run
+        self.identity = await run(Lane.DISK, self._identify)
+        self.placement = place(self.identity.members, self.identity.shards, self.identity.copies)
+        self.router = Router(self)
+        self.journal = await run(Lane.DISK, self._open_journal)
         report = self.journal.report
         log.info("journal opened files=%d records=%d torn_bytes=%d", report.files, report.records, report.torn_bytes)
         if report.torn_bytes:
@@ -134,57 +194,142 @@ class Node:
             self.seams.executor,
             self.seams.clock,
             self.metrics,
-            on_durable=lambda group_id: self._groups[group_id].on_durable(),
+            on_durable=self._durable,
             on_stuck=self._note_journal,
             on_fatal=self.fail,
         )
-        producer = Producer(f"{self.settings.node.name}/{self.seams.dice.getrandbits(64):016x}")
-        raw = await run(disk_lane, self.seams.store.read, CATALOG_KEY)
-        control = Control(shard_count) if raw is None else await run(disk_lane, Control.restore, raw)
-        self.control = self._host("control", CONTROL_GROUP, control, producer, lambda: None)
+        if self.mesh is None:
+            await self._open_groups()
+            for host in self._groups.values():
+                await self._unless_failed(host.led.wait())
+            await self._unless_failed(self.coordinates.wait())
+            await self._begin_upkeep()
+        else:
+            self.mesh.on_session(self._session)
+            await self.mesh.start()
+            self._taking_part = asyncio.get_running_loop().create_task(self._take_part())
+
+    async def _take_part(self) -> None:
+        """Find this node's place in its cluster, then run its groups."""
+        try:
+            await self._find_place()
+            await self._open_groups()
+            await self._begin_upkeep()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.fail(error)
+
+    async def _find_place(self) -> None:
+        """Return when this node may vote: at once if it remembers how it voted."""
+        assert self._forming is not None
+        if self.identity.is_seated:
+            return
+        cluster_id = await self._forming.find_cluster()
+        seats: Mapping[int, Seat] = {}
+        if cluster_id:
+            await self._remember(self.identity.learnt(cluster_id))
+            seats = await self._forming.find_seats({CONTROL_GROUP: self.identity.members, **self._replicas_by_group()})
+            for group_id, seat in sorted(seats.items()):
+                if seat.term:
+                    self.journal.group(group_id).set_hard_state(seat.term, seat.leader)
+            while self.journal.pending_bytes:
+                self._writer.kick()
+                await asyncio.sleep(PLACE_LOOK_S)
+        await self._remember(self.identity.seated({group_id: seat.abstains for group_id, seat in seats.items()}))
+
+    async def _open_groups(self) -> None:
+        """Start every group of this node from its checkpoint and its log."""
+        run = self.seams.executor.run
+        producer = Producer(f"{self.name}/{self.seams.dice.getrandbits(64):016x}")
+        raw = await run(Lane.DISK, self.seams.store.read, CATALOG_KEY)
+        begin_log(self.journal.group(CONTROL_GROUP), raw)
+        control = Control(self.identity.shards) if raw is None else await run(Lane.DISK, Control.restore, raw)
+        hosts: dict[int, GroupHost[Any]] = {}
+        hosts[CONTROL_GROUP] = host = self._host(
+            "control", CONTROL_GROUP, self.identity.members, control, producer, self._control_applied
+        )
         self._control_saved = control.position
-        for number in range(shard_count):
-            shard_id = ShardId(number)
-            shard = await run(disk_lane, restore, shard_id, self.seams.store)
+        shards: dict[ShardId, GroupHost[Shard]] = {}
+        for group_id, replicas in self._replicas_by_group().items():
+            shard_id = ShardId(group_id - 1)
+            raw = await run(Lane.DISK, self.seams.store.read, manifest_key(shard_id))
+            begin_log(self.journal.group(group_id), raw)
+            shard = await run(Lane.DISK, restore, shard_id, self.seams.store)
             self.hybrid.observe(shard.tick)
-            host = self._host(f"s{number}", group_of(shard_id), shard, producer, self._waker(shard_id))
-            self.shards[shard_id] = host
+            shards[shard_id] = hosts[group_id] = self._host(
+                f"s{shard_id}", group_id, replicas, shard, producer, self._waker(shard_id)
+            )
             self.upkeep[shard_id] = Upkeep(
-                host,
+                shards[shard_id],
                 self.seams.store,
                 self.seams.executor,
                 self.hybrid,
                 self.seams.clock,
                 self.settings,
                 self.metrics,
-                raft_log=self.journal.group(group_of(shard_id)),
+                raft_log=self.journal.group(group_id),
                 dice=self.seams.dice,
+                transfer=self._transfer,
                 on_store_error=self.note_store_error,
                 readers_gone=self._readers_gone,
                 store_full=lambda: self._store_full,
             )
-        self._groups: Mapping[int, GroupHost[Any]] = {
-            CONTROL_GROUP: self.control,
-            **{group_of(shard_id): host for shard_id, host in self.shards.items()},
-        }
-        for host in self._groups.values():
-            host.start()
-        for host in self._groups.values():
-            await self._unless_failed(host.led.wait())
-        for task in list(self.catalog.tasks.values()):
-            log.info("finishing an interrupted change task=%d kind=%s", task.task_id, task.kind)
-            await self._unless_failed(self._finish(task))
+        self._groups, self._control, self.shards = hosts, host, shards
+        if self._snapshots is not None:
+            self._open_snapshots()
+        for group_id, one in hosts.items():
+            if self.mesh is not None:
+                self.mesh.on_raft(group_id, one.receive)
+                for peer in self.identity.members:
+                    one.session(peer, self.mesh.is_up(peer))
+            one.start()
+
+    def _open_snapshots(self) -> None:
+        control = self.control
+        self._snapshot_groups[CONTROL_GROUP] = of_control(
+            CONTROL_GROUP,
+            CATALOG_KEY,
+            raft_log=self.journal.group(CONTROL_GROUP),
+            pins=self._control_pins,
+            peers=lambda: control.raft.peers,
+            machine=lambda: control.machine,
+            install=lambda machine, position, term: control.install(machine, term),
+            note_installing=lambda installing: None,
+            replaced=self._control_replaced,
+        )
+        for shard_id, host in self.shards.items():
+            self._snapshot_groups[group_of(shard_id)] = self._snapshot_group(shard_id, host, self.upkeep[shard_id])
+
+    def _snapshot_group(self, shard_id: ShardId, host: GroupHost[Shard], upkeep: Upkeep) -> SnapshotGroup:
+        return of_shard(
+            group_of(shard_id),
+            shard_id,
+            self.seams.store,
+            raft_log=self.journal.group(group_of(shard_id)),
+            pins=upkeep.pins,
+            peers=lambda: host.raft.peers,
+            machine=lambda: host.machine,
+            install=lambda machine, position, term: host.install(machine, term),
+            note_installing=upkeep.note_installing,
+            replaced=upkeep.replaced,
+        )
+
+    async def _begin_upkeep(self) -> None:
         for shard_id, upkeep in self.upkeep.items():
-            removed = await upkeep.sweep()
-            if removed:
-                log.info("removed chunks that a crash had left shard=%d chunks=%d", shard_id, removed)
+            if self.mesh is None:  # all of the log is applied; with peers more may come that names chunks
+                removed = await upkeep.sweep()
+                if removed:
+                    log.info("removed chunks that a crash had left shard=%d chunks=%d", shard_id, removed)
             upkeep.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def stop(self) -> None:
         """Return when everything acknowledged is in a checkpoint and nothing runs any more."""
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for task in (self._watcher, self._taking_part):
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*(host.hand_over(HAND_OVER_S) for host in self._groups.values()))
         if self._background:
             await asyncio.wait(self._background)
         for upkeep in self.upkeep.values():
@@ -195,6 +340,9 @@ class Node:
             log.warning("no last checkpoint, the next start replays the journal: %s", error)
         for host in self._groups.values():
             host.stop()
+        self._set_role(False)
+        if self.mesh is not None:
+            await self.mesh.stop()
         self._writer.kick()
         await self._writer.close()
         self.journal.close()
@@ -204,6 +352,7 @@ class Node:
         if not self.failed.done():
             log.critical("the node stops: %s", error, exc_info=error)
             self.failed.set_result(error)
+            self._set_role(False)
             for host in self._groups.values():
                 host.stop()
 
@@ -230,6 +379,31 @@ class Node:
             await self._reader_left.wait()
 
     @property
+    def control(self) -> GroupHost[Control]:
+        """The control group's replica here. Raises NoLeader while this node has yet to find its place."""
+        if self._control is None:
+            raise closed(self._forming.why if self._forming is not None else "")
+        return self._control
+
+    def replicas_of(self, shard_id: ShardId) -> Sequence[str]:
+        """Return the nodes that hold a shard, the first choice first; none for a shard that there is not."""
+        return self.placement.get(shard_id, ())
+
+    @property
+    def why_not_ready(self) -> str:
+        """What this node waits for before it can do its part; "" when it can."""
+        if self._control is None:
+            return f"not part of the cluster yet: {'' if self._forming is None else self._forming.why}"
+        leaderless = [host.name for host in self._groups.values() if host.leader is None]
+        if leaderless:
+            return f"no leader: {', '.join(leaderless)}"
+        behind = [host.name for host in self._groups.values() if not host.is_whole]
+        if behind:
+            return f"catching up: {len(self._groups) - len(behind)} of {len(self._groups)} groups are whole"
+        ready, total = self.loading
+        return "" if ready == total else f"loading segments: {ready} of {total} are in memory"
+
+    @property
     def catalog(self) -> Catalog:
         return self.control.machine.catalog
 
@@ -241,31 +415,73 @@ class Node:
 
     # changes of the catalogue that shards must see
 
-    async def ddl(self, kind: str, database: str, collection: str, request: Mapping[str, Any]) -> None:
+    async def ddl(
+        self,
+        kind: str,
+        database: str,
+        collection: str,
+        request: Mapping[str, Any],
+        *,
+        producer: str = "",
+        sequence: int = 0,
+    ) -> Position:
         """Carry a change through: begun in the catalogue, told to every shard, ended in the catalogue.
 
-        Once begun it is carried through even if the caller goes away. Raises what `begin` refuses.
+        Runs on the leader of the control group. Once begun it is carried through even if the caller goes away, or this
+        node: repeating it under the same producer and sequence joins it. Returns the position of the control group at
+        which it is done. Raises what `begin` refuses, and NoLeader if another node leads.
         """
         self.check_journal()
         # Held by whoever waits for it, so it is the same one for all who want to change this collection.
         lock = self._ddl_locks.setdefault((database, collection), asyncio.Lock())
         async with lock:
-            outcome = await self.control.change(BeginDdl(kind, database, collection, request))
-            if "task" in outcome:
-                task: Any = outcome["task"]
-                finishing = asyncio.get_running_loop().create_task(self._finish(Task(**task)))
+            if not self.control.is_leader:
+                raise NotLeader(CONTROL_GROUP, self.control.leader)
+            for task in self.catalog.open_tasks(database, collection):
+                await self._finish(task)  # which another leader began
+            begin = BeginDdl(kind, database, collection, request)
+            outcome = await self.control.change(begin, producer=producer, sequence=sequence)
+            facts: Any = outcome.get("task")
+            if facts is not None and facts["task_id"] in self.catalog.tasks:
+                finishing = asyncio.get_running_loop().create_task(self._finish(Task(**facts)))
                 self.keep(finishing)
                 await asyncio.shield(finishing)
+        return self.control.machine.position
 
     async def _finish(self, task: Task) -> None:
         told = messages(self.catalog, task)
-        await asyncio.gather(
-            *(
-                self.shards[shard_id].change(message, producer=f"task/{task.task_id}", sequence=shard_id)
-                for shard_id, message in told
-            )
-        )
+        await asyncio.gather(*(self._tell(shard_id, message, task) for shard_id, message in told))
         await self.control.change(EndDdl(task.task_id))
+
+    async def _tell(self, shard_id: ShardId, message: Message, task: Task) -> None:
+        deadline_s = self.seams.clock.monotonic_s() + self.settings.api.request_timeout_s
+        written = await self.router.propose(
+            shard_id, message, producer=f"task/{task.task_id}", sequence=shard_id, deadline_s=deadline_s
+        )
+        if isinstance(written.outcome, Rejected):
+            raise written.outcome.error()
+
+    def _set_role(self, leads: bool) -> None:
+        """The coordinator is a task that runs while this node leads the control group."""
+        if self._coordinator is not None:
+            self._coordinator.cancel()
+            self._coordinator = None
+        self.coordinates.clear()
+        if leads:
+            self._coordinator = asyncio.get_running_loop().create_task(self._coordinate())
+
+    async def _coordinate(self) -> None:
+        if self.mesh is not None and not self.control.machine.cluster_id:
+            await self.control.change(SetClusterId(f"{self.seams.dice.getrandbits(64):016x}"))
+        while self.catalog.tasks:
+            for task in list(self.catalog.tasks.values()):
+                log.info("finishing an interrupted change task=%d kind=%s", task.task_id, task.kind)
+                try:
+                    await self._finish(task)
+                except AnnulusError as error:
+                    log.warning("an interrupted change waits task=%d kind=%s: %s", task.task_id, task.kind, error)
+                    await asyncio.sleep(ROLE_RETRY_S)
+        self.coordinates.set()
 
     # room on the disk
 
@@ -344,6 +560,8 @@ class Node:
 
     async def checkpoint(self) -> None:
         """Checkpoint every group that has something new."""
+        if self._control is None:
+            return
         for upkeep in self.upkeep.values():
             if upkeep.is_dirty:
                 await upkeep.checkpoint()
@@ -354,13 +572,23 @@ class Node:
         await self.seams.executor.run(Lane.BUILD, self.seams.store.compact)
 
     async def _checkpoint_control(self) -> None:
-        control = self.control.machine
-        if control.position > self._control_saved:
-            position, frozen = control.position, control.freeze()
+        async with self._control_pins.committing:
+            control = self.control.machine
+            position = control.position
+            if position <= self._control_saved:
+                return
+            frozen = control.freeze(self.journal.group(CONTROL_GROUP).term_at(position))
             await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
-            self._control_saved = position
-            self._control_saved_at_s = self.seams.clock.monotonic_s()
-            self.control.trim(position)
+            self._note_control_saved(position)
+        self.control.trim(position)
+
+    def _note_control_saved(self, position: Position) -> None:
+        self._control_saved = position
+        self._control_saved_at_s = self.seams.clock.monotonic_s()
+
+    def _control_replaced(self, position: Position) -> None:
+        self._note_control_saved(position)
+        self._control_applied()
 
     async def _watch(self) -> None:
         while True:
@@ -407,48 +635,78 @@ class Node:
 
     # parts
 
+    def _durable(self, group_id: int) -> None:
+        host = self._groups.get(group_id)
+        if host is not None:
+            host.on_durable()
+
+    def _session(self, peer: str, up: bool) -> None:
+        for host in self._groups.values():
+            host.session(peer, up)
+
+    def _control_applied(self) -> None:
+        cluster_id = self.control.machine.cluster_id
+        if cluster_id and cluster_id != self.identity.cluster_id:
+            self.keep(asyncio.get_running_loop().create_task(self._remember(self.identity.learnt(cluster_id))))
+
+    async def _remember(self, identity: Identity) -> None:
+        """Write the identity down, and go by it once it is durable."""
+        commit = self.seams.store.commit
+        await self.seams.executor.run(Lane.DISK, commit, [(IDENTITY_KEY, identity.to_bytes())])
+        self.identity = identity
+
+    def _replicas_by_group(self) -> dict[int, Sequence[str]]:
+        """Return the shards' groups that this node takes part in, and who else does."""
+        return {group_of(shard): names for shard, names in self.placement.items() if self.name in names}
+
+    def _standing(self, group_id: int) -> Standing | None:
+        host = self._groups.get(group_id)
+        return None if host is None else Standing(host.raft.term, host.raft.leads, host.raft.last_position)
+
     def _write_catalog(self, frozen: FrozenControl) -> None:
         self.seams.store.commit([(CATALOG_KEY, frozen.to_bytes())])
 
-    def _identify(self) -> int:
-        """Return the number of shards of this data directory, made when it is first used."""
+    def _identify(self) -> Identity:
+        """Return whose data directory this is, which is written down when it is first used."""
         node = self.settings.node
         raw = self.seams.store.read(IDENTITY_KEY)
+        identity = settle(raw, node)
         if raw is None:
-            identity = {"format": FORMAT, "node": node.name, "shards": node.shards}
-            self.seams.store.commit([(IDENTITY_KEY, cbor2.dumps(identity))])
-            return node.shards
-        identity = cbor2.loads(raw)
-        if identity["format"] != FORMAT:
-            raise StorageFault(
-                f"the data directory {node.data} has format {identity['format']}, this program reads {FORMAT}: "
-                "start the version that wrote it"
-            )
-        if identity["node"] != node.name:
-            raise StorageFault(
-                f"the data directory {node.data} belongs to node {identity['node']}, not to {node.name}: "
-                f"start with --name {identity['node']}, or give another --data"
-            )
-        if identity["shards"] != node.shards:
+            self.seams.store.commit([(IDENTITY_KEY, identity.to_bytes())])
+        elif identity.shards != node.shards:
             log.warning(
                 "the data directory was made with shards=%d, which stays; the setting shards=%d is ignored",
-                identity["shards"], node.shards,
+                identity.shards, node.shards,
             )  # fmt: skip
-        return int(identity["shards"])
+        return identity
 
-    def _open_journal(self, directory: str, file_bytes_max: int) -> Journal:
-        return Journal.open(self.seams.disk, directory, file_bytes_max=file_bytes_max)
+    def _open_journal(self) -> Journal:
+        directory = f"{self.settings.node.data}/journal"
+        return Journal.open(self.seams.disk, directory, file_bytes_max=self.settings.storage.journal_file_bytes_max)
 
-    def _host(self, name: str, group_id: int, machine: Any, producer: Producer, on_applied: Any) -> GroupHost[Any]:
+    def _host(
+        self,
+        name: str,
+        group_id: int,
+        replicas: Sequence[str],
+        machine: Any,
+        producer: Producer,
+        on_applied: Callable[[], None],
+    ) -> GroupHost[Any]:
         assert isinstance(machine, StateMachine)
+        cluster = self.settings.cluster
         raft = RaftGroup(
             group_id,
-            self.settings.node.name,
-            [],
+            self.name,
+            [one for one in replicas if one != self.name],
             self.journal.group(group_id),
             applied=machine.position,
             clock=self.seams.clock.monotonic_s,
             rng=self.seams.dice,
+            stamp=self.hybrid.stamp,
+            config=RaftConfig(cluster.heartbeat_s, cluster.election_s_min, cluster.election_s_max),
+            abstains=self.identity.abstains.get(group_id, 0),
+            transport=None if self.mesh is None else _GroupTransport(self.mesh, group_id),
         )
         return GroupHost(
             name,
@@ -460,7 +718,17 @@ class Node:
             kick_journal=lambda: self._writer.kick(),
             on_applied=on_applied,
             on_fatal=self.fail,
+            on_behind=lambda behind: self._take_snapshot(group_id, behind),
+            on_role=self._set_role if group_id == CONTROL_GROUP else None,
+            provision=None if group_id == CONTROL_GROUP else self._provider(ShardId(group_id - 1)),
         )
+
+    def _take_snapshot(self, group_id: int, behind: Behind) -> None:
+        assert self._snapshots is not None, "a lone replica is never behind"
+        self._snapshots.begin(group_id, behind.position, behind.leader)
+
+    def _provider(self, shard_id: ShardId) -> Callable[[Message], Awaitable[None]]:
+        return lambda message: self.upkeep[shard_id].provision(message)
 
     def _waker(self, shard_id: ShardId) -> Any:
         return lambda: self.upkeep[shard_id].wake()
@@ -473,3 +741,13 @@ class Node:
             task.cancel()
             raise self.failed.result()
         await task
+
+
+class _GroupTransport:
+    """What one Raft group says to its peers, over the connections that all groups share."""
+
+    def __init__(self, mesh: Mesh, group_id: int) -> None:
+        self._mesh, self._group_id = mesh, group_id
+
+    def send(self, peer: str, header: dict[str, Any], blobs: Sequence[Blob]) -> bool:
+        return self._mesh.send_raft(self._group_id, peer, header, blobs)

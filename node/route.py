@@ -141,7 +141,7 @@ class Home(Protocol):
         *,
         producer: str = "",
         sequence: int = 0,
-    ) -> None: ...
+    ) -> Position: ...
 
 
 class Latency:

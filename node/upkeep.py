@@ -580,6 +580,9 @@ class Upkeep:
         self.checkpoint_position = position
         self.checkpoint_at_s = self._clock.monotonic_s()
 
+    def note_installing(self, installing: bool) -> None:
+        self.installing = installing
+
     def replaced(self, position: Position) -> None:
         """The shard is now another replica's, as of a checkpoint at this position."""
         self._changes_seen = -1

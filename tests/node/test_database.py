@@ -23,7 +23,7 @@ from storage.strings import StringArray
 from storage.types import FieldId
 from tests.sim.chunks import SimChunks
 from tests.sim.disk import SimDisk
-from tests.sim.world import SimClock, SimExecutor, SimLoop, kill, run
+from tests.sim.world import SimClock, SimExecutor, SimLoop, close, run
 
 ID, VECTOR, NUMBER, META = (FieldId(number) for number in range(100, 104))
 SETTINGS = Settings(
@@ -74,7 +74,7 @@ def on_a_node(script: Callable[[Database, SimClock], Awaitable[None]]) -> None:
     try:
         run(loop, main())
     finally:
-        kill(loop, executor)
+        close(loop)
 
 
 async def found(database: Database, filter: str = "", collection: str = "c") -> dict[int, tuple[Any, Any]]:
