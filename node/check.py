@@ -9,9 +9,10 @@ import cbor2
 
 from cluster.checkpoint import covered, manifest_key, referenced
 from cluster.control import Control
-from cluster.raft import ROOT
+from cluster.raft_wire import ROOT
 from node.disk import OsDisk
-from node.node import CATALOG_KEY, CONTROL_GROUP, IDENTITY_KEY, group_of
+from node.identity import IDENTITY_KEY
+from node.node import CATALOG_KEY, CONTROL_GROUP, group_of
 from storage.chunks import LevelDbChunks
 from storage.errors import ChunkDamaged
 from storage.journal_recovery import Severity, Survey
