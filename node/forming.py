@@ -7,13 +7,13 @@ node whose directory holds no votes yet (`Identity.is_seated`) asks the others f
     one of them knows the cluster's id      there is a cluster: come back as one that forgot
     a majority answers, and none knows one  nothing has been promised to any client: found it
 
-**Coming back.** For each of its groups the node waits until *all* other voters answer with the same term and one of
-them leads in it. Then
-  1. whoever it may once have voted for in a higher term is not a voter any more that could count it: all are in this;
+**Coming back.** For each of its groups the node waits until all other voters answer, so many of them remember that every
+quorum has one, and these are of one term, with its leader among them. Then
+  1. whoever it may once have voted for in a higher term cannot count that vote any more: nobody is in a higher one;
   2. everything that its lost log helped to commit is in the log of the leader, who was elected without it.
 It takes this term, with a vote for that leader, as its own, and abstains from elections until its log reaches to where
-the leader's ended when it was asked. From then on it is a voter like any other. With three replicas both others must
-answer, which is not more than what reading any data back takes.
+the leader's ended when it was asked. From then on it remembers, and is a voter like any other. With three replicas both
+others must answer, which is not more than what reading any data back takes.
 
 A node that is started for the first time after the others have formed the cluster comes in the same way.
 """
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from node.calls import Mesh
-from storage.errors import AnnulusError, NoLeader, Unavailable
+from storage.errors import AnnulusError, NoLeader
 from storage.types import Position
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Forming:
         cluster_id: Callable[[], str],
         standing: Callable[[int], Standing | None],
     ) -> None:
-        """`standing(group)` is None where this node has no such group, or has yet to find its own place in it."""
+        """`standing(group)` is None while this node remembers too little to vouch for anything in that group."""
         self.why = ""
         self._mesh = mesh
         self._others = [name for name in members if name != mesh.me]
@@ -132,13 +132,20 @@ class Forming:
             if not isinstance(answer, dict):
                 whys[group_id] = f"needs {peer}: {answer}"
                 return None
-            found[peer] = Standing(int(answer["term"]), bool(answer["leads"]), Position(answer["last"]))
+            if answer["standing"] is not None:
+                found[peer] = Standing(*answer["standing"])
+        voters = len(others) + 1
+        quorum = voters // 2 + 1
+        if len(found) < voters - quorum + 1:  # a quorum could be of those who forgot
+            lost = ", ".join(peer for peer in others if peer not in found)
+            whys[group_id] = f"needs {lost}, which has yet to find its own place"
+            return None
         leaders = [peer for peer, one in found.items() if one.leads]
         if len(leaders) != 1 or len({one.term for one in found.values()}) != 1:
             whys[group_id] = "has no leader that all follow"
             return None
         leader = leaders[0]
-        return Seat(found[leader].term, leader, found[leader].last)
+        return Seat(found[leader].term, leader, Position(found[leader].last))
 
     async def _ask(
         self, peers: Sequence[str], method: str, arguments: Mapping[str, Any]
@@ -165,9 +172,7 @@ class Forming:
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
         standing = self._standing(int(arguments["group"]))
-        if standing is None:
-            raise Unavailable(f"node {self._mesh.me} has yet to find its own place in group {arguments['group']}")
-        return standing._asdict(), ()
+        return {"standing": None if standing is None else list(standing)}, ()
 
 
 def closed(why: str) -> NoLeader:

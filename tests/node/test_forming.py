@@ -10,7 +10,7 @@ import pytest
 
 from node import forming
 from node.forming import Forming, Seat, Standing
-from storage.errors import AnnulusError, PeerUnreachable
+from storage.errors import PeerUnreachable
 from storage.types import Position
 
 MEMBERS = ("n1", "n2", "n3")
@@ -121,7 +121,7 @@ def test_coming_back_needs_all_others_in_one_term() -> None:
             other.standings[0], leader.standings[0] = stand(8, 39), stand(8, 40)
         other.standings.clear()
         await asyncio.sleep(0.05)
-        assert "n3 has yet to find its own place in group 0" in me.forming.why
+        assert "group 0 needs n3, which has yet to find its own place" in me.forming.why
         other.standings[0], leader.standings[0] = stand(9, 39), stand(9, 42, leads=True)
         assert await soon(finding) == {0: Seat(9, "n2", Position(42))}
         assert me.forming.why == ""
@@ -148,14 +148,22 @@ def test_groups_come_back_each_for_itself() -> None:
     asyncio.run(scenario())
 
 
-def test_two_that_forgot_do_not_vouch_for_each_other() -> None:
-    """A node that has yet to find its place answers no one's question about it."""
+def test_those_who_forgot_vouch_for_nothing() -> None:
+    """Two of five come back at once by the three who remember; two of three have lost the group."""
 
     async def scenario() -> None:
         hall = Hall()
+        five = ("n1", "n2", "n3", "n4", "n5")
+        me = Voter(hall, "n1")
         Voter(hall, "n2")
-        asker: Any = HallMesh(hall, "n1")
-        with pytest.raises(AnnulusError, match="has yet to find its own place"):
-            await asker.call("n2", forming.STANDING, {"group": 0}, timeout_s=1)
+        Voter(hall, "n3", g0=stand(4, 30, leads=True))
+        other = Voter(hall, "n4", g0=stand(4, 30))
+        Voter(hall, "n5", g0=stand(4, 28))
+        assert await soon(me.forming.find_seats({0: five})) == {0: Seat(4, "n3", Position(30))}
+        other.standings.clear()
+        finding = await waits(me, me.forming.find_seats({0: five}), "group 0 needs n2, n4, which has yet to find")
+        finding.cancel()
+        finding = await waits(me, me.forming.find_seats({0: five[:3]}), "group 0 needs n2, which has yet to find")
+        finding.cancel()
 
     asyncio.run(scenario())
