@@ -311,7 +311,9 @@ class PeerNetwork:
         except ssl.SSLError as error:
             self.refuse(connection.who, "tls", f"TLS fails: {error.reason or error}")
         except OSError as error:
-            if connection.who in self._addresses:
+            if isinstance(error, ConnectionResetError) and connection.who in self._addresses:
+                self._note_trouble(connection.who, "it ends the handshake: do both nodes use TLS, or neither?")
+            elif connection.who in self._addresses:
                 self._note_trouble(connection.who, f"it cannot be reached: {error.strerror or error}")
             else:
                 self.refuse(connection.who, "hello_broken", "it left during the handshake")
