@@ -18,7 +18,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 import uvloop
@@ -33,6 +33,7 @@ from node.disk import OsDisk
 from node.memory import reclaim, tame_allocator
 from node.metrics import Metrics
 from node.node import Node, Seams
+from node.peers import PeerNetwork, TlsFiles
 from node.settings import Settings
 from node.watchdog import Watchdog
 from node.workers import Lane, Workers
@@ -65,8 +66,6 @@ async def _serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     for warning in settings.warnings:
         log.warning("%s", warning)
-    if len(settings.node.members) > 1:
-        raise OSError("clusters of several nodes are not available in this version: leave out peers")
     listener = _bind(settings)  # before anything is created: a port in use is the commonest reason not to start
     clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
     data = settings.node.data
@@ -79,7 +78,8 @@ async def _serve(settings: Settings) -> int:
         build_threads=settings.workers.build_threads,
     )
     dice = random.Random(int.from_bytes(os.urandom(16)))
-    seams = Seams(disk, store, workers, clock, dice, reclaim=lambda: reclaim(f"{data}/chunks"))
+    network = _network(settings, metrics, cluster_id=lambda: node.identity.cluster_id)
+    seams = Seams(disk, store, workers, clock, dice, network, reclaim=lambda: reclaim(f"{data}/chunks"))
     node = Node(settings, seams, metrics)
     watchdog = Watchdog(
         threshold_s=settings.log.loop_stall_ms / 1000, report=lambda stall: metrics.loop_stalled(stall.length_s)
@@ -160,6 +160,27 @@ async def _listen(
     return runner
 
 
+def _network(settings: Settings, metrics: Metrics, *, cluster_id: Callable[[], str]) -> PeerNetwork | None:
+    """Return the way to the other nodes, if there are any."""
+    node, cluster = settings.node, settings.cluster
+    if len(node.members) == 1:
+        return None
+    addresses = {peer.name: peer.address for peer in node.peers}
+    tls = None
+    if cluster.tls_certificate_file:
+        tls = TlsFiles(cluster.tls_certificate_file, cluster.tls_key_file, cluster.tls_ca_file)
+    return PeerNetwork(
+        node.name,
+        addresses,
+        cluster=f"nodes {','.join(node.members)}; shards {node.shards}; copies {node.copies}",
+        cluster_id=cluster_id,
+        listen=node.peer_listen or addresses[node.name],
+        secret=node.cluster_secret,
+        tls=tls,
+        metrics=metrics,
+    )
+
+
 def _bind(settings: Settings) -> socket.socket:
     """Return a socket bound to the client address, not listening yet. Raises OSError in words for a person."""
     address = settings.node.listen
@@ -178,8 +199,7 @@ def why_not_ready(node: Node) -> str:
     """Return why the node should not get traffic yet, or "". While indexes load it answers, exactly but slowly."""
     if node.failed.done():
         return "the node has failed"
-    ready, total = node.loading
-    return "" if ready == total else f"loading segments: {ready} of {total} are in memory"
+    return node.why_not_ready
 
 
 def observe(node: Node, metrics: Metrics) -> None:
