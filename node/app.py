@@ -3,7 +3,8 @@
 start   directories -> chunk store (refused if another process has it) -> node (journal, replay) -> HTTP
 stop    SIGTERM or SIGINT: no new connections, running requests finish, checkpoint, everything closed; a second
         signal changes nothing
-failure the node cannot trust its disk: the process ends at once, without pretending to be well
+failure the node cannot trust its disk: the process ends at once, without pretending to be well; a node with peers may
+        be told to set aside what is damaged, and take everything from them (`node/repair.py`)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
 import uvloop
@@ -33,7 +34,8 @@ from node.disk import OsDisk
 from node.memory import reclaim, tame_allocator
 from node.metrics import Metrics
 from node.node import Node, Seams
-from node.peers import PeerNetwork, TlsFiles
+from node.peers import PeerNetwork
+from node.repair import DAMAGE, advice, set_aside
 from node.settings import Settings
 from node.watchdog import Watchdog
 from node.workers import Lane, Workers
@@ -56,6 +58,14 @@ def run(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tame_allocator()
     raise_descriptor_limit()  # before LevelDB looks at it
+    try:
+        return uvloop.run(_serve(settings))
+    except DAMAGE as error:
+        if not settings.cluster.repair_from_peers:
+            error.args = (error.message + advice(settings),)
+            raise
+        log.error("data damaged: %s", error.message)
+    set_aside(settings)
     return uvloop.run(_serve(settings))
 
 
@@ -66,26 +76,33 @@ async def _serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     for warning in settings.warnings:
         log.warning("%s", warning)
-    listener = _bind(settings)  # before anything is created: a port in use is the commonest reason not to start
-    clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
-    data = settings.node.data
-    with _plain_words(data):
-        disk.make_directory(f"{data}/journal")
-        store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
-    workers = Workers(
-        disk_threads=settings.workers.disk_threads,
-        search_threads=settings.workers.search_threads,
-        build_threads=settings.workers.build_threads,
-    )
-    dice = random.Random(int.from_bytes(os.urandom(16)))
-    network = _network(settings, metrics, cluster_id=lambda: node.identity.cluster_id)
-    seams = Seams(disk, store, workers, clock, dice, network, reclaim=lambda: reclaim(f"{data}/chunks"))
-    node = Node(settings, seams, metrics)
-    watchdog = Watchdog(
-        threshold_s=settings.log.loop_stall_ms / 1000, report=lambda stall: metrics.loop_stalled(stall.length_s)
-    )
-    watchdog.start()
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
+        listener = ending.enter_context(_bind(settings))  # first: a port in use is the commonest reason not to start
+        network = None
+        if settings.node.has_peers:
+            network = PeerNetwork.from_settings(settings, metrics, cluster_id=lambda: node.identity.cluster_id)
+            network.bind()
+            ending.push_async_callback(network.stop)
+        data = settings.node.data
+        with _plain_words(data):
+            disk.make_directory(f"{data}/journal")
+            store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
+        ending.callback(store.close)
+        workers = Workers(
+            disk_threads=settings.workers.disk_threads,
+            search_threads=settings.workers.search_threads,
+            build_threads=settings.workers.build_threads,
+        )
+        ending.push_async_callback(workers.close)
+        dice = random.Random(int.from_bytes(os.urandom(16)))
+        seams = Seams(disk, store, workers, clock, dice, network, reclaim=lambda: reclaim(f"{data}/chunks"))
+        node = Node(settings, seams, metrics)
+        watchdog = Watchdog(
+            threshold_s=settings.log.loop_stall_ms / 1000, report=lambda stall: metrics.loop_stalled(stall.length_s)
+        )
+        watchdog.start()
+        ending.callback(watchdog.stop)
         stopping: asyncio.Future[Any] = loop.create_task(stop.wait())
         with _plain_words(data):
             if not await _unless_stopped(node.start(), stopping):
@@ -104,10 +121,6 @@ async def _serve(settings: Settings) -> int:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(runner.cleanup(), settings.api.drain_s_max + 1)
         await node.stop()
-    finally:
-        watchdog.stop()
-        await workers.close()
-        store.close()
     log.info("stopped")
     return 0
 
@@ -158,27 +171,6 @@ async def _listen(
     await GuardedSite(runner, listener, limit, backlog=BACKLOG).start()
     log.info("listening address=%s node=%s data=%s", address, settings.node.name, settings.node.data)
     return runner
-
-
-def _network(settings: Settings, metrics: Metrics, *, cluster_id: Callable[[], str]) -> PeerNetwork | None:
-    """Return the way to the other nodes, if there are any."""
-    node, cluster = settings.node, settings.cluster
-    if len(node.members) == 1:
-        return None
-    addresses = {peer.name: peer.address for peer in node.peers}
-    tls = None
-    if cluster.tls_certificate_file:
-        tls = TlsFiles(cluster.tls_certificate_file, cluster.tls_key_file, cluster.tls_ca_file)
-    return PeerNetwork(
-        node.name,
-        addresses,
-        cluster=f"nodes {','.join(node.members)}; shards {node.shards}; copies {node.copies}",
-        cluster_id=cluster_id,
-        listen=node.peer_listen or addresses[node.name],
-        secret=node.cluster_secret,
-        tls=tls,
-        metrics=metrics,
-    )
 
 
 def _bind(settings: Settings) -> socket.socket:
