@@ -1,15 +1,20 @@
 """The service of a node: names to ids, requests to changes of the catalogue, to writes and to reads.
 
 Implements `node.service.Service` on a running `Node`. Every client protocol calls this and nothing below it.
+
+Names are looked up in this node's copy of the catalogue, which may be a moment behind. What it does not know, and what
+a shard has under another id, is looked up again in the newest one before the client hears of it. Descriptions and lists
+are of the newest one, if it can be had.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from cluster.catalog import (
     DEFAULT_PARTITION,
@@ -26,9 +31,9 @@ from cluster.catalog import (
 )
 from cluster.ddl import check_property_count
 from cluster.message import Seal
-from cluster.ring import place
 from cluster.shard import CollectionState, Shard
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
+from node.calls import Answer as Reply
 from node.node import Node
 from node.read import Reader
 from node.service import (
@@ -51,22 +56,34 @@ from storage.columns import Batch
 from storage.errors import (
     AliasNotFound,
     AnnulusError,
+    BadRequest,
     CollectionLimit,
     FilterError,
     IndexNotFound,
     InvalidParameter,
     MetricNotFound,
     MissingParameter,
+    NoLeader,
+    Unavailable,
     UnsupportedOperation,
 )
 from storage.filter.compiled import compile_filter
 from storage.schema import SHARDS_MAX, CollectionSchema, FieldSchema, check_name, make_schema
-from storage.types import IndexId, PartitionId
+from storage.types import CollectionId, IndexId, PartitionId, ShardId
 
 PARTITION_KEY_PARTITIONS_MAX: Final = 1_024
+FACTS_METHOD: Final = "shard/facts"
+FLUSH_METHOD: Final = "shard/flush"
+COMPACT_METHOD: Final = "shard/compact"
+JOB_METHOD: Final = "node/compaction"
+ASK_S: Final = 2.0
+"""How long a look at the state of a shard waits for its leader."""
+COMPACT_S_MAX: Final = 3_600.0
+LOOK_S: Final = 0.5
+UNKNOWN_JOB: Final = ("UndefiedState", 0, 0)
 ALTERABLE_INDEX_PROPERTIES: Final = frozenset({"mmap.enabled", "indexoffsetcache.enabled", "warmup"})
 
-
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -75,33 +92,44 @@ class Database:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._writer = Writer(node)
+        self._router = node.router
         self._reader = Reader(node)
+        self._writer = Writer(node, self._reader)
         self._compactions: dict[int, asyncio.Task[None]] = {}
+        for method, function in (
+            (FACTS_METHOD, self._facts_here),
+            (FLUSH_METHOD, self._flush_here),
+            (COMPACT_METHOD, self._compact_here),
+        ):
+            self._router.on_leader(method, function)
+        if node.mesh is not None:
+            node.mesh.serve(JOB_METHOD, self._serve_job)
 
     # databases
 
     async def create_database(self, name: str, properties: Mapping[str, str]) -> None:
-        await self._node.control.change(CreateDatabase(name, dict(properties)))
+        await self._router.control_change(CreateDatabase(name, dict(properties)))
 
     async def drop_database(self, name: str) -> None:
-        await self._node.control.change(DropDatabase(name))
+        await self._router.control_change(DropDatabase(name))
 
     async def list_databases(self) -> list[str]:
+        await self._router.refresh_catalog()
         return list(self._node.catalog.databases)
 
     async def describe_database(self, name: str) -> tuple[int, Mapping[str, str]]:
+        await self._router.refresh_catalog()
         found = self._node.catalog.database(name)
         return found.database_id, found.properties
 
     async def alter_database(self, name: str, changed: Mapping[str, str], dropped: Sequence[str]) -> None:
+        await self._router.refresh_catalog()
         check_property_count(altered(self._node.catalog.database(name).properties, changed, dropped))
-        await self._node.control.change(AlterDatabase(name, dict(changed), list(dropped)))
+        await self._router.control_change(AlterDatabase(name, dict(changed), list(dropped)))
 
     # collections
 
     async def create_collection(self, database: str, request: CollectionRequest) -> None:
-        self._node.check_writable()
         if len(self._node.catalog.collections) >= self._node.settings.api.collections_max:
             raise CollectionLimit(
                 f"exceeded the limit number of collections[limit={self._node.settings.api.collections_max}]"
@@ -118,7 +146,7 @@ class Database:
                     f"got {request.partitions}"
                 )
             partitions = [f"{DEFAULT_PARTITION}_{i}" for i in range(request.partitions)]
-        await self._node.ddl(
+        await self._router.ddl(
             "create_collection",
             database,
             request.name,
@@ -132,21 +160,24 @@ class Database:
             },
         )
         for index in indexes:
-            await self._node.ddl("create_index", database, request.name, {"index": _plain_index(index)})
+            await self._router.ddl("create_index", database, request.name, {"index": _plain_index(index)})
         if request.load:
             await self.load(database, request.name)
 
     async def list_collections(self, database: str) -> list[str]:
+        await self._router.refresh_catalog()
         return [one.name for one in self._node.catalog.in_database(database)]
 
     async def has_collection(self, database: str, name: str) -> bool:
+        await self._router.refresh_catalog()
         catalog = self._node.catalog
         catalog.database(database)
         return (database, name) in catalog.names or (database, name) in catalog.aliases
 
     async def describe_collection(self, database: str, name: str) -> CollectionInfo:
-        found = self._find(database, name)
-        state, percent = await self.load_state(database, name)
+        found = await self._newest(database, name)
+        state, percent = await self._load_state(found, ())
+        facts = await self._facts(found)
         return CollectionInfo(
             database=found.database,
             name=found.name,
@@ -156,7 +187,7 @@ class Database:
             shards=len(found.shards),
             partitions=list(found.partitions),
             aliases=self._node.catalog.aliases_of(found.collection_id),
-            indexes=[self._index_info(found, one) for one in found.indexes.values()],
+            indexes=[_index_info(one, facts) for one in found.indexes.values()],
             consistency=Consistency(found.consistency),
             properties=found.properties,
             load_state=state,
@@ -165,77 +196,91 @@ class Database:
         )
 
     async def rename_collection(self, database: str, name: str, new_name: str, new_database: str) -> None:
-        await self._node.control.change(RenameCollection(database, name, new_database or database, new_name))
+        await self._router.control_change(RenameCollection(database, name, new_database or database, new_name))
 
     async def drop_collection(self, database: str, name: str) -> None:
-        await self._node.ddl("drop_collection", database, name, {})
+        await self._router.ddl("drop_collection", database, name, {})
 
     async def truncate_collection(self, database: str, name: str) -> None:
-        await self._node.ddl("truncate_collection", database, self._find(database, name).name, {})
+        await self._router.ddl("truncate_collection", database, (await self._find(database, name)).name, {})
 
     async def load(self, database: str, name: str, partitions: Sequence[str] = ()) -> None:
-        await self._node.ddl("load", database, self._find(database, name).name, {"partitions": list(partitions)})
+        await self._router.ddl(
+            "load", database, (await self._find(database, name)).name, {"partitions": list(partitions)}
+        )
 
     async def release(self, database: str, name: str, partitions: Sequence[str] = ()) -> None:
-        await self._node.ddl("release", database, self._find(database, name).name, {"partitions": list(partitions)})
+        await self._router.ddl(
+            "release", database, (await self._find(database, name)).name, {"partitions": list(partitions)}
+        )
 
     async def load_state(self, database: str, name: str, partitions: Sequence[str] = ()) -> tuple[LoadState, int]:
-        found = self._find(database, name)
+        return await self._load_state(await self._newest(database, name), partitions)
+
+    async def _load_state(self, found: Collection, partitions: Sequence[str]) -> tuple[LoadState, int]:
         wanted = [found.partition(one) for one in partitions]
         if not found.is_loaded or (found.loaded is not None and not found.loaded.issuperset(wanted)):
             return LoadState.NOT_LOADED, 0
-        segments = [
-            one.segment
-            for _, state, _ in self._states(found)
-            for one in state.stored.values()
-            if state.is_loaded(one.segment.partition_id) and (not wanted or one.segment.partition_id in wanted)
-        ]
-        ready = sum(not one.released for one in segments)
-        if ready == len(segments):
+        ready = total = 0
+        for facts in await self._facts(found, here_first=True):
+            for partition_id, ready_here, total_here in facts["loading"]:
+                if not wanted or partition_id in wanted:
+                    ready += ready_here
+                    total += total_here
+        if ready == total:
             return LoadState.LOADED, 100
-        return LoadState.LOADING, ready * 100 // len(segments)
+        return LoadState.LOADING, ready * 100 // total
 
     async def row_count(self, database: str, name: str, partition: str = "") -> int:
-        found = self._find(database, name)
-        chosen = frozenset({found.partition(partition)}) if partition else None
-        return await self._reader.row_count(found, chosen)
+        async def count(found: Collection) -> int:
+            chosen = frozenset({found.partition(partition)}) if partition else None
+            return await self._reader.row_count(found, chosen)
+
+        return await self._with(database, name, count)
 
     async def flush(self, database: str, name: str) -> None:
+        found = await self._find(database, name)
+        asked = {"collection": found.collection_id}
+        await asyncio.gather(
+            *(
+                self._router.ask_leader(FLUSH_METHOD, shard_id, asked, self._flush_here)
+                for shard_id in sorted(set(found.shards))
+            )
+        )
+
+    async def _flush_here(self, shard_id: ShardId, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Seal the collection in a shard that this node leads; return when all that is sealed is in chunks."""
         self._node.check_writable()
-        found = self._find(database, name)
-        for shard_id in sorted(set(found.shards)):
-            host = self._node.shards[shard_id]
-            waiting = self._unflushed(host.machine, found)
-            outcome = await host.change(Seal(found.collection_id, None))
-            waiting |= set(_ids(outcome["segments"]))
+        host = self._node.shards[shard_id]
+        collection_id = CollectionId(asked["collection"])
+        waiting = _unflushed(host.machine, collection_id)
+        outcome = await host.change(Seal(collection_id, None))
+        waiting |= set(_ids(outcome["segments"]))
 
-            def flushed(shard: Shard = host.machine, waiting: frozenset[int] = frozenset(waiting)) -> bool:
-                return not waiting & self._unflushed(shard, found)
+        def is_over() -> bool:
+            return not host.is_leader or not waiting & _unflushed(host.machine, collection_id)
 
-            await self._node.upkeep[shard_id].until(flushed)
-
-    @staticmethod
-    def _unflushed(shard: Shard, collection: Collection) -> set[int]:
-        state = shard.collections.get(collection.collection_id)
-        if state is None:
-            return set()
-        return {segment_id for segment_id, one in state.stored.items() if not one.is_flushed}
+        while not is_over():
+            with contextlib.suppress(TimeoutError):  # losing the lead changes no segment, and wakes nobody
+                await asyncio.wait_for(self._node.upkeep[shard_id].until(is_over), LOOK_S)
+        if not host.is_leader:
+            raise NoLeader(f"shard {shard_id} changed its leader while it was flushed")
+        return {}
 
     async def compact(self, database: str, name: str) -> int:
-        found = self._find(database, name)
-        job_id = self._node.hybrid.stamp()
-        upkeeps = [self._node.upkeep[shard_id] for shard_id in sorted(set(found.shards))]
+        found = await self._find(database, name)
+        job_id = int(self._node.hybrid.stamp())
+        until_s = self._node.seams.clock.monotonic_s() + COMPACT_S_MAX
+        asked = {"collection": found.collection_id}
 
         async def run() -> None:
-            try:
-                for upkeep in upkeeps:
-                    await upkeep.compact_now(found.collection_id)
-                await self._node.checkpoint()
-                await self._node.give_back_space()
-            except OSError as error:
-                self._node.note_store_error(error)
-            except AnnulusError as error:
-                log.warning("compaction ends early collection=%s: %s", name, error)
+            for shard_id in sorted(set(found.shards)):
+                try:
+                    await self._router.ask_leader(
+                        COMPACT_METHOD, shard_id, asked, self._compact_here, deadline_s=until_s
+                    )
+                except AnnulusError as error:
+                    log.warning("compaction ends early collection=%s shard=%d: %s", name, shard_id, error)
 
         task = asyncio.get_running_loop().create_task(run())
         self._compactions[job_id] = task
@@ -244,73 +289,94 @@ class Database:
         self._node.keep(task)
         return job_id
 
+    async def _compact_here(self, shard_id: ShardId, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Compact the collection in a shard that this node leads, and give the room back."""
+        try:
+            await self._node.upkeep[shard_id].compact_now(CollectionId(asked["collection"]))
+            await self._node.checkpoint()
+            await self._node.give_back_space()
+        except OSError as error:
+            self._node.note_store_error(error)
+        return {}
+
     async def compaction_state(self, job_id: int) -> tuple[str, int, int]:
+        state = self._job(job_id)
+        mesh = self._node.mesh
+        if state != UNKNOWN_JOB or mesh is None:
+            return state
+        peers = [one for one in self._node.settings.node.members if one != self._node.settings.node.name]
+        calls = (mesh.call(one, JOB_METHOD, {"job": job_id}, timeout_s=ASK_S) for one in peers if mesh.is_up(one))
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if not isinstance(answer, BaseException) and tuple(answer[0]["state"]) != UNKNOWN_JOB:
+                name, executing, done = answer[0]["state"]
+                return name, executing, done
+        return UNKNOWN_JOB
+
+    def _job(self, job_id: int) -> tuple[str, int, int]:
         task = self._compactions.get(job_id)
         if task is None:
-            return "UndefiedState", 0, 0
-        if task.done():
-            return "Completed", 0, 1
-        return "Executing", 1, 0
+            return UNKNOWN_JOB
+        return ("Completed", 0, 1) if task.done() else ("Executing", 1, 0)
+
+    async def _serve_job(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Reply:
+        return {"state": list(self._job(arguments["job"]))}, ()
 
     async def alter_collection(
         self, database: str, name: str, changed: Mapping[str, str], dropped: Sequence[str]
     ) -> None:
         request = {"changed": dict(changed), "dropped": list(dropped)}
-        await self._node.ddl("alter_collection", database, self._find(database, name).name, request)
+        await self._router.ddl("alter_collection", database, (await self._find(database, name)).name, request)
 
     async def describe_segments(self, collection_id: int, segment_ids: Sequence[int]) -> list[Mapping[str, Any]]:
-        found = []
-        for host in self._node.shards.values():
-            for state in host.machine.collections.values():
-                if state.collection_id == collection_id:
-                    found += [
-                        one
-                        for one in _segments_of(host.machine, state)
-                        if not segment_ids or one["segmentID"] in segment_ids
-                    ]
-        return found
+        await self._router.refresh_catalog()
+        found = self._node.catalog.collections.get(CollectionId(collection_id))
+        if found is None:
+            return []
+        return [
+            segment
+            for facts in await self._facts(found, segments=True)
+            for segment in facts["segments"]
+            if not segment_ids or segment["segmentID"] in segment_ids
+        ]
 
     # partitions
 
     async def create_partition(self, database: str, collection: str, partition: str) -> None:
-        name = self._find(database, collection).name
-        await self._node.ddl("create_partition", database, name, {"partition": partition})
+        name = (await self._find(database, collection)).name
+        await self._router.ddl("create_partition", database, name, {"partition": partition})
 
     async def drop_partition(self, database: str, collection: str, partition: str) -> None:
-        name = self._find(database, collection).name
-        await self._node.ddl("drop_partition", database, name, {"partition": partition})
+        name = (await self._find(database, collection)).name
+        await self._router.ddl("drop_partition", database, name, {"partition": partition})
 
     async def has_partition(self, database: str, collection: str, partition: str) -> bool:
-        return partition in self._find(database, collection).partitions
+        return partition in (await self._newest(database, collection)).partitions
 
     async def list_partitions(self, database: str, collection: str) -> list[str]:
-        return list(self._find(database, collection).partitions)
+        return list((await self._newest(database, collection)).partitions)
 
     # indexes
 
     async def create_index(self, database: str, collection: str, request: IndexRequest) -> None:
-        found = self._find(database, collection)
+        found = await self._find(database, collection)
         index = self._index_def(found.schema, request)
-        await self._node.ddl("create_index", database, found.name, {"index": _plain_index(index)})
+        await self._router.ddl("create_index", database, found.name, {"index": _plain_index(index)})
 
     async def drop_index(self, database: str, collection: str, index_name: str) -> None:
-        name = self._find(database, collection).name
-        await self._node.ddl("drop_index", database, name, {"index_name": index_name})
+        name = (await self._find(database, collection)).name
+        await self._router.ddl("drop_index", database, name, {"index_name": index_name})
 
     async def describe_index(self, database: str, collection: str, index_name: str) -> IndexInfo:
-        found = self._find(database, collection)
-        index = found.indexes.get(index_name)
-        if index is None:
-            raise IndexNotFound(index_name)
-        return self._index_info(found, index)
+        found = await self._newest(database, collection)
+        return _index_info(found.index(index_name), await self._facts(found))
 
     async def list_indexes(self, database: str, collection: str) -> list[str]:
-        return list(self._find(database, collection).indexes)
+        return list((await self._newest(database, collection)).indexes)
 
     async def alter_index(
         self, database: str, collection: str, index_name: str, changed: Mapping[str, str], dropped: Sequence[str]
     ) -> None:
-        found = self._find(database, collection)
+        found = await self._newest(database, collection)
         if index_name not in found.indexes:
             raise IndexNotFound(index_name)
         for name in (*changed, *dropped):
@@ -319,20 +385,21 @@ class Database:
                     f"{name} is not configable index property; these are: "
                     f"{', '.join(sorted(ALTERABLE_INDEX_PROPERTIES))}"
                 )
-        await self._node.control.change(AlterIndex(database, found.name, index_name, dict(changed), list(dropped)))
+        await self._router.control_change(AlterIndex(database, found.name, index_name, dict(changed), list(dropped)))
 
     # aliases
 
     async def create_alias(self, database: str, collection: str, alias: str) -> None:
-        await self._node.control.change(CreateAlias(database, collection, alias))
+        await self._router.control_change(CreateAlias(database, collection, alias))
 
     async def alter_alias(self, database: str, collection: str, alias: str) -> None:
-        await self._node.control.change(CreateAlias(database, collection, alias, True))
+        await self._router.control_change(CreateAlias(database, collection, alias, True))
 
     async def drop_alias(self, database: str, alias: str) -> None:
-        await self._node.control.change(DropAlias(database, alias))
+        await self._router.control_change(DropAlias(database, alias))
 
     async def describe_alias(self, database: str, alias: str) -> str:
+        await self._router.refresh_catalog()
         catalog = self._node.catalog
         catalog.database(database)
         found = catalog.aliases.get((database, alias))
@@ -341,6 +408,7 @@ class Database:
         return catalog.collections[found].name
 
     async def list_aliases(self, database: str, collection: str = "") -> list[str]:
+        await self._router.refresh_catalog()
         catalog = self._node.catalog
         catalog.database(database)
         if collection:
@@ -350,39 +418,49 @@ class Database:
     # rows
 
     async def collection_schema(self, database: str, collection: str) -> CollectionSchema:
-        return self._find(database, collection).schema
+        return (await self._find(database, collection)).schema
 
     async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:
-        return await self._writer.insert(self._find(database, collection), batch, partition)
+        return await self._with(database, collection, lambda found: self._writer.insert(found, batch, partition))
 
     async def upsert(
         self, database: str, collection: str, batch: Batch, partition: str = "", *, partial: bool = False
     ) -> WriteResult:
-        return await self._writer.upsert(self._find(database, collection), batch, partition, partial=partial)
+        async def upsert(found: Collection) -> WriteResult:
+            return await self._writer.upsert(found, batch, partition, partial=partial)
+
+        return await self._with(database, collection, upsert)
 
     async def delete(
         self, database: str, collection: str, filter: str, params: Mapping[str, Any], partition: str = ""
     ) -> int:
-        found = self._find(database, collection)
-        row_filter = compile_filter(filter, found.schema, params)
-        if row_filter.always_true:
-            raise FilterError("delete needs a filter; to remove all rows use collections/truncate")
-        chosen = frozenset({found.partition(partition)}) if partition else None
-        keys = await self._reader.matching_keys(found, row_filter, chosen)
-        if len(keys) == 0:
-            return 0
-        return await self._writer.delete_keys(found, keys, None if chosen is None else sorted(chosen))
+        options = ReadOptions(filter=filter, params=params)
+
+        async def delete(found: Collection) -> int:
+            row_filter = compile_filter(filter, found.schema, params)
+            if row_filter.always_true:
+                raise FilterError("delete needs a filter; to remove all rows use collections/truncate")
+            chosen = frozenset({found.partition(partition)}) if partition else None
+            keys = await self._reader.matching_keys(found, row_filter, options, chosen)
+            if len(keys) == 0:
+                return 0
+            return await self._writer.delete_keys(found, keys, None if chosen is None else sorted(chosen))
+
+        return await self._with(database, collection, delete)
 
     async def get(self, database: str, collection: str, ids: Sequence[int | str], options: ReadOptions) -> Rows:
-        return await self._reader.get(self._find(database, collection), ids, options)
+        return await self._with(database, collection, lambda found: self._reader.get(found, ids, options))
 
     async def query(self, database: str, collection: str, options: ReadOptions, *, limit: int, offset: int) -> Rows:
-        return await self._reader.query(self._find(database, collection), options, limit=limit, offset=offset)
+        async def query(found: Collection) -> Rows:
+            return await self._reader.query(found, options, limit=limit, offset=offset)
+
+        return await self._with(database, collection, query)
 
     async def search(
         self, database: str, collection: str, request: SearchRequest, options: ReadOptions
     ) -> SearchResult:
-        return await self._reader.search(self._find(database, collection), request, options)
+        return await self._with(database, collection, lambda found: self._reader.search(found, request, options))
 
     # operations
 
@@ -390,7 +468,6 @@ class Database:
         node = self._node
         catalog = node.catalog
         ready, total = node.loading
-        placement = place([node.settings.node.name], len(node.shards), 1)
         return {
             "node": node.settings.node.name,
             "read_only": node.read_only_reason,
@@ -401,8 +478,8 @@ class Database:
             "shards": [
                 {
                     "shard": shard_id,
-                    "leader": host.raft.leader,
-                    "replicas": list(placement[shard_id]),
+                    "leader": host.leader,
+                    "replicas": list(node.replicas_of(shard_id)),
                     "term": host.raft.term,
                     "position": host.machine.position,
                     "checkpoint": node.upkeep[shard_id].checkpoint_position,
@@ -415,7 +492,11 @@ class Database:
         }
 
     def _collection_status(self, one: Collection) -> Mapping[str, Any]:
-        states = [state for _, state, _ in self._states(one)]
+        states = [state for _, state in self._states(one)]
+        facts = [
+            {"indexes": [_index_facts(state, index_id, self._node.upkeep[shard_id]) for index_id in state.indexes]}
+            for shard_id, state in self._states(one)
+        ]
         segments = [segment for state in states for segment in state.segments()]
         return {
             "database": one.database,
@@ -433,52 +514,88 @@ class Database:
                 for state in states
                 for stored in state.stored.values()
             ),
-            "indexes": [_index_status(self._index_info(one, index)) for index in one.indexes.values()],
+            "indexes": [_index_status(_index_info(index, facts)) for index in one.indexes.values()],
         }
 
-    def _find(self, database: str, name: str) -> Collection:
+    # names
+
+    async def _find(self, database: str, name: str) -> Collection:
+        """Return the collection of this name; one that is not known here is looked up in the newest catalogue."""
+        try:
+            return self._node.catalog.find(database, name)
+        except BadRequest:
+            if self._node.mesh is None or not await self._router.refresh_catalog():
+                raise
+            return self._node.catalog.find(database, name)
+
+    async def _newest(self, database: str, name: str) -> Collection:
+        """Return the collection as the newest catalogue that can be had knows it."""
+        await self._router.refresh_catalog()
         return self._node.catalog.find(database, name)
 
-    def _states(self, collection: Collection) -> list[tuple[Shard, CollectionState, Upkeep]]:
+    async def _with(self, database: str, name: str, work: Callable[[Collection], Awaitable[T]]) -> T:
+        """Return `work(collection)`; what is refused once is tried again if the newest catalogue says otherwise."""
+        found = await self._find(database, name)
+        try:
+            return await work(found)
+        except BadRequest:
+            if self._node.mesh is None or not await self._router.refresh_catalog():
+                raise
+            again = self._node.catalog.find(database, name)
+            if again == found:
+                raise
+            return await work(again)
+
+    # what a shard knows of a collection
+
+    async def _facts(
+        self, collection: Collection, *, segments: bool = False, here_first: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return what the shards know of the collection: their leaders, or the replicas here if they do not answer."""
+        asked = {"collection": collection.collection_id, "segments": segments}
+        deadline_s = min(self._router.deadline_s(), self._node.seams.clock.monotonic_s() + ASK_S)
+
+        async def one(shard_id: ShardId) -> dict[str, Any]:
+            if here_first and shard_id in self._node.shards:
+                return await self._facts_here(shard_id, asked)
+            try:
+                return await self._router.ask_leader(
+                    FACTS_METHOD, shard_id, asked, self._facts_here, deadline_s=deadline_s
+                )
+            except Unavailable:
+                if shard_id not in self._node.shards:
+                    raise
+                return await self._facts_here(shard_id, asked)
+
+        return await asyncio.gather(*(one(shard_id) for shard_id in sorted(set(collection.shards))))
+
+    async def _facts_here(self, shard_id: ShardId, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return plain facts of a collection in the replica here: loading, indexes, and its segments if asked."""
+        shard, upkeep = self._node.shards[shard_id].machine, self._node.upkeep[shard_id]
+        state = shard.collections.get(CollectionId(asked["collection"]))
+        if state is None:
+            return {"loading": [], "indexes": [], "segments": []}
+        loading: dict[PartitionId, list[int]] = {}
+        for one in state.stored.values():
+            if state.is_loaded(one.segment.partition_id):
+                counts = loading.setdefault(one.segment.partition_id, [0, 0])
+                counts[0] += not one.segment.released
+                counts[1] += 1
+        return {
+            "loading": [[partition_id, *counts] for partition_id, counts in loading.items()],
+            "indexes": [_index_facts(state, index_id, upkeep) for index_id in state.indexes],
+            "segments": _segments_of(shard, state) if asked["segments"] else [],
+        }
+
+    def _states(self, collection: Collection) -> list[tuple[ShardId, CollectionState]]:
+        """Return the collection's shards that are here, as they have it."""
         found = []
         for shard_id in sorted(set(collection.shards)):
-            shard = self._node.shards[shard_id].machine
-            state = shard.collections.get(collection.collection_id)
+            host = self._node.shards.get(shard_id)
+            state = None if host is None else host.machine.collections.get(collection.collection_id)
             if state is not None:
-                found.append((shard, state, self._node.upkeep[shard_id]))
+                found.append((shard_id, state))
         return found
-
-    def _index_info(self, collection: Collection, index: IndexDef) -> IndexInfo:
-        """Return the index with its progress over sealed segments; growing rows are not counted, as in Milvus."""
-        total = indexed = 0
-        building = False
-        failure = ""
-        for _, state, upkeep in self._states(collection):
-            wanted = state.indexes.get(index.index_id)
-            for stored in state.stored.values():
-                rows = stored.segment.rows
-                total += rows
-                key = (stored.segment.segment_id, index.index_id)
-                failure = failure or upkeep.failures.get(key, "")
-                if not stored.is_flushed or (wanted and wanted in upkeep.wanted_indexes(state, stored)):
-                    building = True
-                    progress = upkeep.builds.get(key)
-                    indexed += int(rows * progress.fraction) if progress else 0
-                elif key not in upkeep.failures:
-                    indexed += rows
-        state_name = IndexState.FAILED if failure else IndexState.IN_PROGRESS if building else IndexState.FINISHED
-        return IndexInfo(
-            index_name=index.name,
-            field_name=index.field_name,
-            index_type=index.index_type,
-            metric_type=index.metric_type,
-            params={**index.params, **index.properties},
-            state=state_name,
-            total_rows=total,
-            indexed_rows=indexed,
-            pending_rows=total - indexed,
-            fail_reason=failure,
-        )
 
     @staticmethod
     def _index_def(schema: CollectionSchema, request: IndexRequest) -> IndexDef:
@@ -506,6 +623,53 @@ class Database:
         return IndexDef(
             IndexId(0), name, target.id, target.name, str(spec.index_type), str(spec.metric), spec.to_dict(), params
         )
+
+
+def _index_facts(state: CollectionState, index_id: IndexId, upkeep: Upkeep) -> list[Any]:
+    """Return [index id, rows, rows indexed, whether it is building, why it failed] of the sealed segments here."""
+    total = indexed = 0
+    building = False
+    failure = ""
+    wanted = state.indexes[index_id]
+    for stored in state.stored.values():
+        rows = stored.segment.rows
+        total += rows
+        key = (stored.segment.segment_id, index_id)
+        failure = failure or upkeep.failures.get(key, "")
+        if not stored.is_flushed or wanted in upkeep.wanted_indexes(state, stored):
+            building = True
+            progress = upkeep.builds.get(key)
+            indexed += int(rows * progress.fraction) if progress else 0
+        elif key not in upkeep.failures:
+            indexed += rows
+    return [index_id, total, indexed, building, failure]
+
+
+def _index_info(index: IndexDef, shards: Sequence[Mapping[str, Any]]) -> IndexInfo:
+    """Return the index with its progress over sealed segments; growing rows are not counted, as in Milvus."""
+    mine = [facts for shard in shards for facts in shard["indexes"] if facts[0] == index.index_id]
+    total, indexed = sum(facts[1] for facts in mine), sum(facts[2] for facts in mine)
+    failure = next((facts[4] for facts in mine if facts[4]), "")
+    building = any(facts[3] for facts in mine)
+    return IndexInfo(
+        index_name=index.name,
+        field_name=index.field_name,
+        index_type=index.index_type,
+        metric_type=index.metric_type,
+        params={**index.params, **index.properties},
+        state=IndexState.FAILED if failure else IndexState.IN_PROGRESS if building else IndexState.FINISHED,
+        total_rows=total,
+        indexed_rows=indexed,
+        pending_rows=total - indexed,
+        fail_reason=failure,
+    )
+
+
+def _unflushed(shard: Shard, collection_id: CollectionId) -> set[int]:
+    state = shard.collections.get(collection_id)
+    if state is None:
+        return set()
+    return {segment_id for segment_id, one in state.stored.items() if not one.is_flushed}
 
 
 def _plain_index(index: IndexDef) -> dict[str, Any]:

@@ -1,50 +1,65 @@
 """Reads: views of the segments concerned, one call of a worker thread, rows out.
 
+A read is answered here as far as the replicas here are fresh enough (`node/freshness.py`), and by other nodes for the
+other shards (`node/subread.py`); what comes back becomes one answer. Where every shard is here and fresh, which is the
+rule, there is one snapshot, one call of the engine and nothing to merge.
+
 Searches that differ only in their vectors and wait at the same moment are answered by one call of the engine: while
 batches of them run, the next one gathers. A batch takes its views when it starts, which is after each of its requests
-came in, so each sees every write that was acknowledged before it.
+was found to be, or had waited until it was, answerable by the replicas here; so each sees what it must.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.catalog import Collection
 from index.spec import IndexSpec, SpecError, parse_search_params
+from node.calls import Answer as Reply
+from node.freshness import Freshness, Need, Needs
 from node.metrics import PlanKind
+from node.network import Link
 from node.node import Node
-from node.service import ReadOptions, Rows, SearchRequest, SearchResult
+from node.route import PATIENCE_S, name_of, one_error
+from node.scope import Ticks, current
+from node.service import Consistency, ReadOptions, Rows, SearchRequest, SearchResult
+from node.subread import Answer, Kind, Nearness, Question, merge_answers
 from storage.columns import Batch, VectorColumn
 from storage.errors import (
     BadJson,
     BadPrimaryKey,
+    BadRequest,
+    CollectionNotFound,
     CollectionNotLoaded,
     FieldNotFound,
     InvalidParameter,
     MissingParameter,
+    NotFresh,
     PartitionNotLoaded,
+    SnapshotGone,
+    Unavailable,
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.search import (
     Refs,
-    Step,
     VectorQuery,
     count,
     fetch,
     find_keys,
+    inserted_ticks,
     query,
     search,
 )
-from storage.types import CollectionId, FieldId, PartitionId, Tick
+from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
 from storage.view import SegmentView, empty_column
 
 BATCHES_MAX: Final = 1
@@ -53,6 +68,13 @@ interpreter, and each engine call has fewer queries."""
 FILTERS_KEPT: Final = 256
 FILTER_CHARS_KEPT_MAX: Final = 4_096
 COUNT: Final = "count(*)"
+READ_METHOD: Final = "shard/read"
+SMALL_ROWS_MAX: Final = 256
+"""Answers of at most so many rows without vectors travel with the small calls, not behind chunks."""
+STRONG: Final = Consistency.STRONG
+NO_OPTIONS: Final = ReadOptions()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,10 @@ class Snapshot:
     views: Sequence[SegmentView]
     tick: Tick
     expire_before: Tick
+    ticks: Ticks
+    """As of which tick each shard is seen."""
+    is_known: bool = True
+    """Whether a shard has the collection at all."""
 
     def fetch(self, refs: Refs, field_ids: Sequence[FieldId]) -> Batch:
         """Return these fields of rows that were found in this snapshot."""
@@ -87,13 +113,13 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one search found: `counts[i]` rows of query i, all rows and their scores one query after the other."""
+class _Target:
+    """What is read here: a collection's shards, as they are or as of a tick."""
 
-    counts: Sequence[int]
-    scores: npt.NDArray[np.float32]
-    batch: Batch
-    steps: Sequence[Step]
+    collection_id: CollectionId
+    schema: CollectionSchema
+    shards: tuple[ShardId, ...]
+    at: Tick | None = None
 
 
 @dataclass
@@ -108,12 +134,15 @@ class _Gathering:
 
 
 class Reader:
-    """Answers queries and searches of this node's shards. One per node."""
+    """Answers queries and searches, for the clients of this node and for other nodes. One per node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._fresh = Freshness(node)
         self._filters: OrderedDict[tuple[CollectionId, int, str], CompiledFilter] = OrderedDict()
         self._gathering: dict[Hashable, _Gathering] = {}
+        if node.mesh is not None:
+            node.mesh.serve(READ_METHOD, self._serve)
 
     # searches
 
@@ -130,21 +159,19 @@ class Reader:
             raise InvalidParameter(str(error)) from error
         row_filter = self.compile(collection, options)
         vectors = await self._query_vectors(collection, anns_field, request, options)
-        asked = VectorQuery(
-            queries=vectors,
-            field_id=anns_field.id,
-            metric=spec.metric,
-            limit=wanted,
-            tick=Tick(0),
-            params=params,
-            filter=None if row_filter.always_true else row_filter,
-            explain=True,
+        question = Question(
+            Kind.SEARCH,
+            collection.collection_id,
+            partitions,
+            not options.ignore_growing,
+            options.filter,
+            options.params,
+            tuple(output.field_ids(collection.schema)),
+            request.limit,
+            request.offset,
+            near=Nearness(vectors, anns_field.id, spec.metric, params),
         )
-        kind = (
-            collection.collection_id, partitions, anns_field.id, wanted, params, options.filter, options.ignore_growing,
-            repr(options.params) if options.params else "", tuple(output.field_ids(collection.schema)), request.offset,
-        )  # fmt: skip
-        answer = await self._gather(kind, collection, partitions, options, asked, output, request.offset)
+        answer = await self._ask(collection, question, row_filter, options)
         for step in answer.steps:
             self._node.metrics.searched(PlanKind(step.plan))
         scores = answer.scores
@@ -153,64 +180,11 @@ class Reader:
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
         return SearchResult(self._rows(collection.schema, answer.batch, output, explain=explain), scores, answer.counts)
 
-    async def _gather(
-        self,
-        kind: Hashable,
-        collection: Collection,
-        partitions: frozenset[PartitionId] | None,
-        options: ReadOptions,
-        asked: VectorQuery,
-        output: Output,
-        offset: int,
-    ) -> Answer:
-        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        gathering = self._gathering.get(kind)
-        if gathering is None:
-            gathering = self._gathering[kind] = _Gathering(asked, output.field_ids(collection.schema), offset)
-        gathering.waiting.append((asked.queries, waiter))
-        if gathering.running < BATCHES_MAX:
-            gathering.running += 1
-            task = asyncio.get_running_loop().create_task(
-                self._run_gathered(kind, gathering, collection, partitions, options.ignore_growing)
-            )
-            self._node.keep(task)
-        return await waiter
-
-    async def _run_gathered(
-        self,
-        kind: Hashable,
-        gathering: _Gathering,
-        collection: Collection,
-        partitions: frozenset[PartitionId] | None,
-        ignore_growing: bool,
-    ) -> None:
-        try:
-            while gathering.waiting:
-                batch, gathering.waiting = gathering.waiting, []
-                batch = [one for one in batch if not one[1].done()]  # whose client has gone
-                if not batch:
-                    continue
-                try:
-                    seen = self.snapshot(collection, partitions, growing=not ignore_growing)
-                    answers = await self._node.read(_search_and_fetch, seen, gathering, [one for one, _ in batch])
-                except Exception as error:  # whatever it is, those who wait must hear of it
-                    for _, waiter in batch:
-                        if not waiter.done():
-                            waiter.set_exception(error)
-                else:
-                    for (_, waiter), answer in zip(batch, answers, strict=True):
-                        if not waiter.done():
-                            waiter.set_result(answer)
-        finally:
-            gathering.running -= 1
-            if not gathering.running and self._gathering.get(kind) is gathering:
-                del self._gathering[kind]
-
     async def _query_vectors(
         self, collection: Collection, anns_field: FieldSchema, request: SearchRequest, options: ReadOptions
     ) -> npt.NDArray[np.float32]:
         if request.ids is not None:
-            return await self._stored_vectors(collection, anns_field, request.ids)
+            return await self._stored_vectors(collection, anns_field, request.ids, options)
         vectors = request.vectors
         if vectors is None or len(vectors) == 0:
             raise MissingParameter("missing required parameters, error: either data or ids must be given")
@@ -222,12 +196,13 @@ class Reader:
         return vectors
 
     async def _stored_vectors(
-        self, collection: Collection, anns_field: FieldSchema, ids: Sequence[int | str]
+        self, collection: Collection, anns_field: FieldSchema, ids: Sequence[int | str], options: ReadOptions
     ) -> npt.NDArray[np.float32]:
         keys = typed_keys(collection.schema.primary, ids)
-        seen = self.snapshot(collection, None)
-        found = await self._node.read(_find_and_fetch, seen, keys, [collection.schema.primary.id, anns_field.id])
-        at = {key: i for i, key in enumerate(key_list(batch_keys(found, collection.schema.primary.id)))}
+        primary = collection.schema.primary.id
+        question = Question(Kind.GET, collection.collection_id, field_ids=(primary, anns_field.id), keys=keys)
+        found = (await self._ask(collection, question, None, options)).batch
+        at = {key: i for i, key in enumerate(key_list(batch_keys(found, primary)))}
         missing = [key for key in key_list(keys) if key not in at]
         if missing:
             raise InvalidParameter(f"primary keys not found: {', '.join(map(str, missing[:10]))}")
@@ -241,64 +216,286 @@ class Reader:
         """Return the rows that match, by primary key ascending; limit 0 means all."""
         partitions = _readable_partitions(collection, options.partitions)
         row_filter = self.compile(collection, options)
-        growing = not options.ignore_growing
-        seen = self.snapshot(collection, partitions, growing=growing)
+        asked = (collection.collection_id, partitions, not options.ignore_growing, options.filter, options.params)
         if [name.replace(" ", "").lower() for name in options.output_fields] == [COUNT]:
-            rows = await self._node.read(_count, seen, row_filter)
-            return Rows(collection.schema, Batch({}, 0), (), count=rows)
+            answer = await self._ask(collection, Question(Kind.COUNT, *asked), row_filter, options)
+            return Rows(collection.schema, Batch({}, 0), (), count=answer.count)
         output = resolve_output(collection.schema, options.output_fields)
-        batch = await self._node.read(
-            _query_and_fetch, seen, row_filter, limit or None, offset, self._columns(collection, output)
-        )
-        return self._rows(collection.schema, batch, output)
+        columns = tuple(output.field_ids(collection.schema))
+        question = Question(Kind.QUERY, *asked, columns, limit or None, offset)
+        answer = await self._ask(collection, question, row_filter, options)
+        return self._rows(collection.schema, answer.batch, output)
 
     async def get(self, collection: Collection, ids: Sequence[int | str], options: ReadOptions) -> Rows:
         """Return the rows with these primary keys; keys without a row are skipped."""
         partitions = _readable_partitions(collection, options.partitions)
         keys = typed_keys(collection.schema.primary, ids)
         output = resolve_output(collection.schema, options.output_fields)
-        seen = self.snapshot(collection, partitions)
-        batch = await self._node.read(_find_and_fetch, seen, keys, self._columns(collection, output))
-        return self._rows(collection.schema, batch, output)
+        columns = tuple(output.field_ids(collection.schema))
+        question = Question(Kind.GET, collection.collection_id, partitions, field_ids=columns, keys=keys)
+        answer = await self._ask(collection, question, None, options)
+        return self._rows(collection.schema, answer.batch, output)
 
     async def matching_keys(
-        self, collection: Collection, row_filter: CompiledFilter, partitions: frozenset[PartitionId] | None
+        self,
+        collection: Collection,
+        row_filter: CompiledFilter,
+        options: ReadOptions,
+        partitions: frozenset[PartitionId] | None,
     ) -> Keys:
-        """Return the primary keys of the rows that match: what a delete by filter deletes."""
-        seen = self.snapshot(collection, partitions)
+        """Return the primary keys of the rows that match now: what a delete by filter deletes."""
         primary = collection.schema.primary.id
-        batch = await self._node.read(_query_and_fetch, seen, row_filter, None, 0, [primary])
-        return batch_keys(batch, primary)
+        question = Question(
+            Kind.QUERY, collection.collection_id, partitions, True, options.filter, options.params, (primary,)
+        )
+        return batch_keys((await self._ask(collection, question, row_filter, options, STRONG)).batch, primary)
+
+    async def stored_rows(self, collection: Collection, keys: Keys) -> tuple[Batch, npt.NDArray[np.int64]]:
+        """Return the rows with these primary keys that are there now, all their fields, and their insert ticks."""
+        columns = tuple(one.id for one in collection.schema.fields)
+        question = Question(Kind.GET, collection.collection_id, field_ids=columns, keys=keys)
+        answer = await self._ask(collection, question, None, NO_OPTIONS, STRONG)
+        return answer.batch, answer.inserted
 
     async def row_count(self, collection: Collection, partitions: frozenset[PartitionId] | None) -> int:
         """Return the number of live rows."""
-        seen = self.snapshot(collection, partitions)
-        return await self._node.read(_count, seen, None)
+        question = Question(Kind.COUNT, collection.collection_id, partitions)
+        return (await self._ask(collection, question, None, NO_OPTIONS, STRONG)).count
 
-    def snapshot(
-        self, collection: Collection, partitions: frozenset[PartitionId] | None, *, growing: bool = True
-    ) -> Snapshot:
-        """Return what a read that begins now sees: everything acknowledged before."""
+    # here and elsewhere
+
+    async def _ask(
+        self,
+        collection: Collection,
+        question: Question,
+        row_filter: CompiledFilter | None,
+        options: ReadOptions,
+        level: Consistency | None = None,
+    ) -> Answer:
+        """Return the answer of the collection's shards at the request's level, or this one."""
+        needs = self._fresh.needs(collection, options, level)
+        deadline_s = self._node.router.deadline_s()
+        if all(self._fresh.is_ready(shard_id, need) for shard_id, need in needs.items()):
+            answer = await self._here(question, collection.schema, row_filter, needs)
+        else:
+            answer = await self._anywhere(question, collection.schema, row_filter, needs, deadline_s)
+        if not answer.is_known:
+            if level is STRONG or any(need.strong for need in needs.values()):
+                raise CollectionNotFound(collection.database, collection.name)
+            answer = Answer.nothing(question, collection.schema, answer.ticks)
+        scope = current.get()
+        if scope is not None:
+            scope.noted_read(answer.ticks)
+        return answer
+
+    async def _anywhere(
+        self,
+        question: Question,
+        schema: CollectionSchema,
+        row_filter: CompiledFilter | None,
+        needs: Needs,
+        deadline_s: float,
+    ) -> Answer:
+        """Let the replicas here that become fresh soon answer, and other nodes for the other shards."""
+        reached = await _all(self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())
+        here = {one: need for (one, need), is_fresh in zip(needs.items(), reached, strict=True) if is_fresh}
+        away: dict[tuple[str, ...], dict[ShardId, Need]] = {}
+        for shard_id, need in needs.items():
+            if shard_id not in here:
+                peers = self._node.router.replicas_elsewhere(shard_id, leader_first=need.strong)
+                away.setdefault(peers, {})[shard_id] = need
+        groups = [*([((), here)] if here else []), *away.items()]
+        part = question if len(groups) == 1 else question.part()
+        answers = await _all(
+            self._here_or_away(part, schema, row_filter, some, peers, deadline_s) for peers, some in groups
+        )
+        return answers[0] if len(groups) == 1 else merge_answers(question, schema, answers)
+
+    async def _here_or_away(
+        self,
+        question: Question,
+        schema: CollectionSchema,
+        row_filter: CompiledFilter | None,
+        needs: Needs,
+        peers: tuple[str, ...],
+        deadline_s: float,
+    ) -> Answer:
+        """Ask these peers, or the replicas here if there are none or they have become fresh meanwhile."""
+        give_up_s = min(deadline_s, self._node.seams.clock.monotonic_s() + PATIENCE_S)
+        attempt = 0
+        while True:
+            try:
+                if peers:
+                    return await self._away(question, needs, peers, deadline_s)
+                return await self._here(question, schema, row_filter, needs)
+            except (BadRequest, CollectionNotFound):
+                raise
+            except Unavailable as error:
+                attempt += 1
+                if not await self._node.router.pause(attempt, give_up_s):
+                    names = ", ".join(name_of(one) for one in needs)
+                    raise NotFresh(
+                        f"no replica of {names} answers that is as fresh as asked for: try again soon, or read with "
+                        f"consistencyLevel Eventually ({error})"
+                    ) from None
+            if all(await _all(self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())):
+                peers = ()
+            else:
+                first = next(iter(needs))
+                peers = self._node.router.replicas_elsewhere(first, leader_first=needs[first].strong)
+
+    async def _away(self, question: Question, needs: Needs, peers: tuple[str, ...], deadline_s: float) -> Answer:
+        """Return the answer of other nodes' replicas."""
+        blobs = question.to_blobs(needs)
+        rows = (question.limit or SMALL_ROWS_MAX + 1) * (1 if question.near is None else len(question.near.vectors))
+        small = (question.kind is Kind.COUNT or rows <= SMALL_ROWS_MAX) and sum(map(len, blobs)) < 64 << 10
+        _, found = await self._node.router.ask_any(
+            peers, READ_METHOD, {}, blobs, deadline_s=deadline_s, link=Link.SMALL if small else Link.BULK
+        )
+        return Answer.from_blobs(found)
+
+    async def _serve(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Reply:
+        """Answer another node from the replicas here, which it has chosen for being fresh, or nearly so."""
+        question, needs = Question.from_blobs(blobs)
+        deadline_s = self._node.router.deadline_s()
+        for shard_id, need in needs.items():
+            is_fresh = self._fresh.is_ready(shard_id, need)
+            if not is_fresh and not await self._fresh.reach(shard_id, need, deadline_s=deadline_s):
+                raise NotFresh(f"the replica of {name_of(shard_id)} is behind what is asked for")
+        machines = [self._node.shards[shard_id].machine for shard_id in needs]
+        states = (machine.collections.get(question.collection_id) for machine in machines)
+        schema = next((state.schema for state in states if state is not None), None)
+        if schema is None:
+            ticks = {shard_id: self._node.shards[shard_id].machine.tick for shard_id in needs}
+            return {}, Answer.nothing(question, None, ticks).to_blobs()
+        row_filter = self._compiled(question.collection_id, schema, question.filter, question.templates)
+        return {}, (await self._here(question, schema, row_filter, needs)).to_blobs()
+
+    # here
+
+    async def _here(
+        self, question: Question, schema: CollectionSchema, row_filter: CompiledFilter | None, needs: Needs
+    ) -> Answer:
+        """Return the answer of the replicas here, which are fresh enough. Raises NotFresh if one has gone."""
+        exactly = {shard_id: need.at for shard_id, need in needs.items() if need.at is not None}
+        if len(exactly) > 1:  # each shard has ticks of its own
+            part = question.part()
+            answers = await _all(self._here(part, schema, row_filter, {one: needs[one]}) for one in needs)
+            return merge_answers(question, schema, answers)
+        target = _Target(question.collection_id, schema, tuple(needs), next(iter(exactly.values()), None))
+        if question.near is not None:
+            return await self._gather(target, question, row_filter)
+        seen = self.snapshot(target, question.partitions, growing=question.growing)
+        if not seen.is_known:
+            return Answer.nothing(question, None, seen.ticks)
+        if question.kind is Kind.COUNT:
+            counted = await self._node.read(_count, seen, row_filter)
+            return replace(Answer.of_rows(Batch({}, 0), seen.ticks), count=counted)
+        columns: Sequence[FieldId] = question.field_ids
+        if question.kind is Kind.GET:
+            assert question.keys is not None, "a get has keys"
+            batch, inserted = await self._node.read(_find_and_fetch, seen, question.keys, columns)
+            return Answer.of_rows(batch, seen.ticks, inserted)
+        batch = await self._node.read(_query_and_fetch, seen, row_filter, question.limit, question.offset, columns)
+        return Answer.of_rows(batch, seen.ticks)
+
+    def snapshot(self, target: _Target, partitions: frozenset[PartitionId] | None, *, growing: bool = True) -> Snapshot:
+        """Return what a read that begins now sees: everything that the replicas here have applied, or as of a tick.
+
+        Raises NotFresh if a replica is not here any more, SnapshotGone if it no longer has what was there at the tick.
+        """
         views: list[SegmentView] = []
-        tick = Tick(0)
+        ticks: dict[ShardId, Tick] = {}
+        is_known = False
         expire_before = Tick(0)
         chosen = None if partitions is None else sorted(partitions)
-        for shard_id in sorted(set(collection.shards)):
-            shard = self._node.shards[shard_id].machine
-            views += shard.views(collection.collection_id, chosen, growing=growing)
-            tick = max(tick, shard.tick)
-            state = shard.collections.get(collection.collection_id)
-            if state is not None:
-                expire_before = state.expire_before(self._node.hybrid.stamp())
-        return Snapshot(collection.schema, views, tick, expire_before)
+        for shard_id in target.shards:
+            host = self._node.shards.get(shard_id)
+            if host is None or not host.is_whole:
+                raise NotFresh(f"the replica of {name_of(shard_id)} is being replaced")
+            shard = host.machine
+            ticks[shard_id] = shard.tick if target.at is None else target.at
+            state = shard.collections.get(target.collection_id)
+            if state is None:
+                continue
+            if target.at is not None and target.at < state.history_from:
+                raise SnapshotGone(
+                    f"the snapshot of {name_of(shard_id)} is no longer there: rows that were deleted after it have "
+                    "been removed for good; begin again without the snapshot token"
+                )
+            is_known = True
+            views += shard.views(target.collection_id, chosen, growing=growing)
+            expire_before = state.expire_before(target.at or self._node.hybrid.stamp())
+        tick = max(ticks.values())
+        return Snapshot(target.schema, views, tick, expire_before, ticks, is_known)
+
+    async def _gather(self, target: _Target, question: Question, row_filter: CompiledFilter | None) -> Answer:
+        near = question.near
+        assert near is not None and question.limit is not None, "a search has vectors and a limit"
+        kind = (
+            target.collection_id, target.shards, target.at, question.partitions, near.field_id, near.metric,
+            near.params, question.limit, question.offset, question.filter, question.growing,
+            repr(question.templates) if question.templates else "", question.field_ids,
+        )  # fmt: skip
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        gathering = self._gathering.get(kind)
+        if gathering is None:
+            asked = VectorQuery(
+                queries=near.vectors,
+                field_id=near.field_id,
+                metric=near.metric,
+                limit=question.limit + question.offset,
+                tick=Tick(0),
+                params=near.params,
+                filter=None if row_filter is None or row_filter.always_true else row_filter,
+                explain=True,
+            )
+            gathering = self._gathering[kind] = _Gathering(asked, question.field_ids, question.offset)
+        gathering.waiting.append((near.vectors, waiter))
+        if gathering.running < BATCHES_MAX:
+            gathering.running += 1
+            task = asyncio.get_running_loop().create_task(self._run_gathered(kind, gathering, target, question))
+            self._node.keep(task)
+        return await waiter
+
+    async def _run_gathered(self, kind: Hashable, gathering: _Gathering, target: _Target, question: Question) -> None:
+        try:
+            while gathering.waiting:
+                batch, gathering.waiting = gathering.waiting, []
+                batch = [one for one in batch if not one[1].done()]  # whose client has gone
+                if not batch:
+                    continue
+                try:
+                    seen = self.snapshot(target, question.partitions, growing=question.growing)
+                    if seen.is_known:
+                        answers = await self._node.read(_search_and_fetch, seen, gathering, [one for one, _ in batch])
+                    else:
+                        answers = [Answer.nothing(question, None, seen.ticks)] * len(batch)
+                except Exception as error:  # whatever it is, those who wait must hear of it
+                    for _, waiter in batch:
+                        if not waiter.done():
+                            waiter.set_exception(error)
+                else:
+                    for (_, waiter), answer in zip(batch, answers, strict=True):
+                        if not waiter.done():
+                            waiter.set_result(answer)
+        finally:
+            gathering.running -= 1
+            if not gathering.running and self._gathering.get(kind) is gathering:
+                del self._gathering[kind]
 
     def compile(self, collection: Collection, options: ReadOptions) -> CompiledFilter:
         """Return the compiled filter of a request; texts without templates are remembered."""
-        key = (collection.collection_id, collection.schema.version, options.filter)
-        known = None if options.params else self._filters.get(key)
+        return self._compiled(collection.collection_id, collection.schema, options.filter, options.params)
+
+    def _compiled(
+        self, collection_id: CollectionId, schema: CollectionSchema, text: str, templates: Mapping[str, Any]
+    ) -> CompiledFilter:
+        key = (collection_id, schema.version, text)
+        known = None if templates else self._filters.get(key)
         if known is None:
-            known = compile_filter(options.filter, collection.schema, options.params)
-            if not options.params and len(options.filter) <= FILTER_CHARS_KEPT_MAX:
+            known = compile_filter(text, schema, templates)
+            if not templates and len(text) <= FILTER_CHARS_KEPT_MAX:
                 self._filters[key] = known
                 if len(self._filters) > FILTERS_KEPT:
                     self._filters.popitem(last=False)
@@ -319,14 +516,22 @@ class Reader:
         return IndexSpec.from_dict(index.spec)
 
     @staticmethod
-    def _columns(collection: Collection, output: Output) -> list[FieldId]:
-        return output.field_ids(collection.schema)
-
-    @staticmethod
     def _rows(
         schema: CollectionSchema, batch: Batch, output: Output, *, explain: Sequence[Mapping[str, Any]] = ()
     ) -> Rows:
         return Rows(schema, batch, [one.name for one in output.fields], output.dynamic_keys, explain=explain)
+
+
+async def _all(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return all results; raises one error for those that failed, when all have ended."""
+    waiting = list(parts)
+    if len(waiting) == 1:
+        return [await waiting[0]]
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    failed = [one for one in results if isinstance(one, BaseException)]
+    if failed:
+        raise one_error(failed)
+    return [one for one in results if not isinstance(one, BaseException)]
 
 
 # in worker threads
@@ -348,21 +553,21 @@ def _search_and_fetch(
     for one in vectors:
         mine = counts[first : first + len(one)]
         first, stop = first + len(one), row + sum(mine)
-        answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps))
+        answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps, seen.ticks))
         row = stop
     return answers
 
 
 def _query_and_fetch(
-    seen: Snapshot, row_filter: CompiledFilter, limit: int | None, offset: int, field_ids: Sequence[FieldId]
+    seen: Snapshot, row_filter: CompiledFilter | None, limit: int | None, offset: int, field_ids: Sequence[FieldId]
 ) -> Batch:
     refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before, limit=limit, offset=offset)
     return seen.fetch(refs, field_ids)
 
 
-def _find_and_fetch(seen: Snapshot, keys: Keys, field_ids: Sequence[FieldId]) -> Batch:
+def _find_and_fetch(seen: Snapshot, keys: Keys, field_ids: Sequence[FieldId]) -> tuple[Batch, npt.NDArray[np.int64]]:
     refs = find_keys(seen.views, keys, tick=seen.tick, expire_before=seen.expire_before)
-    return seen.fetch(refs, field_ids)
+    return seen.fetch(refs, field_ids), inserted_ticks(seen.views, refs)
 
 
 def _count(seen: Snapshot, row_filter: CompiledFilter | None) -> int:

@@ -246,7 +246,7 @@ class Router:
         results = await asyncio.gather(*(self.change(*one) for one in changes), return_exceptions=True)
         made = [one for one in results if not isinstance(one, BaseException)]
         if len(made) < len(results):
-            raise _one_error([one for one in results if isinstance(one, BaseException)], partly=bool(made))
+            raise one_error([one for one in results if isinstance(one, BaseException)], partly=bool(made))
         return made
 
     async def barrier(self, shard_id: ShardId, *, deadline_s: float | None = None) -> Position:
@@ -372,7 +372,14 @@ class Router:
         )
 
     async def ask_any(
-        self, peers: Sequence[str], method: str, arguments: dict[str, Any], blobs: Sequence[Blob], *, deadline_s: float
+        self,
+        peers: Sequence[str],
+        method: str,
+        arguments: dict[str, Any],
+        blobs: Sequence[Blob],
+        *,
+        deadline_s: float,
+        link: Link = Link.SMALL,
     ) -> Reply:
         """Return the first good answer of these peers, asked in their order.
 
@@ -386,7 +393,7 @@ class Router:
 
         def start() -> None:
             peer = waiting.pop(0)
-            running[asyncio.ensure_future(self._timed(peer, method, arguments, blobs, deadline_s))] = peer
+            running[asyncio.ensure_future(self._timed(peer, method, arguments, blobs, deadline_s, link))] = peer
 
         try:
             while waiting or running:
@@ -617,15 +624,13 @@ class Router:
     # latencies
 
     async def _timed(
-        self, peer: str, method: str, arguments: dict[str, Any], blobs: Sequence[Blob], deadline_s: float
+        self, peer: str, method: str, arguments: dict[str, Any], blobs: Sequence[Blob], deadline_s: float, link: Link
     ) -> Reply:
         mesh = self._node.mesh
         assert mesh is not None
         began_s = self._clock.monotonic_s()
         try:
-            return await mesh.call(
-                peer, method, arguments, blobs, timeout_s=max(0.0, deadline_s - began_s), link=Link.BULK
-            )
+            return await mesh.call(peer, method, arguments, blobs, timeout_s=max(0.0, deadline_s - began_s), link=link)
         finally:
             taken_s = self._clock.monotonic_s() - began_s
             known = self._latencies.get(peer)
@@ -670,7 +675,7 @@ def _written(reply: dict[str, Any]) -> Written:
     )
 
 
-def _one_error(errors: Sequence[BaseException], *, partly: bool) -> BaseException:
+def one_error(errors: Sequence[BaseException], *, partly: bool = False) -> BaseException:
     """Return one error for the changes of a request that failed; `partly` says that others were made."""
     waiting = [one for one in errors if isinstance(one, NoLeader | OutcomeUnknown)]
     if len(waiting) < len(errors):

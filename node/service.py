@@ -123,6 +123,9 @@ class ReadOptions:
     output_fields: Sequence[str] = ()
     """Names, "*", "count(*)", dynamic keys; resolved by the service."""
     consistency: Consistency | None = None
+    """None: the collection's."""
+    staleness_s: float | None = None
+    """How far behind a Bounded read may be; None: the collection's, or 5 s."""
     ignore_growing: bool = False
     explain: bool = False
 

@@ -1,13 +1,12 @@
 """Writes: rows to partitions, partitions to shards, one message a shard and partition, acknowledged when applied.
 
-One request is atomic per shard, not across shards. Retries inside the node repeat a message under its own producer
-and sequence, so a write whose outcome was unknown is never applied twice.
+One request is atomic per shard, not across shards. Messages go to the shards' leaders, wherever they are; the router
+repeats one under its own producer and sequence, so a write whose outcome was unknown is never applied twice.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,18 @@ import numpy.typing as npt
 import orjson
 
 from cluster.catalog import DEFAULT_PARTITION, Collection
-from cluster.message import Delete, Insert
+from cluster.message import Delete, Insert, Message
 from cluster.route import hash_keys, split
+from node.network import Blob
 from node.node import Node
+from node.read import Reader
 from node.service import WriteResult
-from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn
+from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn, concat_columns
 from storage.errors import BadRow, Conflict, InvalidParameter
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
-from storage.types import TICK_MAX, PartitionId, Tick
-from storage.view import SegmentView
+from storage.types import PartitionId, ShardId
 
 CONFLICT_RETRIES_MAX = 16
 
@@ -33,8 +33,9 @@ CONFLICT_RETRIES_MAX = 16
 class Writer:
     """Turns batches into messages. One per node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, reader: Reader) -> None:
         self._node = node
+        self._reader = reader
 
     async def insert(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
         """Add the rows; return when they are durable and visible."""
@@ -86,9 +87,8 @@ class Writer:
 
     async def delete_keys(self, collection: Collection, keys: Keys, partitions: Sequence[PartitionId] | None) -> int:
         """Delete the rows with these primary keys; return how many there were."""
-        self._node.check_journal()
         shards = collection.shards
-        messages = []
+        messages: list[tuple[ShardId, Message, Blob]] = []
         for shard_id, offsets in zip(shards, split(keys, len(shards)), strict=True):
             if len(offsets) == 0:
                 continue
@@ -96,10 +96,8 @@ class Writer:
                 mine: bytes | list[str] = keys[offsets].astype("<i8").tobytes()
             else:
                 mine = [keys[i] for i in offsets.tolist()]
-            messages.append((shard_id, Delete(collection.collection_id, mine, partitions)))
-        outcomes = await asyncio.gather(
-            *(self._node.shards[shard_id].change(message) for shard_id, message in messages)
-        )
+            messages.append((shard_id, Delete(collection.collection_id, mine, partitions), b""))
+        outcomes = await self._node.router.change_all(messages)
         rows = sum(int(str(one["rows"])) for one in outcomes)
         self._node.metrics.rows_deleted(rows)
         return rows
@@ -113,13 +111,13 @@ class Writer:
         replace_rows: bool = False,
         expected: npt.NDArray[np.int64] | None = None,
         delete_keys: Sequence[int | str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Mapping[str, Any]]:
         """Propose one message per virtual channel that has rows; return their outcomes."""
         channels = split(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
         owner = np.empty(batch.rows, np.int64)
         for channel, offsets in enumerate(channels):
             owner[offsets] = channel
-        proposals = []
+        proposals: list[tuple[ShardId, Message, Blob]] = []
         for channel, shard_id in enumerate(collection.shards):
             parts = [(partition_id, chosen[owner[chosen] == channel]) for partition_id, chosen in groups]
             parts = [(partition_id, offsets) for partition_id, offsets in parts if len(offsets)]
@@ -136,11 +134,12 @@ class Writer:
             )
             whole = len(rows) == batch.rows and len(parts) == 1
             body = (batch if whole else batch.take(rows)).to_bytes()
-            proposals.append(self._node.shards[shard_id].change(message, body))
-        return list(await asyncio.gather(*proposals))
+            proposals.append((shard_id, message, body))
+        return await self._node.router.change_all(proposals)
 
     def _check(self, batch: Batch) -> None:
-        self._node.check_writable()
+        if self._node.mesh is None:
+            self._node.check_writable()  # early; in a cluster it is the leader's room that counts
         if batch.rows == 0:
             raise InvalidParameter("no rows were given")
 
@@ -151,13 +150,25 @@ class Writer:
             return batch, batch_keys(batch, primary.id)
         if not primary.auto_id:
             raise BadRow(f"field {primary.name} is the primary key and is missing")
-        first = self._node.hybrid.stamp(batch.rows)
-        ids = np.arange(first, first + batch.rows, dtype=np.int64)
+        ids = self._fresh_ids(batch.rows)
         column: Column = ScalarColumn(ids)
         if primary.type is DataType.VARCHAR:
             column = StringColumn(StringArray.from_strings([str(one) for one in ids.tolist()]))
         batch = Batch({primary.id: column, **batch.columns}, batch.rows)
         return batch, batch_keys(batch, primary.id)
+
+    def _fresh_ids(self, count: int) -> npt.NDArray[np.int64]:
+        """Return ascending ids that no node has given before nor will give.
+
+        They are stamps of this node's hybrid clock, which is above all that it has given and, after a restart, above
+        all ticks in its logs. Two nodes may have the same stamp; so each takes those that leave its own number when
+        divided by the number of nodes.
+        """
+        members = self._node.settings.node.members
+        ways = len(members)
+        first = int(self._node.hybrid.stamp(ways * (count + 1)))
+        first += (members.index(self._node.settings.node.name) - first) % ways
+        return np.arange(count, dtype=np.int64) * ways + first
 
     def _partitions_of(
         self, collection: Collection, batch: Batch, partition: str
@@ -181,77 +192,54 @@ class Writer:
 
     async def _upsert_partial(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
         """Merge the given fields into the rows that exist; whoever changes them meanwhile makes us read again."""
-        for _ in range(CONFLICT_RETRIES_MAX):
-            views, expire_before = self._views(collection)
-            merged, expected = await self._node.read(_merge_partial, collection.schema, batch, views, expire_before)
+        keys = batch_keys(batch, collection.schema.primary.id)
+        for attempt in range(CONFLICT_RETRIES_MAX):
+            old, inserted = await self._reader.stored_rows(collection, keys)
+            merged, expected = await self._node.read(_merge_partial, collection.schema, batch, old, inserted)
             groups = self._partitions_of(collection, merged, partition)
             try:
                 outcomes = await self._send(collection, merged, groups, replace_rows=True, expected=expected)
             except Conflict:
+                await self._node.router.pause(attempt, self._node.router.deadline_s())
                 continue
-            return WriteResult(
-                sum(int(one["rows"]) for one in outcomes), batch_keys(merged, collection.schema.primary.id)
-            )
+            return WriteResult(sum(int(one["rows"]) for one in outcomes), keys)
         raise Conflict("the rows are being changed by others all the time; try again")
-
-    def _views(self, collection: Collection) -> tuple[list[SegmentView], Tick]:
-        """Return what is there now, and the tick before which rows have expired."""
-        views: list[SegmentView] = []
-        expire_before = Tick(0)
-        for shard_id in sorted(set(collection.shards)):
-            state = self._node.shards[shard_id].machine.collection(collection.collection_id)
-            views += [one.view() for one in state.segments()]
-            expire_before = state.expire_before(self._node.hybrid.stamp())
-        return views, expire_before
 
 
 def _merge_partial(
-    schema: CollectionSchema, batch: Batch, views: Sequence[SegmentView], expire_before: Tick
+    schema: CollectionSchema, batch: Batch, old: Batch, inserted: npt.NDArray[np.int64]
 ) -> tuple[Batch, npt.NDArray[np.int64]]:
     """Return (whole rows, for each the insert tick of the row it replaces, 0 if it is new)."""
-    keys = batch_keys(batch, schema.primary.id)
-    newest: dict[int | str, tuple[int, SegmentView, int]] = {}
-    for view in views:
-        offsets = view.find(keys, TICK_MAX, expire_before)
-        found = key_list(batch_keys(view.fetch(offsets, [schema.primary.id]), schema.primary.id))
-        for offset, key in zip(offsets.tolist(), found, strict=True):
-            inserted = int(view.ticks[offset])
-            if key not in newest or newest[key][0] < inserted:
-                newest[key] = (inserted, view, offset)
-    wanted = key_list(keys)
-    expected = np.array([newest[key][0] if key in newest else 0 for key in wanted], np.int64)
+    wanted = key_list(batch_keys(batch, schema.primary.id))
+    at = {key: offset for offset, key in enumerate(key_list(batch_keys(old, schema.primary.id)))}
+    places = np.array([at.get(key, -1) for key in wanted], np.int64)
+    is_new = places < 0
+    expected = np.append(inserted, 0)[places]
     missing = [one for one in schema.fields if one.id not in batch.columns]
-    fresh = [key for key in wanted if key not in newest]
     required = [one.name for one in missing if not one.nullable and one.default is None and not one.dynamic]
-    if fresh and required:
-        raise BadRow(f"row {fresh[0]} does not exist, so every field must be given: {', '.join(required)} missing")
+    if required and is_new.any():
+        fresh = wanted[int(np.flatnonzero(is_new)[0])]
+        raise BadRow(f"row {fresh} does not exist, so every field must be given: {', '.join(required)} missing")
     columns: dict[Any, Column] = dict(batch.columns)
+    rows = np.where(is_new, old.rows, places)  # a new row takes the one behind the old ones
     for one in missing:
-        pieces = []
-        for key in wanted:
-            if key in newest:
-                _, view, offset = newest[key]
-                pieces.append(view.fetch(np.array([offset], np.int64), [one.id]))
-            else:
-                pieces.append(Batch({one.id: absent_column(one, 1)}, 1))
-        columns[one.id] = Batch.concat(pieces).columns[one.id]
+        if is_new.any():
+            columns[one.id] = concat_columns([old.columns[one.id], absent_column(one, 1)]).take(rows)
+        else:
+            columns[one.id] = old.columns[one.id].take(rows)
     if schema.dynamic is not None and schema.dynamic.id in batch.columns:
-        columns[schema.dynamic.id] = _merge_documents(schema.dynamic, batch, [newest.get(key) for key in wanted])
+        known = [*old.columns[schema.dynamic.id].to_list(), None]
+        given = batch.columns[schema.dynamic.id].to_list()
+        columns[schema.dynamic.id] = _merge_documents(given, [known[row] for row in rows.tolist()])
     return Batch(columns, batch.rows), expected
 
 
-def _merge_documents(
-    dynamic: FieldSchema, batch: Batch, replaced: Sequence[tuple[int, SegmentView, int] | None]
-) -> StringColumn:
+def _merge_documents(given: Sequence[str | None], replaced: Sequence[str | None]) -> StringColumn:
     """Return the rows' dynamic keys over those of the rows they replace; a null clears a key."""
     merged = []
-    for given, old in zip(batch.columns[dynamic.id].to_list(), replaced, strict=True):
-        known: dict[str, Any] = {}
-        if old is not None:
-            _, view, offset = old
-            (text,) = view.fetch(np.array([offset], np.int64), [dynamic.id]).columns[dynamic.id].to_list()
-            known = orjson.loads(text) if text else {}
-        changed = orjson.loads(given) if given else {}
+    for new, old in zip(given, replaced, strict=True):
+        known: dict[str, Any] = orjson.loads(old) if old else {}
+        changed = orjson.loads(new) if new else {}
         kept = {key: value for key, value in {**known, **changed}.items() if value is not None}
         merged.append(orjson.dumps(kept).decode())
     return StringColumn(StringArray.from_strings(merged))

@@ -31,6 +31,7 @@ from index.protocol import Distances, Hits, VectorIndex
 from index.spec import EF_DEFAULT, SearchParams
 from index.topk import merge
 from storage.columns import Batch, Column, Mask, Matrix, Offsets, ScalarColumn, StringColumn, concat_columns
+from storage.deletes import Ticks
 from storage.filter import CompiledFilter
 from storage.key_lookup import Keys, KeySet
 from storage.schema import DataType
@@ -199,6 +200,15 @@ def find_keys(views: Sequence[SegmentView], keys: Keys | KeySet, *, tick: Tick, 
 def fetch(views: Sequence[SegmentView], refs: Refs, field_ids: Sequence[FieldId]) -> Batch:
     """Return these fields of the rows, in the order of the refs; there is at least one view. Raises ChunkDamaged."""
     return Batch({one: _take(views, refs, one) for one in field_ids}, len(refs))
+
+
+def inserted_ticks(views: Sequence[SegmentView], refs: Refs) -> Ticks:
+    """Return the tick at which each of the rows was inserted."""
+    ticks = np.empty(len(refs), np.int64)
+    for number in np.unique(refs.views).tolist():
+        mine = refs.views == number
+        ticks[mine] = views[number].ticks[refs.offsets[mine]]
+    return ticks
 
 
 # survivors
@@ -382,11 +392,7 @@ def _newest_by_key(views: Sequence[SegmentView], refs: Refs) -> Refs:
     """Return the rows by key ascending, the newest of each key."""
     if len(refs) == 0:
         return refs
-    ticks = np.empty(len(refs), np.int64)
-    for number in np.unique(refs.views).tolist():
-        mine = refs.views == number
-        ticks[mine] = views[number].ticks[refs.offsets[mine]]
-    newest_first = np.lexsort((refs.offsets, refs.views, ticks))[::-1]
+    newest_first = np.lexsort((refs.offsets, refs.views, inserted_ticks(views, refs)))[::-1]
     refs = Refs(refs.views[newest_first], refs.offsets[newest_first])
     keys = _take(views, refs, views[0].schema.primary.id)
     codes = _codes(keys)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cluster.ddl import STALENESS_S_MAX
 from node.api.calls import Call, Handler
 from node.api.exact import NotExact, kind_of, loads, split_list
 from node.api.limits import IDS_MAX, check_list, check_list_text, check_output
@@ -177,9 +178,21 @@ def _options(call: Call, output: Sequence[str], *, ignore_growing: bool = False)
         params=values.get("exprParams") or {},
         output_fields=output if asked is None else asked,
         consistency=consistency(values["consistencyLevel"]),
+        staleness_s=_staleness_s(values["gracefulTime"]),
         ignore_growing=ignore_growing,
         explain=values.get("explain", False),
     )
+
+
+def _staleness_s(milliseconds: int | None) -> float | None:
+    if milliseconds is None:
+        return None
+    if not 0 <= milliseconds <= 1000 * STALENESS_S_MAX:
+        raise InvalidParameter(
+            f"gracefulTime [{milliseconds}] is invalid, it should be in range [0, {1000 * STALENESS_S_MAX:.0f}] "
+            "milliseconds: invalid parameter"
+        )
+    return milliseconds / 1000
 
 
 def _check_hits(count: int, options: ReadOptions, schema: CollectionSchema) -> None:

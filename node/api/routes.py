@@ -49,6 +49,11 @@ FILTER = _text("filter", "boolean expression over fields")
 EXPR_PARAMS = Field("exprParams", Kind.MAP, "values of the filter's {templates}", {})
 OUTPUT = Field("outputFields", Kind.TEXTS, "fields and dynamic keys to return; `*` for all, `count(*)` for the number")
 CONSISTENCY = _text("consistencyLevel", "Strong, Session, Bounded, Eventually; the collection's if not given")
+STALENESS = Field(
+    "gracefulTime",
+    Kind.INT64,
+    "milliseconds that a Bounded read may be behind; the collection's, or 5000, if not given",
+)
 EXPLAIN = Field("explain", Kind.BOOL, "also return how each segment was searched and why", False)
 PROPERTIES = Field("properties", Kind.MAP, "properties by name; values become text", {})
 PROPERTY_KEYS = Field("propertyKeys", Kind.TEXTS, "names of properties to drop", ())
@@ -185,6 +190,7 @@ SEARCH = Shape(
         ),
         Field("params", Kind.MAP, "the same as searchParams.params, under its old name", {}),
         CONSISTENCY,
+        STALENESS,
         EXPR_PARAMS,
         EXPLAIN,
         *_unsupported_fields(*_SEARCH_UNSUPPORTED),
@@ -202,11 +208,12 @@ QUERY = Shape(
         PARTITIONS,
         EXPR_PARAMS,
         CONSISTENCY,
+        STALENESS,
         EXPLAIN,
         *_unsupported_fields("orderByFields", "groupByFields"),
     ),
 )
-GET = Shape("CollectionIDReq", (DB, COLLECTION, IDS, OUTPUT, PARTITIONS, CONSISTENCY))
+GET = Shape("CollectionIDReq", (DB, COLLECTION, IDS, OUTPUT, PARTITIONS, CONSISTENCY, STALENESS))
 INSERT = Shape("CollectionDataReq", (DB, COLLECTION, PARTITION_OPTIONAL, ROWS))
 UPSERT = Shape(
     "CollectionDataReq",

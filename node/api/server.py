@@ -29,6 +29,7 @@ from node.clock import Clock
 from node.logs import request_id
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
+from node.scope import Scope, current, from_token, to_token
 from node.service import Service
 from node.settings import ApiSettings
 from node.workers import Executor, Lane
@@ -54,6 +55,11 @@ TIMEOUT_S_MAX: Final = 3600
 REQUEST_ID_CHARS_MAX: Final = 128
 TOO_LARGE_CODE: Final = 1102
 _HANDLERS: Final[Mapping[str, Handler]] = {**collections.HANDLERS, **entities.HANDLERS}
+SESSION: Final = "Annulus-Session"
+SNAPSHOT: Final = "Annulus-Snapshot"
+ANSWER_S_MAX: Final = 0.5
+ANSWER_RATIO_MAX: Final = 0.1
+"""Of a request's time, what is kept for telling its client how it ended."""
 _CORS: Final = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "*",
@@ -147,15 +153,17 @@ class _Server:
         self.metrics.request_begun()
         self.running += 1
         style = self._style(headers)
+        scope = Scope(began_s)
+        scope_token = current.set(scope)
         code = 0
         try:
             try:
-                envelope = await self._answer(request, route, handler, style)
+                envelope = await self._answer(request, route, handler, style, scope)
                 if is_large(envelope):
                     body = await self._offload(encode_large, envelope, style)
                 else:
                     body = encode(envelope, style)
-                return _response(200, body, style, identity)
+                return _response(200, body, style, identity, _tokens(scope))
             except AnnulusError as error:
                 refused = refusal(error, plan=route.plan, standard_status=self.standard_status)
             except TooLarge:
@@ -176,8 +184,11 @@ class _Server:
             self.running -= 1
             self.metrics.request_ended(route=route.path, code=code, seconds=self.clock.monotonic_s() - began_s)
             request_id.reset(token)
+            current.reset(scope_token)
 
-    async def _answer(self, request: web.Request, route: Route, handler: Handler, style: Style) -> Mapping[str, Any]:
+    async def _answer(
+        self, request: web.Request, route: Route, handler: Handler, style: Style, scope: Scope
+    ) -> Mapping[str, Any]:
         """Return the envelope of a success. Raises errors of `storage.errors` and TooLarge."""
         if self.running > self.settings.requests_running_max:
             raise Overloaded(
@@ -185,6 +196,12 @@ class _Server:
             )
         headers = request.headers
         timeout_s = self._timeout_s(headers.get("Request-Timeout"))
+        # A little less than the client's, so that an answer which says what is wrong comes first.
+        scope.deadline_s += timeout_s - min(ANSWER_S_MAX, ANSWER_RATIO_MAX * timeout_s)
+        if SESSION in headers:
+            scope.seen = from_token(headers[SESSION], SESSION)
+        if SNAPSHOT in headers:
+            scope.at = from_token(headers[SNAPSHOT], SNAPSHOT)
         mutation: asyncio.Future[Mapping[str, Any]] | None = None
         held = [0]
         try:
@@ -348,6 +365,16 @@ def _response(
     if more:
         headers.update(more)
     return web.Response(body=body, status=status, headers=headers)
+
+
+def _tokens(scope: Scope) -> dict[str, str]:
+    """Return the headers by which the client can say later what it has seen."""
+    headers = {}
+    if scope.seen:
+        headers[SESSION] = to_token(scope.seen)
+    if scope.read_at:
+        headers[SNAPSHOT] = to_token(scope.read_at)
+    return headers
 
 
 def _page(status: int, content: Mapping[str, Any]) -> web.Response:

@@ -1,0 +1,214 @@
+"""Reads as they travel between nodes: a question to a replica, and what it found.
+
+Everything that may be large is in blobs: a filter may name a hundred thousand keys, an answer holds rows.
+
+    question   CBOR head | query vectors or Int64 keys
+    answer     CBOR head | rows as a `Batch` | scores | ticks at which the rows were inserted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import cbor2
+import numpy as np
+import numpy.typing as npt
+
+from index.metric import Metric
+from index.spec import SearchParams
+from node.freshness import Need, Needs
+from node.network import Blob
+from node.scope import Ticks
+from storage.columns import Batch
+from storage.errors import AnnulusError, InvalidParameter
+from storage.key_lookup import Keys
+from storage.merging import ScoredRows, key_order, merge_hits, merge_rows
+from storage.schema import CollectionSchema
+from storage.search import Step
+from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
+from storage.view import empty_column
+
+_NO_SCORES: Final = np.empty(0, np.float32)
+_NO_TICKS: Final = np.empty(0, np.int64)
+_UNREADABLE: Final = (cbor2.CBORDecodeError, ValueError, KeyError, TypeError, IndexError, OverflowError)
+
+
+class Kind(StrEnum):
+    SEARCH = "search"
+    QUERY = "query"
+    GET = "get"
+    COUNT = "count"
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """What a search adds to a question."""
+
+    vectors: npt.NDArray[np.float32]
+    """(nq, dim) as the client gave them."""
+    field_id: FieldId
+    metric: Metric
+    params: SearchParams
+
+
+@dataclass(frozen=True)
+class Question:
+    """A read of one collection, for any of its shards."""
+
+    kind: Kind
+    collection_id: CollectionId
+    partitions: frozenset[PartitionId] | None = None
+    growing: bool = True
+    filter: str = ""
+    templates: Mapping[str, Any] = field(default_factory=dict)
+    field_ids: tuple[FieldId, ...] = ()
+    limit: int | None = None
+    offset: int = 0
+    keys: Keys | None = None
+    """Of a get."""
+    near: Nearness | None = None
+    """Of a search."""
+
+    def part(self) -> Question:
+        """Return the question for some of the shards: what is skipped is known only when all have answered."""
+        return replace(self, limit=None if self.limit is None else self.limit + self.offset, offset=0)
+
+    def to_blobs(self, needs: Needs) -> list[Blob]:
+        head: dict[str, Any] = {
+            "kind": str(self.kind), "collection": self.collection_id,
+            "partitions": None if self.partitions is None else sorted(self.partitions), "growing": self.growing,
+            "filter": self.filter, "templates": dict(self.templates), "fields": list(self.field_ids),
+            "limit": self.limit, "offset": self.offset,
+            "needs": [[shard_id, need.to_plain()] for shard_id, need in needs.items()],
+        }  # fmt: skip
+        body: Blob = b""
+        if self.near is not None:
+            vectors = np.ascontiguousarray(self.near.vectors, "<f4")
+            body = vectors.data.cast("B") if vectors.size else b""
+            head["near"] = [
+                vectors.shape[1], self.near.field_id, str(self.near.metric), list(astuple(self.near.params)),
+            ]  # fmt: skip
+        elif isinstance(self.keys, np.ndarray):
+            body = self.keys.astype("<i8").tobytes()
+            head["keys"] = None
+        elif self.keys is not None:
+            head["keys"] = list(self.keys)
+        return [cbor2.dumps(head), body]
+
+    @classmethod
+    def from_blobs(cls, blobs: Sequence[memoryview]) -> tuple[Question, dict[ShardId, Need]]:
+        """Return the question and what it needs of which shards. Raises InvalidParameter if the bytes are neither."""
+        try:
+            head = cbor2.loads(blobs[0])
+            near = keys = None
+            if "near" in head:
+                dim, field_id, metric, params = head["near"]
+                vectors = np.frombuffer(blobs[1], "<f4").reshape(-1, dim)
+                near = Nearness(vectors, FieldId(field_id), Metric(metric), SearchParams(*params))
+            elif "keys" in head:
+                keys = np.frombuffer(blobs[1], "<i8") if head["keys"] is None else head["keys"]
+            partitions = head["partitions"]
+            question = cls(
+                Kind(head["kind"]),
+                CollectionId(head["collection"]),
+                None if partitions is None else frozenset(partitions),
+                head["growing"],
+                head["filter"],
+                head["templates"],
+                tuple(head["fields"]),
+                head["limit"],
+                head["offset"],
+                keys,
+                near,
+            )
+            needs = {ShardId(shard_id): Need.from_plain(plain) for shard_id, plain in head["needs"]}
+        except _UNREADABLE as error:
+            raise InvalidParameter(f"a read from another node cannot be read: {error}") from None
+        return question, needs
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a replica, or all together, found. Of a search `counts[i]` rows and scores belong to query i."""
+
+    counts: Sequence[int]
+    scores: npt.NDArray[np.float32]
+    batch: Batch
+    steps: Sequence[Step] = ()
+    ticks: Ticks = field(default_factory=dict)
+    """As of which tick each shard was read."""
+    count: int = 0
+    """Of a count."""
+    inserted: npt.NDArray[np.int64] = field(default_factory=lambda: _NO_TICKS)
+    """Of a get: the tick at which each row was inserted."""
+    is_known: bool = True
+    """False if none of the replicas has the collection."""
+
+    @classmethod
+    def of_rows(cls, batch: Batch, ticks: Ticks, inserted: npt.NDArray[np.int64] = _NO_TICKS) -> Answer:
+        return cls((), _NO_SCORES, batch, ticks=ticks, inserted=inserted)
+
+    @classmethod
+    def nothing(cls, question: Question, schema: CollectionSchema | None, ticks: Ticks) -> Answer:
+        """Return the answer of replicas that have no rows; without a schema they do not have the collection."""
+        columns = {} if schema is None else {one: empty_column(schema.by_id[one]) for one in question.field_ids}
+        queries = 0 if question.near is None else len(question.near.vectors)
+        return cls([0] * queries, _NO_SCORES, Batch(columns, 0), ticks=ticks, is_known=schema is not None)
+
+    def to_blobs(self) -> list[Blob]:
+        head = {
+            "counts": list(self.counts), "ticks": [list(one) for one in self.ticks.items()], "count": self.count,
+            "steps": [[one.segment_id, one.rows, one.survivors, one.plan, one.why] for one in self.steps],
+            "known": self.is_known,
+        }  # fmt: skip
+        inserted = self.inserted.astype("<i8").tobytes()
+        return [cbor2.dumps(head), self.batch.to_bytes(), self.scores.astype("<f4").tobytes(), inserted]
+
+    @classmethod
+    def from_blobs(cls, blobs: Sequence[memoryview]) -> Answer:
+        """Return the answer of another node. Raises AnnulusError if the bytes are none."""
+        try:
+            head = cbor2.loads(blobs[0])
+            return cls(
+                head["counts"],
+                np.frombuffer(blobs[2], "<f4"),
+                Batch.from_bytes(blobs[1]),
+                [Step(*one) for one in head["steps"]],
+                {ShardId(shard_id): Tick(tick) for shard_id, tick in head["ticks"]},
+                head["count"],
+                np.frombuffer(blobs[3], "<i8"),
+                head["known"],
+            )
+        except _UNREADABLE as error:
+            raise AnnulusError(f"the answer of another node cannot be read: {error}") from None
+
+
+def merge_answers(question: Question, schema: CollectionSchema, answers: Sequence[Answer]) -> Answer:
+    """Return one answer out of those of different shards to `question.part()`."""
+    ticks = {shard_id: tick for one in answers for shard_id, tick in one.ticks.items()}
+    some = [one for one in answers if one.is_known]
+    if not some:
+        return Answer.nothing(question, None, ticks)
+    primary = schema.primary.id
+    if question.kind is Kind.COUNT:
+        return Answer((), _NO_SCORES, some[0].batch, ticks=ticks, count=sum(one.count for one in some))
+    if question.near is not None:
+        assert question.limit is not None, "a search has a limit"
+        merged = merge_hits(
+            [ScoredRows(one.counts, one.scores, one.batch) for one in some],
+            primary,
+            limit=question.limit,
+            offset=question.offset,
+            larger_is_better=question.near.metric.is_similarity,
+        )
+        return Answer(*merged, [step for one in some for step in one.steps], ticks)
+    if question.kind is Kind.GET:
+        batch = Batch.concat([one.batch for one in some])
+        order = key_order(batch.columns[primary])
+        inserted = np.concatenate([one.inserted for one in some])
+        return Answer.of_rows(batch.take(order), ticks, inserted[order] if len(inserted) else inserted)
+    batch = merge_rows([one.batch for one in some], primary, limit=question.limit, offset=question.offset)
+    return Answer.of_rows(batch, ticks)
