@@ -7,8 +7,8 @@ node whose directory holds no votes yet (`Identity.is_seated`) asks the others f
     one of them knows the cluster's id      there is a cluster: come back as one that forgot
     a majority answers, and none knows one  nothing has been promised to any client: found it
 
-**Coming back.** For each of its groups the node waits until all other voters answer, so many of them remember that every
-quorum has one, and these are of one term, with its leader among them. Then
+**Coming back.** For each of its groups the node waits until all other voters answer, so many of them remember that
+every quorum has one, and these are of one term, with its leader among them. Then
   1. whoever it may once have voted for in a higher term cannot count that vote any more: nobody is in a higher one;
   2. everything that its lost log helped to commit is in the log of the leader, who was elected without it.
 It takes this term, with a vote for that leader, as its own, and abstains from elections until its log reaches to where
