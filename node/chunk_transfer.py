@@ -116,14 +116,14 @@ class ChunkTransfer:
         dice: Dice,
         *,
         replicas: Callable[[ShardId], Sequence[str]],
-        pins: Callable[[ShardId], ChunkPins],
+        pins: Callable[[ShardId], ChunkPins | None],
         bytes_per_s: int = 0,
         on_store_error: Callable[[OSError], None],
     ) -> None:
         """Answer calls of other nodes from now on.
 
         replicas        names of the nodes that hold a shard, this one among them; none for an unknown shard
-        pins            the leases on a shard's chunks here
+        pins            the leases on a shard's chunks here; None before this node has opened the shard
         bytes_per_s     what this node fetches at most; 0 for no limit
         on_store_error  told of a failed write, such as a full disk
         """
@@ -353,14 +353,17 @@ class ChunkTransfer:
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
         shard_id = self._known_shard(arguments)
         wanted = _parse_wanted(blobs)
-        lease_id = await self._pins(shard_id).keep(wanted, MESSAGE_S)
+        pins = self._pins(shard_id)
+        if pins is None:
+            raise Unavailable(f"node {self._me} is starting")
+        lease_id = await pins.keep(wanted, MESSAGE_S)
         try:
             left = await self.fetch(shard_id, wanted)
         except OSError as error:
             raise Unavailable(f"node {self._me} cannot store chunks: {error.strerror}") from error
         if left:
             raise Unavailable(f"node {self._me} found {len(left)} of {len(wanted)} chunks of shard {shard_id} nowhere")
-        self._pins(shard_id).renew(lease_id, MESSAGE_S)
+        pins.renew(lease_id, MESSAGE_S)
         return {}, ()
 
     def _known_shard(self, arguments: Mapping[str, Any]) -> ShardId:

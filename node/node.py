@@ -49,7 +49,7 @@ from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkStore
 from storage.disk import Disk
-from storage.errors import AnnulusError, ReadOnly
+from storage.errors import AnnulusError, ReadOnly, Unavailable
 from storage.journal import Journal
 from storage.keys import record_key
 from storage.types import Position, ShardId
@@ -153,7 +153,7 @@ class Node:
                 seams.clock,
                 seams.dice,
                 replicas=self.replicas_of,
-                pins=lambda shard_id: self.upkeep[shard_id].pins,
+                pins=lambda shard_id: self.upkeep[shard_id].pins if shard_id in self.upkeep else None,
                 bytes_per_s=settings.cluster.transfer_bytes_per_s_max,
                 on_store_error=self.note_store_error,
             )
@@ -332,6 +332,9 @@ class Node:
         await asyncio.gather(*(host.hand_over(HAND_OVER_S) for host in self._groups.values()))
         if self._background:
             await asyncio.wait(self._background)
+        if self._snapshots is not None and self._transfer is not None:
+            await self._snapshots.close()
+            await self._transfer.close()
         for upkeep in self.upkeep.values():
             await upkeep.stop()
         try:
@@ -608,8 +611,16 @@ class Node:
                 await asyncio.sleep(10 * WATCH_S)
 
     async def _bound_growing(self) -> None:
+        """Seal what is largest while there is too much: of the shards that this node leads, the others' leaders do."""
         while sum(one.growing_bytes() for one in self.upkeep.values()) > self.settings.storage.growing_bytes_max:
-            await max(self.upkeep.values(), key=Upkeep.growing_bytes).seal_largest()
+            led = [one for one in self.upkeep.values() if one.leads and one.growing_bytes()]
+            if not led:
+                return
+            try:
+                await max(led, key=Upkeep.growing_bytes).seal_largest()
+            except Unavailable as error:  # another leads by now, and sees to it
+                log.debug("nothing sealed: %s", error)
+                return
 
     async def _checkpoint_due(self) -> None:
         storage = self.settings.storage
