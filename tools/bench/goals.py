@@ -61,6 +61,21 @@ def best_search(codec: str) -> str:
 
 _SEARCH: Mapping[str, str] = {"json": best_search("json"), "cbor": best_search("cbor")}
 
+CLUSTER_GOALS: tuple[Goal, ...] = (
+    Goal("insert JSON through 3 nodes", "insert", "3 nodes, json", "rows/s", at_least=2_500, orientation=True),
+    *(
+        Goal(f"insert {form} through 3 nodes", "insert", f"3 nodes, {form}", "rows/s", at_least=6_000, orientation=True)
+        for form in ("cbor", "cbor columns")
+    ),
+    *(Goal(f"rows missing after {form}", "insert", f"3 nodes, {form}", "missing rows", at_most=0)
+      for form in ("json", "cbor", "cbor columns")),
+    *(
+        Goal(f"search ({codec}) through {node} beside one node", "search", f"3 nodes, {node}, {codec}", "of one node",
+             at_least=0.9)
+        for codec in ("json", "cbor") for node in ("n1", "n2", "n3")
+    ),
+)  # fmt: skip
+
 GOALS: tuple[Goal, ...] = (
     *(Goal(f"search ({c}) of the engine alone", "search", n, "of engine", at_least=0.5) for c, n in _SEARCH.items()),
     *(Goal(f"search ({c}) p99", "search", n, "p99 ms", at_most=15) for c, n in _SEARCH.items()),

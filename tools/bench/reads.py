@@ -113,7 +113,7 @@ def _filter_row(bench: Bench, name: str, text: str, mask: Mask, floor: str) -> N
         least = run_load(address, floor_requests, connections=1, seconds=FLOOR_S, cycle=True)
         run_load(address, requests[:EXACT_QUERIES], connections=1)
         replies = run_load(address, requests, connections=1, seconds=bench.plan.seconds, cycle=True)
-        answers |= _answers(replies, Codec.JSON)
+        answers |= answers_of(replies, Codec.JSON)
         floor_ms = least.latency_ms(50)
         values = {"p50_ms": replies.latency_ms(50), "p99_ms": replies.latency_ms(99), "floor_ms": floor_ms}
         values |= {"exact_p50_ms": beside.p50_ms, "of_exact": values["p50_ms"] / (beside.p50_ms + floor_ms)}
@@ -149,7 +149,7 @@ def _search_values(bench: Bench, codec: Codec, ef: int, connections: int) -> dic
     run_load(address, requests[:WARM_UP_REQUESTS], connections=connections)
     replies = run_load(address, requests, connections=connections, seconds=bench.plan.seconds, cycle=True)
     return {
-        "recall": recall_of(data, _answers(replies, codec), bench.truth),
+        "recall": recall_of(data, answers_of(replies, codec), bench.truth),
         "per_s": replies.per_s,
         "p50_ms": replies.latency_ms(50),
         "p99_ms": replies.latency_ms(99),
@@ -166,6 +166,6 @@ def _add_best(bench: Bench, codec: Codec) -> None:
             return
 
 
-def _answers(replies: Replies, codec: Codec) -> dict[int, list[int]]:
+def answers_of(replies: Replies, codec: Codec) -> dict[int, list[int]]:
     """Return the first answer to each query, by query number. Raises Refused if one is an error."""
     return {number: search_hits(body, codec)[0] for number, body in sorted(replies.first_bodies().items())}

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench.goals import GOALS, Verdict
+from tools.bench.goals import GOALS, Goal, Verdict
 from tools.bench.loading import REPOSITORY
 from tools.bench.results import Results, Row
 
@@ -22,14 +22,14 @@ PACKAGES = ("numpy", "faiss-cpu", "nmslib", "plyvel", "pysyncobj", "aiohttp", "u
 _STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.BELOW: "yellow", Verdict.UNMEASURED: "dim"}
 
 
-def print_report(results: Results, console: Console) -> None:
+def print_report(results: Results, console: Console, goals: Sequence[Goal] = GOALS) -> None:
     """Print one table per scenario, then the goals."""
     for scenario, rows in results.scenarios().items():
         console.print(_scenario_table(scenario, rows))
     table = Table(title="goals", title_justify="left", title_style="bold")
     for heading in ("goal", "wanted", "found", ""):
         table.add_column(heading, justify="left" if heading in ("goal", "") else "right")
-    for goal in GOALS:
+    for goal in goals:
         value, verdict = goal.judge(results)
         style = _STYLES[verdict]
         table.add_row(goal.text, f"{goal.bound} {goal.column}", number(value), f"[{style}]{verdict}[/{style}]")
@@ -37,7 +37,13 @@ def print_report(results: Results, console: Console) -> None:
 
 
 def as_json(
-    results: Results, *, seed: int, command: Sequence[str], machine: Mapping[str, Any], data: Mapping[str, Any]
+    results: Results,
+    *,
+    seed: int,
+    command: Sequence[str],
+    machine: Mapping[str, Any],
+    data: Mapping[str, Any],
+    goals: Sequence[Goal] = GOALS,
 ) -> dict[str, Any]:
     """Return the whole run as plain data."""
     return {
@@ -53,7 +59,7 @@ def as_json(
         ],
         "goals": [
             {"goal": goal.text, "wanted": f"{goal.bound} {goal.column}", "found": value, "verdict": str(verdict)}
-            for goal in GOALS
+            for goal in goals
             for value, verdict in [goal.judge(results)]
         ],
     }
