@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import cbor2
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from node.network import (
     BLOBS_MAX,
     BODY_BYTES_MAX,
+    DEPTH_MAX,
     HEAD_BYTES_MAX,
     SHARED_BYTES,
     VERSION,
@@ -27,6 +30,7 @@ from node.network import (
     encode_message,
     encode_signal,
 )
+from storage.types import Tick
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text(max_size=9) | st.binary(max_size=9),
@@ -72,6 +76,44 @@ def test_any_frames_survive_any_cutting(messages: list[tuple[dict[str, Any], lis
     frames = read(b"".join(joined(encode_message(*one)) for one in sent), cuts)
     assert [(frame.header, [bytes(blob) for blob in frame.blobs]) for frame in frames] == sent
     assert all(frame.kind is FrameKind.MESSAGE for frame in frames)
+
+
+@given(HEADERS | st.dictionaries(st.text(max_size=3), st.floats(allow_nan=False) | st.binary(max_size=300)))
+def test_heads_are_cbor(header: dict[str, Any]) -> None:
+    """Our encoder and cbor2 mean the same."""
+    (piece,) = encode_message(header)
+    assert cbor2.loads(bytes(piece)[24:]) == [header, []]
+    edges = {str(n): [n, -n - 1] for bits in (3, 5, 8, 16, 32, 63) for n in ((1 << bits) - 1, 1 << bits)}
+    (piece,) = encode_message(edges)
+    assert bytes(piece)[24:] == cbor2.dumps([edges, []])
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Size(IntEnum):
+    LARGE = 3
+
+
+class Place(NamedTuple):
+    x: int
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else 1
+
+
+def test_headers_hold_plain_values() -> None:
+    """Enums, named tuples and views travel as what they are made of; what no receiver would take is not sent."""
+    odd = {"a": Colour.RED, "b": Size.LARGE, "c": Place(4), "d": MappingProxyType({1: memoryview(b"x")}), "e": Tick(7)}
+    (frame,) = read(joined(encode_message(odd)), [9])
+    assert frame.header == {"a": "red", "b": 3, "c": [4], "d": {1: b"x"}, "e": 7}
+    (frame,) = read(joined(encode_message({"a": nested(DEPTH_MAX - 2)})), [1 << 20])
+    assert frame.header == {"a": nested(DEPTH_MAX - 2)}
+    for wrong in ({1}, object(), 1 << 64, -(1 << 64) - 1, 1j, nested(DEPTH_MAX - 1)):
+        with pytest.raises(TypeError, match="header"):
+            encode_message({"a": wrong})
 
 
 def test_signals_arrive_between_messages() -> None:
