@@ -106,7 +106,7 @@ class ClusterStatus:
     """Tells other nodes about this one's replicas, and gathers theirs."""
 
     def __init__(self, mesh: Mesh, members: Sequence[str], mine: Callable[[], dict[str, Any]]) -> None:
-        """`mine` returns {"state", "groups": group -> `replica_view`} of this node."""
+        """`mine` returns {"why_not_ready", "groups": group -> `replica_view`} of this node."""
         self._mesh = mesh
         self._members = members
         self._mine = mine
@@ -120,8 +120,12 @@ class ClusterStatus:
         nodes = [
             {
                 "name": name,
-                "state": "unreachable" if isinstance(answer, str) else answer["state"],
-                "why": answer if isinstance(answer, str) else "",
+                "state": "unreachable"
+                if isinstance(answer, str)
+                else "not ready"
+                if answer["why_not_ready"]
+                else "ready",
+                "why": answer if isinstance(answer, str) else answer["why_not_ready"],
                 "leads": sum(1 for group in groups if group["leader"] == name),
                 "replicas": sum(1 for names in replicas.values() if name in names),
             }

@@ -466,10 +466,16 @@ class Database:
 
     async def status(self) -> Mapping[str, Any]:
         node = self._node
+        name, why = node.settings.node.name, node.why_not_ready
+        if not node.takes_part:
+            return {"node": name, "state": "not ready", "reason": why}
         catalog = node.catalog
         ready, total = node.loading
         return {
-            "node": node.settings.node.name,
+            "node": name,
+            "state": "not ready" if why else "ready",
+            "reason": why,
+            "cluster": await node.describe_cluster(),
             "read_only": node.read_only_reason,
             "segments_in_memory": [ready, total],
             "journal": {"bytes": node.journal.bytes_on_disk, "files": node.journal.files},

@@ -36,6 +36,7 @@ from node.calls import Mesh
 from node.chunk_pins import ChunkPins
 from node.chunk_transfer import ChunkTransfer
 from node.clock import Clock
+from node.cluster_status import ClusterStatus, replica_view
 from node.forming import Forming, Seat, Standing, closed
 from node.group import GroupHost, Producer
 from node.identity import IDENTITY_KEY, Identity, settle
@@ -158,6 +159,9 @@ class Node:
                 on_store_error=self.note_store_error,
             )
         )
+        self.cluster_status = (
+            None if self.mesh is None else ClusterStatus(self.mesh, settings.node.members, self._replica_views)
+        )
         self._snapshot_groups: dict[int, SnapshotGroup] = {}
         self._snapshots = (
             None
@@ -205,15 +209,18 @@ class Node:
             await self._unless_failed(self.coordinates.wait())
             await self._begin_upkeep()
         else:
+            if self.identity.is_seated:
+                await self._open_groups()
             self.mesh.on_session(self._session)
             await self.mesh.start()
             self._taking_part = asyncio.get_running_loop().create_task(self._take_part())
 
     async def _take_part(self) -> None:
-        """Find this node's place in its cluster, then run its groups."""
+        """Find this node's place in its cluster, if it has none yet, then run its groups."""
         try:
-            await self._find_place()
-            await self._open_groups()
+            if not self.identity.is_seated:
+                await self._find_place()
+                await self._open_groups()
             await self._begin_upkeep()
         except asyncio.CancelledError:
             raise
@@ -221,11 +228,9 @@ class Node:
             self.fail(error)
 
     async def _find_place(self) -> None:
-        """Return when this node may vote: at once if it remembers how it voted."""
+        """Return when this node, which remembers no votes, may take part in its groups."""
         assert self._forming is not None
-        if self.identity.is_seated:
-            return
-        cluster_id = await self._forming.find_cluster()
+        cluster_id = self.identity.cluster_id or await self._forming.find_cluster()
         seats: Mapping[int, Seat] = {}
         if cluster_id:
             await self._remember(self.identity.learnt(cluster_id))
@@ -382,6 +387,11 @@ class Node:
             await self._reader_left.wait()
 
     @property
+    def takes_part(self) -> bool:
+        """Whether this node has found its place and runs its groups."""
+        return self._control is not None
+
+    @property
     def control(self) -> GroupHost[Control]:
         """The control group's replica here. Raises NoLeader while this node has yet to find its place."""
         if self._control is None:
@@ -405,6 +415,27 @@ class Node:
             return f"catching up: {len(self._groups) - len(behind)} of {len(self._groups)} groups are whole"
         ready, total = self.loading
         return "" if ready == total else f"loading segments: {ready} of {total} are in memory"
+
+    async def describe_cluster(self) -> dict[str, Any] | None:
+        """Return every group's replicas on all nodes, as far as they answer; None without peers."""
+        if self.cluster_status is None:
+            return None
+        shards = {group_of(shard_id): names for shard_id, names in self.placement.items()}
+        described = await self.cluster_status.gather({CONTROL_GROUP: self.identity.members, **shards})
+        return {"id": self.identity.cluster_id, "copies": self.identity.copies, **described}
+
+    def _replica_views(self) -> dict[str, Any]:
+        now_ms = self.seams.clock.wall_ms()
+        groups = {}
+        for group_id, host in self._groups.items():
+            saved = self._control_saved if group_id == CONTROL_GROUP else self._checkpoint_of(ShardId(group_id - 1))
+            progress = None if self._snapshots is None else self._snapshots.progress.get(group_id)
+            shown = "" if progress is None else f"{progress.chunks_done} of {progress.chunks_total} chunks"
+            groups[group_id] = replica_view(host, checkpoint=saved, now_ms=now_ms, progress=shown)
+        return {"why_not_ready": self.why_not_ready, "groups": groups}
+
+    def _checkpoint_of(self, shard_id: ShardId) -> Position:
+        return self.upkeep[shard_id].checkpoint_position
 
     @property
     def catalog(self) -> Catalog:

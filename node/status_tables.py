@@ -17,7 +17,7 @@ def troubles(found: Mapping[str, Any]) -> list[str]:
     """Return what is not as it should be, one sentence each; none if all is well."""
     said = []
     if found.get("state", "ready") != "ready":
-        said.append(f"node {found['node']} is not ready: {found.get('reason', '')}")
+        said.append(f"node {found['node']} is {found['state']}: {found.get('reason', '')}")
     if found.get("read_only"):
         said.append(f"node {found['node']} is read-only: {found['read_only']}")
     cluster = found.get("cluster") or {"nodes": (), "groups": ()}
@@ -34,7 +34,7 @@ def troubles(found: Mapping[str, Any]) -> list[str]:
             for replica in group["replicas"]
             if replica["state"].startswith("catching up")
         ]
-    return said
+    return list(dict.fromkeys(said))
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:

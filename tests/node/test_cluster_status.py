@@ -85,10 +85,10 @@ def test_tables_show_the_cluster_and_what_is_wrong() -> None:
     assert troubles(status) == ["node n3 is unreachable: no session", "the replica of s0 on n2 is catching up"]
     status["cluster"]["groups"][1]["leader"] = ""
     assert "s0 has no leader" in troubles(status)
-    assert troubles({"node": "n1", "state": "forming", "reason": "waiting for n2"}) == [
+    assert troubles({"node": "n1", "state": "not ready", "reason": "waiting for n2"}) == [
         "node n1 is not ready: waiting for n2"
     ]
-    assert "waiting for n2" in shown({"node": "n1", "state": "forming", "reason": "waiting for n2"})
+    assert "waiting for n2" in shown({"node": "n1", "state": "not ready", "reason": "waiting for n2"})
 
 
 def test_a_lone_node_has_a_line_for_each_shard() -> None:
@@ -118,7 +118,7 @@ def test_gathering_waits_for_nobody() -> None:
             return await self.methods[method](peer, arguments, ())
 
     mesh: Any = Mesh()
-    status = ClusterStatus(mesh, ("n1", "n3"), lambda: {"state": "ready", "groups": {0: view(9, leads=True)}})
+    status = ClusterStatus(mesh, ("n1", "n3"), lambda: {"why_not_ready": "", "groups": {0: view(9, leads=True)}})
     assert REPLICAS in mesh.methods
     gathered = asyncio.run(status.gather({0: ("n1", "n3")}))
     assert [(one["name"], one["state"], one["leads"]) for one in gathered["nodes"]] == [
