@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tools.chaos.failover import Failover
 from tools.chaos.faults import FAULTS
 from tools.chaos.fleet import Outcome
 from tools.chaos.report import page, summary
@@ -88,6 +89,34 @@ def main(
     console.print(f"{len(run.world.violations)} promises broken; data, logs and trace.jsonl are in {folder}")
     console.print(f"again: python -m tools.chaos --seed {seed} --minutes {minutes:g} --nodes {nodes}")
     sys.exit(BROKEN)
+
+
+@main.command()
+@click.option("--seed", type=int, default=None, help="Chooses victims and moments; drawn if left out.")
+@click.option("--kills", default=50, help="How often a leader is ended with SIGKILL.")
+@click.option("--stops", default=10, help="How often a leader is ended with SIGTERM.")
+@click.option("--nodes", type=click.IntRange(2, 9), default=3, help="Nodes of the cluster.")
+@click.option("--data", "folder", default=None, help="Where data and logs go, and stay.")
+@click.option("--strict", is_flag=True, help="Fail also where the goals for time are missed.")
+@click.option("--python", default=sys.executable, hidden=True)
+def failover(
+    seed: int | None, kills: int, stops: int, nodes: int, folder: str | None, strict: bool, python: str
+) -> None:
+    """End leaders under load, and measure how long writes wait and what readers notice."""
+    console = Console(highlight=False)
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    kept = folder is not None
+    folder = folder_of(folder or tempfile.mkdtemp(prefix="annulus-failover-"))
+    console.print(f"seed {seed}, {nodes} nodes, {folder}")
+    test = Failover(folder, seed=seed, nodes=nodes, say=lambda line: console.print(line, markup=False), python=python)
+    asyncio.run(test.go(kills=kills, stops=stops))
+    for line in test.found.lines():
+        console.print(line, markup=False)
+    if test.found.lost or (strict and not test.found.within_goals()):
+        console.print(f"data and logs are in {folder}")
+        sys.exit(BROKEN)
+    if not kept:
+        shutil.rmtree(folder)
 
 
 async def _shown(run: Run, seconds: float, console: Console) -> None:
