@@ -37,6 +37,7 @@ from cluster.message import (
     TruncateCollection,
 )
 from cluster.shard import Shard, StoredSegment
+from cluster.tick import next_tick
 from index.engines import build
 from index.spec import parse_index_spec
 from storage.columns import Batch
@@ -214,7 +215,10 @@ class World:
     def upsert_expecting(self, c: int, p: int, numbers: list[int], version: int, right: bool) -> None:
         """An upsert whose precondition holds, or does not."""
         known = self.model.get(c)
-        newest = {row.number: row.inserted for row in known.live(self.first.tick)} if known else {}
+        state = self.first.collections.get(CollectionId(c))
+        at = next_tick(self.first.tick, tick_from_ms(self.ms))  # what has expired by then is no row any more
+        expire_before = 0 if state is None else state.expire_before(at)
+        newest = {row.number: row.inserted for row in known.live(self.first.tick, expire_before)} if known else {}
         expected = [newest.get(one, 0) for one in numbers]
         if not right:
             expected[-1] += 1

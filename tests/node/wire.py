@@ -82,7 +82,7 @@ class WiredMesh:
         wire = self._wire
         wire.calls[self.me, peer, method] += 1
         await asyncio.sleep(0.001)
-        if {self.me, peer} & wire.down:
+        if {self.me, peer} & wire.down or peer not in wire.nodes:
             raise PeerUnreachable(f"{peer} is down")
         try:
             async with asyncio.timeout(timeout_s):
