@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from node.clock import SystemClock
 from node.handshake import (
     INCARNATION_BYTES,
     NONCE_BYTES,
@@ -63,6 +64,8 @@ STUCK_S: Final = 10.0
 CHALLENGE_S: Final = 1.0
 PARTING_S: Final = 1.0
 """A connection that is closed has this long to send what is queued."""
+SLICE_S: Final = 0.005
+"""Frames of one connection are handed over for so long at a time."""
 LOOK_S: Final = 0.25
 """How often connections are looked at."""
 RETRY_S_MIN: Final = 0.05
@@ -127,6 +130,7 @@ class PeerNetwork:
         self._addresses = others
         self._listen_address = listen
         self._metrics = metrics
+        self.clock = SystemClock()
         self._dice = random.Random(int.from_bytes(os.urandom(8)))
         self._server_tls = None if tls is None else _load_tls(tls, ssl.PROTOCOL_TLS_SERVER)
         self._client_tls = None if tls is None else _load_tls(tls, ssl.PROTOCOL_TLS_CLIENT)
@@ -245,7 +249,7 @@ class PeerNetwork:
             if link is Link.BULK:
                 await self._session_begun[peer].wait()
             connection = _Connection(self, dial(self._identity, peer, link, os.urandom(NONCE_BYTES)), peer)
-            began_s = loop.time()
+            began_s = self.clock.monotonic_s()
             address = self._addresses[peer]
             if await self._prove(
                 connection,
@@ -254,7 +258,7 @@ class PeerNetwork:
                 ),
             ):
                 await connection.gone
-                if loop.time() - began_s > STEADY_S:
+                if self.clock.monotonic_s() - began_s > STEADY_S:
                     retry_s = RETRY_S_MIN
             await asyncio.sleep(retry_s * self._dice.uniform(0.5, 1))
             retry_s = min(2 * retry_s, RETRY_S_MAX)
@@ -402,11 +406,10 @@ class PeerNetwork:
             log.exception("receiver failed")
 
     async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        looked_s = loop.time()
+        looked_s = self.clock.monotonic_s()
         while True:
             await asyncio.sleep(LOOK_S)
-            now_s = loop.time()
+            now_s = self.clock.monotonic_s()
             late_s = max(0.0, now_s - looked_s - 2 * LOOK_S)
             looked_s = now_s
             for connection in list(self._links.values()):
@@ -467,6 +470,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.is_begun = self.is_link = False
         self.incarnation = b""
         self._loop = loop
+        self._clock = network.clock
         self._network = network
         self._is_dialing = handshake is not None
         self._handshake = handshake or network.accept_handshake(self)
@@ -476,7 +480,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._certificate_names: frozenset[str] | None = None
         self._proven: Proven
-        self._is_over = False
+        self._is_over = self._is_pausing = False
         self._received = self._sent = 0
         self._received_told = self._sent_told = 0
         self._heard_s = self._pinged_s = self._flowed_s = 0.0
@@ -508,15 +512,29 @@ class _Connection(asyncio.BufferedProtocol):
             if not self._turn_left and not self._is_over:
                 self._step(bytes(self._turn))
             return
-        self._heard_s = self._loop.time()
-        reader = self._reader
+        self._reader.filled(count)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand over the frames that are there, or as many as SLICE_S allows: then the rest of the node has a turn."""
+        assert self._transport is not None
+        self._heard_s = now_s = self._clock.monotonic_s()
+        until_s = now_s + SLICE_S
         try:
-            reader.filled(count)
-            while not self._is_over and (frame := reader.next_frame()) is not None:
+            while not self._is_over and (frame := self._reader.next_frame()) is not None:
                 if frame.kind is FrameKind.MESSAGE:
                     self._network.message_came(self._proven, frame)
                 else:
                     self._signalled(frame)
+                if self._clock.monotonic_s() > until_s and not self._is_over:
+                    self._transport.pause_reading()
+                    self._is_pausing = True
+                    self._loop.call_soon(self._deliver)
+                    return
+            if self._is_pausing and not self._is_over:
+                self._is_pausing = False
+                if not self._transport.is_closing():
+                    self._transport.resume_reading()
         except BadFrame as error:
             self._network.refuse(self.who, error.reason, str(error))
             self.close(f"it sent what is no frame: {error}")
@@ -564,7 +582,7 @@ class _Connection(asyncio.BufferedProtocol):
     def _establish(self, proven: Proven) -> None:
         self._proven = proven
         self.incarnation = proven.incarnation
-        self._heard_s = self._pinged_s = self._flowed_s = self._loop.time()
+        self._heard_s = self._pinged_s = self._flowed_s = self._clock.monotonic_s()
         self.is_link = True  # before it is told, as whoever is told may send at once
         self.is_link = self._network.establish(self, proven)
         if not self.is_link:
@@ -599,11 +617,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._challenge = None
             self._network.say_duplicate(self.who)
         if frame.signal == self._pings.to_bytes(SIGNAL_BYTES, "little") and self._proven.link is Link.SMALL:
-            self._network.round_trip(self.who, self._loop.time() - self._pinged_s)
+            self._network.round_trip(self.who, self._clock.monotonic_s() - self._pinged_s)
 
     def _ping(self) -> bytes:
         self._pings += 1
-        self._pinged_s = self._loop.time()
+        self._pinged_s = self._clock.monotonic_s()
         signal = self._pings.to_bytes(SIGNAL_BYTES, "little")
         self.write([encode_signal(FrameKind.PING, signal)])
         return signal

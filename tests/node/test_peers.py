@@ -19,8 +19,10 @@ from node.settings import Address
 from tests.node.peer_pair import INCARNATION, SECRET, Host, Stranger, free_addresses, run, until
 
 
-def test_frames_arrive_in_order_on_both_links() -> None:
-    """Both directions, small and bulk, blobs of all sizes, the same as they were sent."""
+@pytest.mark.parametrize("slice_s", [peers.SLICE_S, 0.0])
+def test_frames_arrive_in_order_on_both_links(slice_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both directions, small and bulk, blobs of all sizes, the same as they were sent, however they are sliced."""
+    monkeypatch.setattr(peers, "SLICE_S", slice_s)
     dice = random.Random(7)
 
     async def story() -> None:

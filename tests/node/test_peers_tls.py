@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from node import peers
 from node.handshake import Verdict
 from node.peers import TlsFiles
 from tests.node.peer_pair import SECRET, Host, Stranger, free_addresses, run, until
@@ -57,9 +58,12 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("theirs"), "theirs")
 
 
-@pytest.mark.parametrize("secret", ["", SECRET])
-def test_nodes_with_certificates_meet(authority: Authority, secret: str) -> None:
+@pytest.mark.parametrize(("secret", "slice_s"), [("", 0.005), (SECRET, 0.0)])
+def test_nodes_with_certificates_meet(
+    authority: Authority, secret: str, slice_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With or without a secret besides, frames of all sizes go through."""
+    monkeypatch.setattr(peers, "SLICE_S", slice_s)
 
     async def story() -> None:
         addresses = free_addresses("n1", "n2")
@@ -72,6 +76,8 @@ def test_nodes_with_certificates_meet(authority: Authority, secret: str) -> None
             await two.meets("n1")
             blobs = [os.urandom(size) for size in (0, 1, 100_000, 3_000_000)]
             assert one.send("n2", 5, blobs) and two.send("n1", 6, blobs)
+            assert all(one.send("n2", number) for number in range(1_000, 2_000))
+            await until(lambda: [m[2]["n"] for m in two.diary.messages][-1_000:] == list(range(1_000, 2_000)))
             for host, number in ((two, 5), (one, 6)):
                 await until(lambda host=host: len([1 for m in host.diary.messages if m[3]]) == 1)  # type: ignore[misc]
                 ((_, _, header, got),) = [m for m in host.diary.messages if m[3]]
