@@ -21,7 +21,7 @@ SECRET = "a secret of the cluster"
 INCARNATION = b"stranger"
 
 
-def run(story: Coroutine[Any, Any, None], *, limit_s: float = 30) -> None:
+def run(story: Coroutine[Any, Any, None], *, limit_s: float = 60) -> None:
     """Run the story as a node does, on uvloop; strangers that are left at its end leave."""
 
     async def all_of_it() -> None:
@@ -109,7 +109,7 @@ class Host:
         await until(lambda: self.network.is_up(peer) and self.network.send(peer, Link.BULK, {"n": "hello"}))
 
 
-async def until(holds: Callable[[], object], *, within_s: float = 15) -> None:
+async def until(holds: Callable[[], object], *, within_s: float = 30) -> None:
     """Return as soon as the condition holds. Raises TimeoutError if it does not in time."""
     async with asyncio.timeout(within_s):
         while not holds():  # noqa: ASYNC110  (tests look from outside)
