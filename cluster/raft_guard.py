@@ -13,6 +13,12 @@ and what it says is sent only when it holds. The rules, beside those of a leader
      that nor a vote is granted within `election_s_min` of hearing a leader, or of a start, before which one may have
      been heard. Leases rest on this. The leader itself may lift it (`Campaign`).
   5. **Members only, votes once each.** Who is of an older term is told so; what does not fit is counted, not raised.
+  6. **Who has lost its disk does not vote what was committed away.** A replica that has neither voted nor followed a
+     leader is *blank*: it is new, or its disk is. A blank one says so when it votes, and its vote counts only beside
+     so many of members that remember that one of them has whatever was committed: all but a quorum, and one more.
+     It ceases to be blank when its log holds an entry of the leader's own term that is committed, and so everything
+     older that is; or when it votes while its own log and the candidate's are empty, which is how a group begins.
+     Blank and with a log it does not stand for election.
 
 A message is handled when it comes; answers leave in `speak`, once for all that came before it.
 """
@@ -21,6 +27,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Final, Protocol
@@ -53,6 +60,7 @@ BEHIND_S: Final = 1.0
 
 
 TIMER_S: Final = 1e-3
+HELD_MAX: Final = 64
 
 
 class Dice(Protocol):
@@ -82,6 +90,8 @@ class Core(Protocol):
     def leader(self) -> str | None: ...
     @property
     def election_at_s(self) -> float: ...
+    @property
+    def is_blank(self) -> bool: ...
 
     def hear(self, leader: str, term: int, commit: int) -> None:
         """The leader of `term` lives; the log was compared with its up to `commit`."""
@@ -103,6 +113,10 @@ class Core(Protocol):
         """There is a higher term."""
         ...
 
+    def remember(self, leader: str) -> None:
+        """The log has caught up with the leader of this term: be blank no more."""
+        ...
+
     def asked_for_vote(self, peer: str, term: int, last: int, last_term: int) -> None: ...
     def got_vote(self, peer: str, term: int) -> None: ...
     def told_to_campaign(self, leader: str, term: int) -> None: ...
@@ -117,7 +131,8 @@ class PreVote:
 
     def __init__(self, term: int, nonce: int, until_s: float) -> None:
         self.term, self.nonce, self.until_s = term, nonce, until_s
-        self.granted: set[str] = set()
+        self.granted: dict[str, bool] = {}
+        """Who would vote for us, and whether it is blank."""
 
 
 class Guard:
@@ -164,8 +179,12 @@ class Guard:
         """Until then the votes of our candidacy may come in."""
         self._campaign_term = 0
         """The leader has asked us to stand for election in this term."""
-        self._votes: tuple[int, set[str]] = (0, set())
-        self._held: list[tuple[int, str, Message]] = []
+        self._votes_term = 0
+        self._votes: dict[str, bool] = {}
+        """Who voted for us in that term, and whether it is blank."""
+        self._counted: set[str] = set()
+        """Whose votes PySyncObj knows."""
+        self._held: deque[tuple[int, str, Message]] = deque(maxlen=HELD_MAX)
         """(term, to whom, what) waits until our term and vote are durable."""
         self._told_commit = 0
         """The greatest commit index that a leader has told."""
@@ -221,21 +240,21 @@ class Guard:
                 self._answered(peer, message.term, lambda lead: lead.on_reject(peer, message))
             case AskPreVote():
                 self._hear_pre_vote(peer, message)
-            case GrantPreVote(of_term, nonce):
+            case GrantPreVote(of_term, nonce, is_blank):
                 asked = self._pre_vote
                 if asked is not None and (asked.term, asked.nonce) == (of_term, nonce):
-                    asked.granted.add(peer)
+                    asked.granted[peer] = is_blank
                     self.core_due = True
             case AskVote():
                 self._hear_candidate(peer, message)
-            case GrantVote(of_term):
-                self._hear_vote(peer, of_term)
+            case GrantVote():
+                self._hear_vote(peer, message)
             case HigherTerm(of_term):
                 if of_term > term:
                     self._core.adopt(peer, of_term)
                     self.core_due = True
             case Campaign(of_term):
-                if of_term == term and self._core.leader == peer:
+                if of_term == term and self._core.leader == peer and not self._core.is_blank:
                     self._campaign_term = term + 1
                     self._core.told_to_campaign(peer, term)
                     self.core_due = True
@@ -250,7 +269,9 @@ class Guard:
             return  # of an older leadership, and old news
         if not take(self.leadership):
             self._refuse(peer, "an answer to what was not said")
-        self.core_due = True
+        if self.leadership.has_news:
+            self.leadership.has_news = False
+            self.core_due = True
 
     # ---- as a voter
 
@@ -269,7 +290,7 @@ class Guard:
         if ask.term <= self._core.term:
             self._say(peer, HigherTerm(self._core.term))
         elif self._has_vote() and not self._protects_leader(self._clock()) and (ask.last_term, ask.last) >= self._end():
-            self._send(peer, GrantPreVote(ask.term, ask.nonce))
+            self._send(peer, GrantPreVote(ask.term, ask.nonce, self._core.is_blank))
 
     def _hear_candidate(self, peer: str, ask: AskVote) -> None:
         if ask.term < self._core.term:
@@ -280,7 +301,7 @@ class Guard:
 
     def grant_vote(self, peer: str, term: int) -> None:
         """PySyncObj votes for a candidate."""
-        self._say(peer, GrantVote(term))
+        self._say(peer, GrantVote(term, self._core.is_blank))
 
     def _end(self) -> tuple[int, int]:
         return self._log.last_term, self._log.last_position
@@ -297,7 +318,7 @@ class Guard:
         if not self._may_ask() or now < self._patience_s - ALMOST_S:
             return False
         if asked is not None and asked.term == term + 1 and now < asked.until_s - ALMOST_S:
-            if len(asked.granted) + 1 < self._quorum:
+            if len(self._counting(asked.granted)) + 1 < self._quorum:
                 return False
             self._pre_vote = None
             return True
@@ -310,22 +331,34 @@ class Guard:
         return False
 
     def _may_ask(self) -> bool:
-        """Whether the last candidacy is not still on its way."""
+        """Whether the last candidacy is not still on its way, and ours would be a good one."""
+        if self._core.is_blank and self._log.last_term > 0:
+            return False
         return self._log.is_hard_state_durable and not self._held
+
+    def _counting(self, votes: Mapping[str, bool]) -> list[str]:
+        """Return those whose votes count now: the blank ones not before enough others."""
+        remembering = [peer for peer, is_blank in votes.items() if not is_blank]
+        enough = len(self._peers) + 1 - self._quorum + 1
+        if len(remembering) + 1 >= enough or self._log.last_term == 0:
+            return list(votes)
+        return remembering
 
     def ask_vote(self, peer: str, term: int, last: int, last_term: int) -> None:
         """PySyncObj is a candidate."""
         self._say(peer, AskVote(term, last, last_term, term == self._campaign_term))
 
-    def _hear_vote(self, peer: str, term: int) -> None:
-        if term != self._core.term:
+    def _hear_vote(self, peer: str, vote: GrantVote) -> None:
+        if vote.term != self._core.term:
             return
-        if self._votes[0] != term:
-            self._votes = (term, set())
-        if peer not in self._votes[1]:
-            self._votes[1].add(peer)
-            self._core.got_vote(peer, term)
-            self.core_due = True
+        if self._votes_term != vote.term:
+            self._votes_term, self._votes, self._counted = vote.term, {}, set()
+        self._votes[peer] = vote.is_blank
+        for voter in self._counting(self._votes):
+            if voter not in self._counted:
+                self._counted.add(voter)
+                self._core.got_vote(voter, vote.term)
+                self.core_due = True
 
     # ---- as a follower
 
@@ -372,8 +405,8 @@ class Guard:
             if own.term_at(previous + 1) != terms[skipped]:
                 break
             skipped, previous, previous_term = skipped + 1, previous + 1, terms[skipped]
-        if skipped == len(terms) and previous < own.last_position:
-            # All of it is there, and more: a late message, or a leader that has not yet seen how far we are.
+        if skipped == len(terms):
+            # All of it is there. What our log has beyond stays: the message may be late, or its sender not know yet.
             core.hear(peer, term, min(message.commit, previous))
         else:
             if previous < min(core.commit, own.last_position):
@@ -385,7 +418,10 @@ class Guard:
             assert accepted, "PySyncObj refuses what was compared"
             previous += len(entries)
         self._accepted = max(self._accepted, previous)
-        self._told_commit = max(self._told_commit, min(message.commit, previous))
+        settled = min(message.commit, previous)
+        self._told_commit = max(self._told_commit, settled)
+        if core.is_blank and settled > own.base_position and own.term_at(settled) == term:
+            core.remember(peer)
 
     def _conflict(self, message: Append, at: int) -> None:
         """Our entry at `at` is not the leader's: name a place where the logs may meet."""
@@ -437,7 +473,7 @@ class Guard:
         now = self._clock()
         self._note_role()
         if self._held and self._log.is_hard_state_durable:
-            held, self._held = self._held, []
+            held, self._held = self._held, deque(maxlen=HELD_MAX)
             for term, peer, message in held:
                 if term == self._core.term:
                     self._send(peer, message)

@@ -171,6 +171,8 @@ class Leadership:
         self._is_handed = False
         """A follower was told to campaign: its election may come at any time from now on, leases or not."""
         self._more = False
+        self.has_news = False
+        """PySyncObj was told that a follower has more than before."""
 
     # ---- what comes in
 
@@ -190,6 +192,11 @@ class Leadership:
             follower.is_probed = follower.is_behind = False
             follower.next, follower.commit = ack.accepted + 1, 0
             follower.rejects_after = ack.sequence
+            # What it has in memory counts against its window, whoever sent it.
+            known = range(max(ack.durable, self._log.base_position) + 1, ack.accepted + 1)
+            if (size := sum(map(self._log.payload_bytes, known))) > 0:
+                follower.in_flight.append((ack.accepted, size))
+                follower.in_flight_bytes = size
         self._count_in(follower)
         return True
 
@@ -227,7 +234,10 @@ class Leadership:
 
     def _count_in(self, follower: Follower) -> None:
         # PySyncObj always counts our own copy, so nothing may count before that copy is durable.
-        follower.counted = max(follower.counted, min(follower.match, self._log.durable_position))
+        if follower.match > follower.counted:
+            counted = min(follower.match, self._log.durable_position)
+            self.has_news = self.has_news or counted > follower.counted
+            follower.counted = max(follower.counted, counted)
         # What is older than this term commits with the first entry of it only; PySyncObj need not look at it.
         self._count(follower.name, follower.counted if follower.counted >= self.first else 0)
 

@@ -88,6 +88,8 @@ class AskPreVote:
 class GrantPreVote:
     term: int
     nonce: int
+    is_blank: bool
+    """The voter does not know what it had before; see `raft_guard.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class AskVote:
 @dataclass(frozen=True, slots=True)
 class GrantVote:
     term: int
+    is_blank: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +145,12 @@ def encode(message: Message) -> tuple[Header, list[Blob]]:
             return {"m": "rj", "t": term, "q": sequence, "p": position}, []
         case AskPreVote(term, nonce, last, last_term):
             return {"m": "pv", "t": term, "q": nonce, "p": last, "l": last_term}, []
-        case GrantPreVote(term, nonce):
-            return {"m": "pg", "t": term, "q": nonce}, []
+        case GrantPreVote(term, nonce, is_blank):
+            return {"m": "pg", "t": term, "q": nonce, "x": is_blank}, []
         case AskVote(term, last, last_term, is_transfer):
             return {"m": "vo", "t": term, "p": last, "l": last_term, "x": is_transfer}, []
-        case GrantVote(term):
-            return {"m": "vg", "t": term}, []
+        case GrantVote(term, is_blank):
+            return {"m": "vg", "t": term, "x": is_blank}, []
         case HigherTerm(term):
             return {"m": "ht", "t": term}, []
         case Campaign(term):
@@ -166,13 +169,12 @@ def decode(header: Mapping[str, Any], blobs: Sequence[Blob]) -> Message:
         return _append(numbers, header, blobs)
     if blobs:
         raise Malformed(f"{len(blobs)} blobs with kind {kind!r}")
-    if kind == "vo":
-        is_transfer = header.get("x")
-        if type(is_transfer) is not bool:
-            raise Malformed("x is not true or false")
-        term, last, last_term = numbers
-        return AskVote(term, last, last_term, is_transfer)
-    return make(*numbers)
+    if kind not in _FLAGGED:
+        return make(*numbers)
+    flag = header.get("x")
+    if type(flag) is not bool:
+        raise Malformed("x is not true or false")
+    return make(*numbers, flag)
 
 
 _SHAPES: Final[dict[str, tuple[Callable[..., Message], str]]] = {
@@ -188,6 +190,8 @@ _SHAPES: Final[dict[str, tuple[Callable[..., Message], str]]] = {
     "ca": (Campaign, "t"),
 }
 """Kind -> how to make it, and the keys of its whole numbers in order."""
+_FLAGGED: Final = {"pg", "vo", "vg"}
+"""Kinds whose last field is true or false."""
 
 
 def _number(header: Mapping[str, Any], key: str) -> int:

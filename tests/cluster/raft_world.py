@@ -57,7 +57,18 @@ class Faults:
     sync_s: float = 0.002
     every_s: float = 0.0
     """Mean time between faults; 0 for none."""
-    kinds: tuple[str, ...] = ("crash", "crash", "cut", "cut", "hang", "isolate", "slow disk", "slow link", "pause")
+    kinds: tuple[str, ...] = (
+        "crash",
+        "crash",
+        "cut",
+        "cut",
+        "hang",
+        "isolate",
+        "slow disk",
+        "slow link",
+        "pause",
+        "wipe",
+    )
     drift: float = 0.05
     """Clocks run this much faster or slower at most."""
 
@@ -420,6 +431,19 @@ class World:
                 self.sessions[pair] = abs(self.sessions[pair]) + 1 if self.sessions[pair] > 0 else self.sessions[pair]
         server.crash()
 
+    def wipe(self, name: str, back_after_s: float) -> None:
+        """Lose a disk, unless another server has not recovered from losing its own."""
+        hosted = [server.raft for server in self.servers.values()]
+        if any(raft is None or raft._core.is_blank for raft in hosted):
+            return
+        self.stats["wiped"] += 1
+        self.crash(name)
+        server = self.servers[name]
+        server.disk = SimDisk(self.rng)
+        if self.rng.random() < 0.5:
+            server.checkpoint = Checkpoint()
+        self.after(back_after_s, lambda: self.start(name))
+
     def start(self, name: str) -> None:
         server = self.servers[name]
         if server.raft is None:
@@ -553,6 +577,8 @@ class World:
                 for victim in rng.sample(names, rng.choice((1, 1, 1, 2, len(names)))):
                     self.crash(victim)
                     self.after(long_s, lambda victim=victim: self.start(victim))  # type: ignore[misc]
+            case "wipe":
+                self.wipe(name, long_s)
             case "cut":
                 self.cut(name, other)
                 self.after(long_s, lambda: self.join(name, other))
