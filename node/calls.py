@@ -64,8 +64,18 @@ class Mesh:
       3. No header, whatever is in it, makes anything but a refusal that is counted.
     """
 
-    def __init__(self, network: Network, me: str, hybrid: HybridClock, clock: Clock) -> None:
+    def __init__(
+        self,
+        network: Network,
+        me: str,
+        hybrid: HybridClock,
+        clock: Clock,
+        *,
+        on_refused: Callable[[str], object] = lambda reason: None,
+    ) -> None:
+        """Make the mesh of node `me`; `on_refused(reason)` counts what `refused` counts, where others see it."""
         self.me = me
+        self._on_refused = on_refused
         self.refused: Counter[str] = Counter()
         """Frames that made no sense, by reason."""
         self._network = network
@@ -243,13 +253,13 @@ class Mesh:
             self._refuse(peer, "malformed", "a Raft message without group or header")
             return
         handler = self._groups.get(group_id)
-        if handler is None:
-            self._refuse(peer, "unknown_group", f"a message for group {group_id}, which is not here")
+        if handler is None:  # usual while this node starts: its groups open later than its network
+            self._count("unknown_group")
             return
         try:
             handler(peer, message, blobs)
         except Exception:
-            self.refused["handler_failed"] += 1
+            self._count("handler_failed")
             log.exception("Raft message failed group=%d peer=%s", group_id, peer)
 
     def _on_call(self, peer: str, link: Link, header: dict[str, Any], blobs: Sequence[memoryview]) -> None:
@@ -270,7 +280,7 @@ class Mesh:
         elif len(desk.waiting) < WAITING_MAX:
             desk.waiting.append(call)
         else:
-            self.refused["overloaded"] += 1
+            self._count("overloaded")
             error = Overloaded(f"node {self.me} has {SERVED_MAX + WAITING_MAX} calls of node {peer} to answer")
             self._send(peer, link, {"t": "error", "c": call_id, "e": [error.code, error.message]})
 
@@ -351,8 +361,12 @@ class Mesh:
         if (desk := self._desks.pop((peer, link), None)) is not None:
             self._ending |= desk.close()
 
-    def _refuse(self, peer: str, reason: str, text: str) -> None:
+    def _count(self, reason: str) -> None:
         self.refused[reason] += 1
+        self._on_refused(reason)
+
+    def _refuse(self, peer: str, reason: str, text: str) -> None:
+        self._count(reason)
         if (peer, reason) not in self._said:
             self._said.add((peer, reason))
             log.warning("refused peer=%s reason=%s: %s", peer, reason, text)

@@ -114,7 +114,9 @@ class Node:
         self.metrics = metrics
         self.hybrid = HybridClock(seams.clock.wall_ms)
         self.name = settings.node.name
-        self.mesh = None if seams.network is None else Mesh(seams.network, self.name, self.hybrid, seams.clock)
+        self.mesh = None
+        if seams.network is not None:
+            self.mesh = Mesh(seams.network, self.name, self.hybrid, seams.clock, on_refused=metrics.peer_refused)
         self.identity = Identity(self.name, settings.node.shards, settings.node.members, settings.node.copies)
         self.placement: Mapping[ShardId, Sequence[str]] = {}
         """Every shard of the cluster, and the nodes that hold it."""
