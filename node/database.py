@@ -58,6 +58,7 @@ from storage.errors import (
     AnnulusError,
     BadRequest,
     CollectionLimit,
+    CollectionNotFound,
     FilterError,
     IndexNotFound,
     InvalidParameter,
@@ -169,10 +170,13 @@ class Database:
         return [one.name for one in self._node.catalog.in_database(database)]
 
     async def has_collection(self, database: str, name: str) -> bool:
-        await self._router.refresh_catalog()
+        is_newest = await self._router.refresh_catalog()
         catalog = self._node.catalog
         catalog.database(database)
-        return (database, name) in catalog.names or (database, name) in catalog.aliases
+        found = (database, name) in catalog.names or (database, name) in catalog.aliases
+        if not found and not is_newest:
+            raise _unsure(CollectionNotFound(database, name))
+        return found
 
     async def describe_collection(self, database: str, name: str) -> CollectionInfo:
         found = await self._newest(database, name)
@@ -526,18 +530,28 @@ class Database:
     # names
 
     async def _find(self, database: str, name: str) -> Collection:
-        """Return the collection of this name; one that is not known here is looked up in the newest catalogue."""
+        """Return the collection of this name; one that is not known here is looked up in the newest catalogue.
+
+        Raises NoLeader rather than say of a name that it is not there when this copy of the catalogue may be old.
+        """
         try:
             return self._node.catalog.find(database, name)
-        except BadRequest:
-            if self._node.mesh is None or not await self._router.refresh_catalog():
+        except BadRequest as unknown:
+            if self._node.mesh is None:
                 raise
+            if not await self._router.refresh_catalog():
+                raise _unsure(unknown) from None
             return self._node.catalog.find(database, name)
 
     async def _newest(self, database: str, name: str) -> Collection:
-        """Return the collection as the newest catalogue that can be had knows it."""
-        await self._router.refresh_catalog()
-        return self._node.catalog.find(database, name)
+        """Return the collection as the newest catalogue that can be had knows it. Raises NoLeader like `_find`."""
+        is_newest = await self._router.refresh_catalog()
+        try:
+            return self._node.catalog.find(database, name)
+        except BadRequest as unknown:
+            if is_newest:
+                raise
+            raise _unsure(unknown) from None
 
     async def _with(self, database: str, name: str, work: Callable[[Collection], Awaitable[T]]) -> T:
         """Return `work(collection)`; what is refused once is tried again if the newest catalogue says otherwise."""
@@ -686,6 +700,11 @@ def _plain_index(index: IndexDef) -> dict[str, Any]:
 
 def _ids(found: Any) -> list[int]:
     return [int(one) for one in found]
+
+
+def _unsure(unknown: BadRequest) -> NoLeader:
+    """Return what to say of a name that this node does not know while nobody can tell it whether that is still so."""
+    return NoLeader(f"{unknown.message} as far as this node knows; the newest catalogue cannot be had: try again soon")
 
 
 def _index_status(info: IndexInfo) -> dict[str, Any]:

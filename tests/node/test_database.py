@@ -17,7 +17,7 @@ from node.node import Node, Seams
 from node.service import CollectionRequest, IndexRequest, LoadState, ReadOptions, SearchRequest
 from node.settings import IndexSettings, NodeSettings, Settings, StorageSettings
 from storage.columns import Batch, ScalarColumn, StringColumn, VectorColumn
-from storage.errors import BadRow, CollectionNotLoaded, FilterError, PartitionNotLoaded
+from storage.errors import BadRow, CollectionNotFound, CollectionNotLoaded, FilterError, NoLeader, PartitionNotLoaded
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId
@@ -276,3 +276,28 @@ def test_concurrent_searches_share_a_call_and_not_their_answers() -> None:
         await asyncio.gather(*(one(start, 1 + start % 3, start % 2) for start in range(5, 40)))
 
     on_a_node(script)
+
+
+def test_a_name_is_not_denied_by_who_cannot_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off from who leads the catalogue, a node says of a name that it does not know that it cannot tell; of one
+    that it knows it tells."""
+
+    async def script(database: Database, clock: SimClock) -> None:
+        await database.create_collection("default", request("known"))
+        node: Any = database._node
+        monkeypatch.setattr(node, "mesh", object())
+        monkeypatch.setattr(node.router, "refresh_catalog", _cut_off)
+        assert await database.has_collection("default", "known")
+        for asked in (database.has_collection, database.describe_collection, database.collection_schema):
+            with pytest.raises(NoLeader, match="cannot be had"):
+                await asked("default", "unknown")
+        monkeypatch.undo()
+        assert not await database.has_collection("default", "unknown")
+        with pytest.raises(CollectionNotFound):
+            await database.collection_schema("default", "unknown")
+
+    on_a_node(script)
+
+
+async def _cut_off() -> bool:
+    return False
