@@ -6,7 +6,8 @@ rule, there is one snapshot, one call of the engine and nothing to merge.
 
 Searches that differ only in their vectors and wait at the same moment are answered by one call of the engine: while
 batches of them run, the next one gathers. A batch takes its views when it starts, which is after each of its requests
-was found to be, or had waited until it was, answerable by the replicas here; so each sees what it must.
+was found to be, or had waited until it was, answerable by the replicas here; so each sees what it must. What
+searches of a kind took so far says whether the next batch is brief enough to run on the loop itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from cluster.catalog import Collection
 from index.spec import IndexSpec, SpecError, parse_search_params
 from node.calls import Answer as Reply
+from node.clock import Clock
 from node.freshness import Freshness, Need, Needs
 from node.metrics import PlanKind
 from node.network import Link
@@ -56,6 +58,7 @@ from storage.search import (
     fetch,
     find_keys,
     inserted_ticks,
+    may_take_long,
     query,
     search,
 )
@@ -65,6 +68,12 @@ from storage.view import SegmentView, empty_column
 BATCHES_MAX: Final = 1
 """Batches of one kind at the same time. Two were measured slower, with a longer tail: they and the loop contend for the
 interpreter, and each engine call has fewer queries."""
+BRIEF_S: Final = 0.004
+"""A batch that takes no longer, as the ones before it tell, runs on the loop. To wake a thread, and to take turns
+with it for the interpreter, costs 0.2 to 0.4 ms a batch, and whoever waits for the loop would wait for the thread."""
+TURNS_MAX: Final = 4
+"""Turns of the loop for which a batch waits, as long as each brings more searches that it can answer."""
+KINDS_KEPT: Final = 256
 FILTERS_KEPT: Final = 256
 FILTER_CHARS_KEPT_MAX: Final = 4_096
 COUNT: Final = "count(*)"
@@ -141,6 +150,8 @@ class Reader:
         self._fresh = Freshness(node)
         self._filters: OrderedDict[tuple[CollectionId, int, str], CompiledFilter] = OrderedDict()
         self._gathering: dict[Hashable, _Gathering] = {}
+        self._query_s: OrderedDict[Hashable, float] = OrderedDict()
+        """What a query of each kind of search takes, of those that were asked last."""
         if node.mesh is not None:
             node.mesh.serve(READ_METHOD, self._serve)
 
@@ -461,6 +472,11 @@ class Reader:
     async def _run_gathered(self, kind: Hashable, gathering: _Gathering, target: _Target, question: Question) -> None:
         try:
             while gathering.waiting:
+                for _ in range(TURNS_MAX):
+                    before = len(gathering.waiting)
+                    await asyncio.sleep(0)
+                    if len(gathering.waiting) == before:
+                        break
                 batch, gathering.waiting = gathering.waiting, []
                 batch = [one for one in batch if not one[1].done()]  # whose client has gone
                 if not batch:
@@ -468,7 +484,7 @@ class Reader:
                 try:
                     seen = self.snapshot(target, question.partitions, growing=question.growing)
                     if seen.is_known:
-                        answers = await self._node.read(_search_and_fetch, seen, gathering, [one for one, _ in batch])
+                        answers = await self._answers(kind, seen, gathering, [one for one, _ in batch])
                     else:
                         answers = [Answer.nothing(question, None, seen.ticks)] * len(batch)
                 except Exception as error:  # whatever it is, those who wait must hear of it
@@ -483,6 +499,24 @@ class Reader:
             gathering.running -= 1
             if not gathering.running and self._gathering.get(kind) is gathering:
                 del self._gathering[kind]
+
+    async def _answers(
+        self, kind: Hashable, seen: Snapshot, gathering: _Gathering, vectors: Sequence[npt.NDArray[np.float32]]
+    ) -> list[Answer]:
+        """Search here or on a thread, and remember how long it took."""
+        queries, clock, known_s = sum(map(len, vectors)), self._node.seams.clock, self._query_s.get(kind)
+        is_brief = known_s is not None and known_s * queries <= BRIEF_S
+        if is_brief and not may_take_long(seen.views, gathering.asked, queries, gathering.field_ids):
+            answers, took_s = _search_and_fetch(clock, seen, gathering, vectors)
+        else:
+            answers, took_s = await self._node.read(_search_and_fetch, clock, seen, gathering, vectors)
+        query_s = took_s / queries
+        # A thread may have waited for the interpreter, so one long time does not count for much, and one brief does.
+        self._query_s[kind] = query_s if known_s is None else min(query_s, 0.75 * known_s + 0.25 * query_s)
+        self._query_s.move_to_end(kind)
+        if len(self._query_s) > KINDS_KEPT:
+            self._query_s.popitem(last=False)
+        return answers
 
     def compile(self, collection: Collection, options: ReadOptions) -> CompiledFilter:
         """Return the compiled filter of a request; texts without templates are remembered."""
@@ -538,9 +572,10 @@ async def _all(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _search_and_fetch(
-    seen: Snapshot, gathering: _Gathering, vectors: Sequence[npt.NDArray[np.float32]]
-) -> list[Answer]:
-    """Return the answers to searches of one kind: one call of the engine, one fetch for all their rows."""
+    clock: Clock, seen: Snapshot, gathering: _Gathering, vectors: Sequence[npt.NDArray[np.float32]]
+) -> tuple[list[Answer], float]:
+    """Return the answers to searches of one kind, one call of the engine and one fetch for all, and the seconds."""
+    began_s = clock.monotonic_s()
     matrix = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
     asked = replace(gathering.asked, queries=matrix, tick=seen.tick, expire_before=seen.expire_before)
     hits = search(seen.views, asked)
@@ -555,7 +590,7 @@ def _search_and_fetch(
         first, stop = first + len(one), row + sum(mine)
         answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps, seen.ticks))
         row = stop
-    return answers
+    return answers, clock.monotonic_s() - began_s
 
 
 def _query_and_fetch(

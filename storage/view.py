@@ -137,6 +137,10 @@ class Part:
             self._prepared[(field_id, metric)] = known
         return known
 
+    def knows(self, row_filter: CompiledFilter) -> bool:
+        """Return whether `passing` has the answer already."""
+        return weakref.ref(row_filter) in self._passing
+
     def passing(self, row_filter: CompiledFilter) -> Mask:
         """Return which rows pass the filter, visible or not, (rows,) bool, not to be changed."""
         key = weakref.ref(row_filter)
@@ -235,6 +239,12 @@ class SegmentView:
     def column(self, field_id: FieldId) -> Column:
         """Return a whole column, as it was inserted."""
         return self._take(field_id, None)
+
+    def holds(self, field_id: FieldId) -> bool:
+        """Return whether this field is in memory as it was inserted: whether reading rows of it reads no chunk."""
+        if all(field_id in part.batch.columns for part in self.parts):
+            return True
+        return field_id in self.original and field_id in self.indexes
 
     def columns(self, field_ids: Sequence[FieldId]) -> Sequence[Part]:
         """Return the parts with these fields in memory, reading what is not: what a filter evaluates."""

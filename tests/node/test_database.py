@@ -102,6 +102,44 @@ def test_partial_upsert_merges_fields_and_dynamic_keys(shards: int) -> None:
     on_a_node(script)
 
 
+def test_brief_searches_run_on_the_loop_and_answer_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first search of a kind runs on a thread; those after it, which are known to be brief, on the loop. They find
+    the same, see each write acknowledged before, and go back to a thread where far more is to be looked at."""
+
+    async def script(database: Database, clock: SimClock) -> None:
+        threads: list[str] = []
+        node, read = database._node, database._node.read
+
+        async def noted(function: Any, *args: Any) -> Any:
+            threads.append(function.__name__)
+            return await read(function, *args)
+
+        monkeypatch.setattr(node, "read", noted)
+
+        async def nearest(count: int = 1, filter: str = "") -> tuple[list[int], list[float], bool]:
+            threads.clear()
+            asked = SearchRequest(vectors=np.array([[7.2, 0]] * count, np.float32), limit=3)
+            result = await database.search("default", "c", asked, ReadOptions(filter=filter, output_fields=["number"]))
+            return result.rows.batch.columns[ID].to_list(), np.round(result.scores, 4).tolist(), bool(threads)
+
+        await database.create_collection("default", request())
+        await database.insert("default", "c", rows(list(range(20))))
+        for filter in ("", "number == 1"):
+            keys, scores, _ = await nearest(filter=filter)
+            assert keys == [7, 8, 6]
+            assert await nearest(filter=filter) == (keys, scores, False)
+        await database.upsert("default", "c", rows([8], number=2))
+        await database.delete("default", "c", "id == 7", {})
+        assert await nearest() == ([8, 6, 9], np.round(np.array([0.64, 1.44, 3.24], np.float32), 4).tolist(), False)
+        keys, _, threaded = await nearest(filter="number == 1")
+        assert keys == [6, 9, 5] and not threaded
+        monkeypatch.setattr("storage.search.COMPONENTS_BRIEF_MAX", 100)
+        assert (await nearest())[2] is False
+        assert (await nearest(count=5))[2] is True
+
+    on_a_node(script)
+
+
 def test_racing_partial_upserts_lose_nothing() -> None:
     """Twenty writers that each set a key of their own in one row all succeed, and all keys are there."""
 

@@ -18,7 +18,7 @@ from storage.filter import CompiledFilter, compile_filter
 from storage.growing import GrowingSegment
 from storage.schema import DataType
 from storage.sealed import SealedSegment
-from storage.search import SearchHits, VectorQuery, count, fetch, query, search
+from storage.search import SearchHits, VectorQuery, count, fetch, may_take_long, query, search
 from storage.types import PartitionId, SegmentId, Tick
 from storage.view import Part, SegmentView, as_unit_rows
 from tests.storage.rows import GROUP, PK, VECTOR, make_batch, make_collection, numbered
@@ -233,6 +233,28 @@ def test_masks_of_filters_are_bounded_and_keep_no_filter_alive() -> None:
     filters.clear()
     assert gone() is None
     assert count([view], compile_filter("group < 3", SCHEMA), tick=NOW) == 3
+
+
+def test_what_may_take_long_is_known_before() -> None:
+    """Many rows without an index, a filter that has not seen many rows yet, and rows in chunks are announced."""
+    many, indexed = sealed(1, rows_of(0, 3_000)), sealed(2, rows_of(3_000, 3_000), "AUTOINDEX")
+    growing = GrowingSegment(SegmentId(3), PartitionId(1), SCHEMA, Tick(0))
+    growing.append(rows_of(9_000, 300), Tick(50))
+    views = [indexed.view(), growing.view()]
+    asked = VectorQuery(vectors(1, 1), VECTOR, Metric.COSINE, 10, NOW)
+    assert not may_take_long(views, asked, 8, [PK, GROUP])
+    assert may_take_long(views, replace(asked, metric=Metric.L2), 80, [PK])
+    assert not may_take_long([many.view()], asked, 8, [PK])
+    assert may_take_long([many.view()], asked, 800, [PK])
+    filtered = replace(asked, filter=compile_filter("group < 400", SCHEMA))
+    assert may_take_long(views, filtered, 1, [PK])
+    search(views, filtered)
+    assert not may_take_long(views, filtered, 1, [PK])
+    by_key = replace(asked, filter=compile_filter("id in [1, 2, 3]", SCHEMA))
+    assert not may_take_long(views, by_key, 1, [PK])
+    bare = replace(views[0], parts=(Part(views[0].parts[0].batch.select([PK, GROUP]), 0),))
+    assert not may_take_long([bare], asked, 1, [PK])
+    assert may_take_long([bare], asked, 1, [VECTOR])  # scaled in the index, so the inserted ones are in chunks
 
 
 def test_unit_vectors_are_not_copied_and_others_come_back_unscaled() -> None:
