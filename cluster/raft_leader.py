@@ -245,7 +245,8 @@ class Leadership:
 
     def beat(self, now: float) -> None:
         """Set the next heartbeat. All groups beat at the same instants, so that their messages share wake-ups."""
-        self._beat_at_s = (now // self._heartbeat_s + 1) * self._heartbeat_s
+        # Rounding must not find the beat that is due just now to be the next one.
+        self._beat_at_s = ((now + ALMOST_S) // self._heartbeat_s + 1) * self._heartbeat_s
 
     def is_beat_due(self, now: float) -> bool:
         return now >= self._beat_at_s - ALMOST_S
