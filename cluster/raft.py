@@ -257,6 +257,11 @@ class RaftGroup:
         return Position(self._core.commit)
 
     @property
+    def remembers(self) -> bool:
+        """Whether this replica never lost its votes and its log, or has got back what they stood for."""
+        return self._guard is None or self._guard.remembers
+
+    @property
     def confirmed_stamp(self) -> int:
         """The greatest stamp that was sent in this leadership and that a quorum has answered; 0 if this is no leader.
 

@@ -286,6 +286,11 @@ class Guard:
         """Whether this replica remembers, or has got back, all that it ever confirmed."""
         return self._log.durable_position >= self._abstains
 
+    @property
+    def remembers(self) -> bool:
+        """Whether this replica may vouch for what the group has decided and whom it has voted for."""
+        return self._has_vote() and not self._core.is_blank
+
     def _hear_pre_vote(self, peer: str, ask: AskPreVote) -> None:
         if ask.term <= self._core.term:
             self._say(peer, HigherTerm(self._core.term))

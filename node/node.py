@@ -705,7 +705,9 @@ class Node:
 
     def _standing(self, group_id: int) -> Standing | None:
         host = self._groups.get(group_id)
-        return None if host is None else Standing(host.raft.term, host.raft.leads, host.raft.last_position)
+        if host is None or not host.raft.remembers:
+            return None
+        return Standing(host.raft.term, host.raft.leads, host.raft.last_position)
 
     def _write_catalog(self, frozen: FrozenControl) -> None:
         self.seams.store.commit([(CATALOG_KEY, frozen.to_bytes())])
