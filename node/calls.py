@@ -369,7 +369,7 @@ class Mesh:
         self._count(reason)
         if (peer, reason) not in self._said:
             self._said.add((peer, reason))
-            log.warning("refused peer=%s reason=%s: %s", peer, reason, text)
+            log.warning("refused peer=%s reason=%s (%s)", peer, reason, text)
 
 
 class _Inbox:

@@ -188,7 +188,7 @@ class PeerNetwork:
                     self._spawn(self._keep_linked(peer, link))
         self._spawn(self._accept_all(self._listener))
         self._spawn(self._watch())
-        proof = ["a secret"] * bool(self._identity.key) + ["TLS"] * (self._server_tls is not None)
+        proof = ["secret"] * bool(self._identity.key) + ["TLS"] * (self._server_tls is not None)
         if not proof:
             log.warning(
                 "nodes do not prove themselves: any process of this machine can pose as one; set cluster_secret"
@@ -311,7 +311,10 @@ class PeerNetwork:
             if not connection.is_link:
                 self.refuse(connection.who, "hello_timeout", f"no handshake within {HELLO_S_MAX:g} s")
         except Refused as error:
-            self.refuse(connection.who, error.verdict.label, str(error))
+            if error.verdict is Verdict.NO_SESSION:  # usual where a session ends and begins: bulk was a moment early
+                self._metrics.peer_refused(error.verdict.label)
+            else:
+                self.refuse(connection.who, error.verdict.label, str(error))
         except ssl.SSLError as error:
             self.refuse(connection.who, "tls", f"TLS fails: {error.reason or error}")
         except OSError as error:
@@ -380,7 +383,7 @@ class PeerNetwork:
             return
         del self._links[peer, link]
         if link is Link.BULK:
-            log.info("bulk link broke peer=%s: %s", peer, reason)
+            log.info("bulk link broke peer=%s (%s)", peer, reason)
             self._tell(self._receiver.on_bulk_lost, peer)
             return
         if (bulk := self._links.pop((peer, Link.BULK), None)) is not None:
@@ -388,7 +391,7 @@ class PeerNetwork:
         self._session_begun[peer].clear()
         self._troubles[peer] = f"the session ended: {reason}"
         self._metrics.peer_session(peer, False)
-        log.log(logging.INFO if self._stopping else logging.WARNING, "session ended peer=%s: %s", peer, reason)
+        log.log(logging.INFO if self._stopping else logging.WARNING, "session ended peer=%s (%s)", peer, reason)
         self._tell(self._receiver.on_session, peer, False)
 
     def message_came(self, proven: Proven, frame: Frame) -> None:
@@ -429,22 +432,22 @@ class PeerNetwork:
             return
         if (who, reason) not in self._said:
             self._said.add((who, reason))
-            log.warning("refused peer=%s reason=%s: %s", who, reason, text)
+            log.warning("refused peer=%s reason=%s (%s)", who, reason, text)
 
     def say_duplicate(self, peer: str) -> None:
         self._metrics.peer_refused("duplicate_name")
         if (peer, "duplicate_name") not in self._said:
             self._said.add((peer, "duplicate_name"))
             log.error(
-                "two processes claim to be node %s: the one that was connected first stays, the other is refused; stop "
-                "one of them, each node needs a name of its own", peer,
+                "two processes claim to be one node peer=%s (the one that was connected first stays, the other is "
+                "refused; stop one of them, or give it a name of its own)", peer,
             )  # fmt: skip
 
     def _note_trouble(self, peer: str, text: str) -> None:
         self._troubles[peer] = text
         if (peer, "trouble") not in self._said:
             self._said.add((peer, "trouble"))
-            log.info("no session peer=%s: %s; trying on", peer, text)
+            log.info("no session, trying on peer=%s (%s)", peer, text)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -179,7 +179,10 @@ def test_a_queue_is_bounded_and_recovers(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_strangers_get_no_session(claims: dict[str, Any], verdict: Verdict, caplog: pytest.LogCaptureFixture) -> None:
-    """Each is told why, counted under its reason, logged once, and its frames reach nobody."""
+    """Each is told why, counted under its reason, logged once, and its frames reach nobody.
+
+    A bulk link without a session is only counted: it is usual where a session ends and another begins.
+    """
 
     async def story() -> None:
         addresses = free_addresses("n1", "n2", "n3")
@@ -197,7 +200,7 @@ def test_strangers_get_no_session(claims: dict[str, Any], verdict: Verdict, capl
     with caplog.at_level(logging.INFO):
         run(story())
     lines = [record.getMessage() for record in caplog.records if f"reason={verdict.label}" in record.getMessage()]
-    assert len(lines) == 1
+    assert len(lines) == (verdict is not Verdict.NO_SESSION)
     assert SECRET not in caplog.text
 
 
@@ -414,7 +417,7 @@ def test_of_two_processes_with_one_name_the_first_stays(caplog: pytest.LogCaptur
 
     run(story())
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 1 and "two processes claim to be node n1" in errors[0]
+    assert len(errors) == 1 and "two processes claim to be one node peer=n1" in errors[0]
 
 
 def test_a_process_that_does_not_answer_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
