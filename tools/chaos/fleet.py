@@ -25,6 +25,8 @@ PATIENCE_S = 12.0
 """How long a request is repeated; an attempt that has begun is awaited."""
 ELSEWHERE_S = 0.02
 """Before another node is asked after one that did not listen."""
+AVOIDED_S = 1.0
+"""How long a node that did not listen is left out, if others are there."""
 
 
 class Kind(StrEnum):
@@ -82,6 +84,7 @@ class Fleet:
         self.requests: list[Request] = []
         self._chance = chance
         self._apis = {name: Api(address, request_s_max=attempt_s_max) for name, address in addresses.items()}
+        self._avoided_until_s: dict[str, float] = {}
         self._open = asyncio.Event()
         self._open.set()
         self._under_way = 0
@@ -146,14 +149,18 @@ class Fleet:
         try:
             data = await self._apis[node].call(path, **body)
         except (Answered, Unreachable) as error:
+            if isinstance(error, Unreachable):
+                self._avoided_until_s[node] = time.monotonic() + AVOIDED_S
             return Attempt(node, began_s, time.monotonic(), Outcome.REFUSED, why=str(error)), error
         except Unknown as error:
             return Attempt(node, began_s, time.monotonic(), Outcome.UNKNOWN, why=str(error)), error
         return Attempt(node, began_s, time.monotonic(), Outcome.OK, data), None
 
     def _another(self, last: str | None) -> str:
-        names = [name for name in self._apis if name != last]
-        return self._chance.choice(names or list(self._apis))
+        others = [name for name in self._apis if name != last] or list(self._apis)
+        now_s = time.monotonic()
+        listening = [name for name in others if self._avoided_until_s.get(name, 0.0) <= now_s]
+        return self._chance.choice(listening or others)
 
 
 def kind_of(path: str, body: Mapping[str, Any]) -> Kind:
