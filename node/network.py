@@ -135,7 +135,7 @@ class BadFrame(ValueError):
 
 def encode_message(header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> list[Blob]:
     """Return the frame in pieces: prefix and head as one, then the blobs themselves. Raises BadFrame over a limit."""
-    views: list[Blob] = [blob if type(blob) is bytes else memoryview(blob).cast("B") for blob in blobs]
+    views: list[Blob] = [blob if type(blob) is bytes else _as_bytes(memoryview(blob)) for blob in blobs]
     lengths = [len(view) for view in views]
     head = _encode_head(header, lengths)
     body_bytes = sum(lengths)
@@ -146,6 +146,10 @@ def encode_message(header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> lis
     for view in views:
         body_crc = crc32(view, body_crc)
     return [_prefix(FrameKind.MESSAGE, head, body_bytes, body_crc) + head, *views]
+
+
+def _as_bytes(view: memoryview) -> Blob:
+    return view.cast("B") if view.nbytes else b""  # Python casts no empty view of several dimensions
 
 
 def encode_signal(kind: FrameKind, signal: bytes) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import cbor2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +132,17 @@ def test_blobs_are_not_copied_on_sending() -> None:
     pieces = encode_message({}, [blob, array])  # type: ignore[list-item]
     assert pieces[1] is blob
     assert isinstance(pieces[2], memoryview) and pieces[2].obj is array.obj and pieces[2].nbytes == 16
+
+
+def test_arrays_are_blobs() -> None:
+    """Any contiguous array can be sent, an empty one too."""
+    arrays: list[np.ndarray[Any, Any]] = [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.empty((0, 3)),
+        np.empty(0, np.int64),
+    ]
+    (frame,) = read(joined(encode_message({}, [array.data for array in arrays])), [1 << 20])
+    assert [bytes(blob) for blob in frame.blobs] == [array.tobytes() for array in arrays]
 
 
 def test_a_kept_blob_pins_little_else() -> None:
