@@ -69,6 +69,12 @@ task, which the next start finishes.
      `storage.errors`.
   5. Everything not deterministic comes in through `Seams`; the simulation runs a whole node from a seed.
 
+**Other nodes.** `network.py` is the seam, and the bytes of a frame; `peers.py` carries frames over two connections to
+each other node, SMALL for consensus and BULK for rows and chunks, which `handshake.py` proves before anything else of
+them is read. `calls.py` is the mesh: Raft messages by group, and calls with deadlines; what a call raises there is
+raised here. A session is what the SMALL connection is from its proof to its end: frames arrive in order or the session
+ends, and with it every call that waits or is served. Nothing that a peer sends can do more than be refused and counted.
+
 **Where to find it:** `__main__` the command line; `settings`, `config` what can be set, and where from; `app` the
 process; `node` the parts and their order; `group`, `journaling` logs; `service` what can be asked, `database` the
 answer, `write`, `read` rows; `upkeep` the background; `workers`, `clock`, `disk` the seams of the real world; `check`
