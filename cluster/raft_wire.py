@@ -227,7 +227,8 @@ def _joined(payloads: Iterable[Blob]) -> Iterable[Blob]:
     small: list[Blob] = []
     for payload in payloads:
         if len(payload) <= JOIN_BYTES_MAX:
-            small.append(payload)
+            if payload:
+                small.append(payload)
             continue
         if small:
             yield b"".join(small)
