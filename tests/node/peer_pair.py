@@ -132,8 +132,10 @@ class Stranger:
         return cls(*await asyncio.open_connection(*address))
 
     def say(self, data: bytes) -> None:
+        """Say it, if anybody is there to hear it."""
         self.said += data
-        self.writer.write(data)
+        if not self.writer.transport.is_closing():
+            self.writer.write(data)
 
     async def shake(self, handshake: Handshake) -> Proven | Refused | None:
         """Go through with the handshake; None if the other side closes in the middle."""
