@@ -691,7 +691,13 @@ class Node:
     def _control_applied(self) -> None:
         cluster_id = self.control.machine.cluster_id
         if cluster_id and cluster_id != self.identity.cluster_id:
-            self.keep(asyncio.get_running_loop().create_task(self._remember(self.identity.learnt(cluster_id))))
+            self.keep(asyncio.get_running_loop().create_task(self._learn(cluster_id)))
+
+    async def _learn(self, cluster_id: str) -> None:
+        try:
+            await self._remember(self.identity.learnt(cluster_id))
+        except OSError as error:
+            self.note_store_error(error)  # with room again, the next entry that is applied comes here again
 
     async def _remember(self, identity: Identity) -> None:
         """Write the identity down, and go by it once it is durable."""
