@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -85,7 +86,6 @@ class Machine:
     excuses: set[str] = field(default_factory=set)
     """What the world did to it that a node may stop for, or lose data by."""
     stopping: bool = False
-    has_served: bool = False
 
     @property
     def is_up(self) -> bool:
@@ -133,6 +133,7 @@ class Cluster:
         machine.store.put_lately.clear()
         if not machine.store.full:
             machine.store.reopen()
+        machine.node = None
         life.start(self._process(machine, life))
 
     async def _process(self, machine: Machine, life: Life) -> None:
@@ -145,7 +146,6 @@ class Cluster:
             if not node.failed.done():
                 starting.result()
                 machine.database = Database(node)
-                machine.has_served = True
                 if self.plan.nodes == 1:
                     self.check_chunks(machine)
             error = await node.failed
@@ -157,6 +157,10 @@ class Cluster:
         if machine.life is not life or machine.stopping:
             return
         self.kill(machine.name, power=False)
+        began = machine.node is not None and bool(machine.node.shards)
+        if isinstance(error, OSError) and error.errno == ENOSPC and not began:
+            self.loop.call_later(RESTART_S, self.start_if_down, machine.name)  # a full disk keeps a node from starting
+            return
         if not machine.excuses:
             violation = Violation(f"{machine.name} stopped by itself at {self.loop.now_s:.3f}: {error!r}")
             violation.__cause__ = error
@@ -287,7 +291,8 @@ class Cluster:
     def _seams(self, machine: Machine, life: Life) -> Seams:
         assert machine.executor is not None
         dice = self.dice("node", life.name)
-        return Seams(machine.disk, machine.store, machine.executor, machine.clock, dice)
+        network = machine.network if self.plan.nodes > 1 else None
+        return Seams(machine.disk, machine.store, machine.executor, machine.clock, dice, network=network)
 
     def nodes(self) -> Iterator[tuple[Machine, Node]]:
         """Yield the machines whose nodes serve."""
@@ -296,7 +301,7 @@ class Cluster:
                 yield machine, machine.node
 
     def check_chunks(self, machine: Machine) -> None:
-        """The store holds what the manifests need, and nothing from before this life that nobody needs."""
+        """The store holds what the manifests need and, once swept, nothing from before this life that nobody needs."""
         assert machine.node is not None
         for shard_id, host in machine.node.shards.items():
             manifest = machine.store.read(manifest_key(shard_id))
@@ -306,7 +311,7 @@ class Cluster:
             if needed - present:
                 raise Violation(f"{where}: {len(needed - present)} chunks of the manifest are missing")
             known = host.machine.digests.keys() | host.machine.garbage | machine.store.put_lately
-            if orphans := present - needed - known:
+            if machine.node.upkeep[shard_id].swept and (orphans := present - needed - known):
                 raise Violation(f"{where}: {len(orphans)} chunks that nothing needs are left")
 
     def close(self) -> None:

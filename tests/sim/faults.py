@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Final
+from typing import Final
 
-from node.group import GroupHost
 from storage.errors import JournalDamaged
 from storage.journal import Journal
 from storage.keys import is_record
@@ -86,10 +85,9 @@ class Faults:
                 machine.store.full, machine.disk.capacity_bytes = False, None
             case "lead":
                 if machine.database is not None and machine.node is not None:
-                    hosts: list[GroupHost[Any]] = [machine.node.control, *machine.node.shards.values()]
-                    for host in hosts:
+                    for host in machine.node.shards.values():
                         if host.raft.leads and machine.life is not None:
-                            machine.life.call_at(self._cluster.loop.now_s, host.raft.transfer)
+                            machine.life.start(host.hand_over(1.0))
             case "bad-sync":
                 machine.excuses.add("bad sync")
                 machine.disk.failing_syncs = 1
@@ -108,7 +106,7 @@ class Faults:
 
     def _may_damage(self, machine: Machine | None) -> bool:
         assert machine is not None
-        if not all(one.has_served for one in self._cluster.machines.values()):
+        if not all(one.node is not None and one.node.identity.is_seated for one in self._cluster.machines.values()):
             return False  # a cluster that some node has never seen can be founded twice by those that forgot it
         return len(self.damaged | {machine.name}) <= (self._plan.copies - 1) // 2
 

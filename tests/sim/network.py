@@ -22,9 +22,9 @@ from typing import Any, Final
 from node.network import Blob, Frame, FrameReader, Link, Receiver, encode_message
 from tests.sim.world import Life, SimLoop
 
-SILENCE_S: Final = 2.0
-"""A session over which nothing was heard for this long is given up."""
-CONNECT_S_MAX: Final = 0.3
+SILENCE_S: Final = 3.0
+"""A session over which nothing was heard for this long is given up. This and the next as in `node/peers.py`."""
+CONNECT_S_MAX: Final = 0.6
 NOTICE_S_MAX: Final = 0.05
 """A broken connection is noticed by each end within this."""
 QUEUE_BYTES_MAX: Final = 32 << 20

@@ -126,7 +126,7 @@ def plan_of(seed: int, *, nodes: int | None = None) -> Plan:
     rng = Random(seed)
     chosen = rng.choices((1, 3, 5), (2, 7, 1))[0]
     count = nodes or chosen
-    duration_s = rng.uniform(4.0, 16.0)
+    duration_s = rng.uniform(3.0, 12.0)
     plan = Plan(
         seed=seed,
         nodes=count,
@@ -151,7 +151,7 @@ def plan_of(seed: int, *, nodes: int | None = None) -> Plan:
 
 
 def _requests(plan: Plan, rng: Random) -> Iterable[Step]:
-    per_s = rng.choice((3, 8, 15))
+    per_s = rng.choice((2, 5, 10))
     for number in range(plan.clients):
         at_s = 0.0
         while (at_s := at_s + rng.expovariate(per_s)) < plan.duration_s:

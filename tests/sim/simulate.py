@@ -27,8 +27,9 @@ from typing import Any, Final, TypeVar
 from cluster.machine import StateMachine
 from node.database import Database
 from node.group import GroupHost
-from node.node import Node
+from node.node import CONTROL_GROUP, Node, group_of
 from node.service import Consistency, ReadOptions
+from node.upkeep import SWEEP_AFTER_S
 from storage.errors import AnnulusError, Unavailable
 from tests.sim.cluster import Cluster, NoAnswer, Refused
 from tests.sim.disk import PowerLoss
@@ -134,6 +135,8 @@ class Simulation:
         for name, found in last.items():
             self.history.check_last(name, found)
         self.history.check()
+        if self.plan.nodes > 1 and rng.random() < 0.1:
+            await asyncio.sleep(1.2 * SWEEP_AFTER_S)
         for name in rng.sample(self.plan.names, self.plan.nodes):
             if not await self.cluster.stop(name, within_s=STOP_S):
                 raise Violation(f"{name} does not stop within {STOP_S} s")
@@ -209,7 +212,7 @@ class Simulation:
 
     def _at_one_position(self, group: int) -> list[StateMachine]:
         hosts = [hosts[group] for _, node in self.cluster.nodes() if group in (hosts := _hosts(node))]
-        wanted = self.plan.nodes if group == 0 else self.plan.copies
+        wanted = self.plan.nodes if group == CONTROL_GROUP else self.plan.copies
         if len(hosts) != wanted or len({host.machine.position for host in hosts}) != 1:
             return []
         if hosts[0].machine.position != max(host.raft.last_position for host in hosts):
@@ -269,17 +272,21 @@ class Simulation:
             if machine.database is None or node is None:
                 lines.append(f"{name} {'starting' if machine.is_up else 'down'}")
                 continue
+            if why := node.why_not_ready:
+                lines.append(f"{name} {why}")
             for group, host in _hosts(node).items():
                 raft = host.raft
-                lines.append(
-                    f"{name} group {group} term {raft.term} leader {raft.leader} leads {raft.leads} "
-                    f"applied {host.machine.position} delivered {raft.delivered}"
-                )
+                place = f"applied {host.machine.position} delivered {raft.delivered} of {raft.last_position}"
+                role = f"leader {raft.leader} leads {raft.leads} whole {host.is_whole}"
+                lines.append(f"{name} group {group} term {raft.term} {role} {place}")
         return "\n    ".join(["", *lines])
 
 
 def _hosts(node: Node) -> dict[int, GroupHost[Any]]:
-    return {0: node.control, **{shard_id + 1: host for shard_id, host in node.shards.items()}}
+    """Return the replicas on a node by group; none while it has yet to find its place."""
+    if not node.shards:
+        return {}
+    return {CONTROL_GROUP: node.control, **{group_of(shard_id): host for shard_id, host in node.shards.items()}}
 
 
 class _Alarms(logging.Handler):

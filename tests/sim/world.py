@@ -25,6 +25,8 @@ from node.workers import Lane
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
+CALLBACKS_MAX: Final = 20_000
+"""At one moment; with more, something turns in a circle."""
 LIFE: Final[contextvars.ContextVar[Life]] = contextvars.ContextVar("life")
 """The process that the code which runs now belongs to; unset for the world itself."""
 
@@ -85,6 +87,8 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now_s = 0.0
         self.callbacks = 0
+        self._callbacks_before = 0
+        """How many there had been when time moved last."""
         self._clock_resolution = 1e-9
         self.failures: list[BaseException] = []
         self.closing = False
@@ -121,7 +125,8 @@ class SimLoop(asyncio.BaseEventLoop):
         if not ready:
             if not scheduled:
                 raise RuntimeError(f"nothing will ever happen again at {self.now_s:.3f} s: a deadlock")
-            self.now_s = max(self.now_s, scheduled[0]._when)
+            if scheduled[0]._when > self.now_s:
+                self.now_s, self._callbacks_before = scheduled[0]._when, self.callbacks
         while scheduled and scheduled[0]._when <= self.now_s:
             timer = heapq.heappop(scheduled)
             timer._scheduled = False
@@ -139,6 +144,8 @@ class SimLoop(asyncio.BaseEventLoop):
                     life.defer(handle)
                     continue
             self.callbacks += 1
+            if self.callbacks - self._callbacks_before > CALLBACKS_MAX:
+                raise RuntimeError(f"time stands still at {self.now_s:.6f} s for {CALLBACKS_MAX} callbacks: {handle!r}")
             handle._run()
 
 
