@@ -201,10 +201,13 @@ def test_every_setting_is_described() -> None:
     assert [one.key for one in OPTIONS if not any(f"`{one.key}`" in line and one.why in line for line in lines)] == []
 
 
-def test_settings_files_load(tmp_path: Path) -> None:
+def test_settings_files_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The TOML examples are settings files without a problem."""
     found = list(blocks("toml"))
     assert found
+    monkeypatch.chdir(tmp_path)
+    Path("secret").write_text("s" * 32)
+    Path("secret").chmod(0o600)
     for line, block in found:
         path = tmp_path / f"line_{line}.toml"
         path.write_text(block["body"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ QUICK = {"shards": "4", "api.drain_s_max": "2"}
 class Trio:
     """Nodes n1, n2, n3 (or more) of one cluster; each is a `Running` with the cluster's settings."""
 
-    def __init__(self, directory: Path, *, count: int = 3, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        count: int = 3,
+        names: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`names` are those that `with` starts; all unless given."""
         directory.mkdir(parents=True, exist_ok=True)
         ports = free_ports(2 * count)
         self.secret = directory / "secret"
@@ -26,6 +34,7 @@ class Trio:
         self.peer_ports = {f"n{number + 1}": ports[2 * number] for number in range(count)}
         self.peers = ",".join(f"{name}=127.0.0.1:{port}" for name, port in self.peer_ports.items())
         self.nodes: dict[str, Running] = {}
+        self.names = names or tuple(self.peer_ports)
         for number, name in enumerate(self.peer_ports):
             node = Running(directory / name, settings={**QUICK, **(settings or {}), **self.settings(name)})
             node.port = ports[2 * number + 1]
@@ -51,7 +60,7 @@ class Trio:
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Start nodes side by side; return when all of them are ready."""
-        started = [self.nodes[name] for name in names or self.nodes]
+        started = [self.nodes[name] for name in names or self.names]
         for node in started:
             node.launch()
         for node in started:

@@ -164,14 +164,12 @@ def test_two_nodes_on_one_port(trio: Trio, tmp_path: Path) -> None:
 
 
 def test_other_data_is_refused(trio: Trio, tmp_path: Path) -> None:
-    """Another node's directory, other peers, another number of copies or shards: exit 1, and what to do instead."""
+    """A directory of another node, or of a cluster of other nodes: exit 1, and what to do instead."""
     assert trio["n3"].stop() == 0
     two = ",".join(trio.peers.split(",")[1:])
     for changed, said in (
         ({"name": "n2"}, "belongs to node n3"),
         ({"peers": two}, "the 3 nodes n1, n2, n3"),
-        ({"replication_factor": "2"}, "keeps 3 copies"),
-        ({"shards": "5"}, "a cluster of 4 shards"),
     ):
         other = Running(trio["n3"].data, settings={**trio["n3"].settings, **changed}, log=tmp_path / "log")
         if "name" in changed:
@@ -232,45 +230,46 @@ def test_a_damaged_journal(trio: Trio) -> None:
     assert not (node.data / "damaged-2").exists()
 
 
-def test_alone_it_waits_and_says_so(tmp_path: Path) -> None:
-    """Without a majority a node lives, is not ready, and answers with an error that may be repeated.
+def test_without_a_majority(trio: Trio, tmp_path: Path) -> None:
+    """A node alone lives, is not ready, and answers with an error that may be repeated. With a majority it serves.
 
-    What has the names and the secret of a cluster, but the data of another, is refused by both.
+    Its data is that of a cluster with the names and the secret of ours: a node of ours that is given it is refused.
     """
-    with Trio(tmp_path / "first") as first, Trio(tmp_path / "second") as second:
-        first["n1"].ask("/collections/create", collectionName="mine", dimension=2)
-        for name in ("n2", "n3"):
-            second[name].kill()
-        until(lambda: not second["n1"].is_ready(), what="a lost majority")
-        assert second["n1"].get("/healthz")[0] == 200
-        status, body = second["n1"].get("/readyz")
-        assert status == 503 and b"no leader" in body
-        with second["n1"].socket() as client:
-            client.sendall(
-                b"POST /v2/vectordb/collections/create HTTP/1.1\r\nHost: n\r\nRequest-Timeout: 2\r\n"
-                b'Content-Length: 42\r\n\r\n{"collectionName": "late", "dimension": 2}'
-            )
+    with Trio(tmp_path / "other", names=("n2", "n3")) as other:
+        other["n3"].ask("/collections/create", collectionName="theirs", dimension=2)
+        other["n2"].kill()
+        until(lambda: not other["n3"].is_ready(), what="a lost majority")
+        assert other["n3"].get("/healthz")[0] == 200
+        status, body = other["n3"].get("/readyz")
+        assert status == 503 and b"no leader: control, s0" in body
+        with other["n3"].socket() as client:
+            body = b'{"collectionName": "late", "dimension": 2}'
+            head = f"POST /v2/vectordb/collections/create HTTP/1.1\r\nHost: n\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
             answer = client.recv(65_536)
         assert b"Retry-After: " in answer and b'"code":1,' in answer, answer
+        assert other["n3"].stop() == 0, other["n3"].said()
 
-        # The second cluster's n3 has the names and the secret of the first.
-        assert first["n3"].stop() == 0
-        shutil.rmtree(first["n3"].data)
-        shutil.copytree(second["n3"].data, first["n3"].data)
-        first["n3"].launch()
-        until(lambda: "another cluster" in first["n3"].said() + first["n1"].said(), what="a refusal")
-        assert not first["n3"].is_ready()
-        first["n1"].ask("/collections/create", collectionName="still", dimension=2)
-
-        alone = second["n2"]
-        shutil.rmtree(alone.data)
-        second["n1"].kill()
+        alone = other["n1"]
         alone.launch()
-        until(lambda: b"waiting for n1, n3" in _readyz(alone), what="a node that waits for a majority")
+        until(lambda: b"waiting for n2, n3" in _readyz(alone), what="a node that waits for a majority")
         assert alone.get("/healthz")[0] == 200
         reply = alone.call("/collections/list")
-        assert reply["code"] == 1 and "waiting for n1, n3" in reply["message"]
-        assert alone.stop() == 0
+        assert reply["code"] == 1 and "waiting for n2, n3" in reply["message"]
+        assert alone.stop() == 0, alone.said()
+
+    assert trio["n3"].stop() == 0
+    ours = trio["n3"].data.rename(tmp_path / "ours")
+    shutil.copytree(other["n3"].data, trio["n3"].data)
+    trio["n3"].launch()
+    until(lambda: "another cluster" in trio["n3"].said() + trio["n1"].said(), what="a refusal")
+    assert not trio["n3"].is_ready()
+    put(trio["n1"], "c", [8_000_000])
+    trio["n3"].kill()
+    shutil.rmtree(trio["n3"].data)
+    ours.rename(trio["n3"].data)
+    trio.start(["n3"])
+    assert 8_000_000 in keys_of(trio["n3"], "c")
 
 
 def _readyz(node: Running) -> bytes:
