@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 
 import cbor2
 
 from cluster.message import Message
+from index.spec import IndexSpec
 from storage.errors import (
     AliasConflict,
     AliasExists,
@@ -72,6 +74,11 @@ class IndexDef:
     spec: Mapping[str, Any]
     params: Mapping[str, str] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def resolved(self) -> IndexSpec:
+        """The spec, read once."""
+        return IndexSpec.from_dict(self.spec)
 
 
 @dataclass(frozen=True)

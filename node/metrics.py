@@ -39,7 +39,10 @@ class PlanKind(StrEnum):
 
 
 class Metrics:
-    """Counters, gauges and histograms of one node; each method takes a few microseconds, on any thread."""
+    """Counters, gauges and histograms of one node; each method takes a few microseconds.
+
+    What is told of requests and searches comes from the loop, the rest from any thread.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -55,7 +58,10 @@ class Metrics:
             buckets=REQUEST_BUCKETS_S,
             registry=registry,
         )
-        self._requests_running = Gauge("annulus_requests_running", "Requests being served", registry=registry)
+        self._request_times: dict[tuple[str, int], Histogram] = {}
+        self._running = 0
+        running = Gauge("annulus_requests_running", "Requests being served", registry=registry)
+        running.set_function(lambda: self._running)
         self._rows_inserted = Counter("annulus_rows_inserted", "Rows inserted or upserted", registry=registry)
         self._rows_deleted = Counter("annulus_rows_deleted", "Rows deleted", registry=registry)
         self._segments = Gauge("annulus_segments", "Segments by state", ["state"], registry=registry)
@@ -84,7 +90,8 @@ class Metrics:
             registry=registry,
         )
         self._stall_worst = Gauge("annulus_loop_stall_worst_seconds", "Longest pause since start", registry=registry)
-        self._searches = Counter("annulus_searches", "Segments searched by kind of plan", ["plan"], registry=registry)
+        searches = Counter("annulus_searches", "Segments searched by kind of plan", ["plan"], registry=registry)
+        self._searches = {plan: searches.labels(plan.value) for plan in PlanKind}
         self._workers = Gauge(
             "annulus_worker_calls_pending", "Calls queued or running by lane", ["lane"], registry=registry
         )
@@ -110,12 +117,15 @@ class Metrics:
 
     # requests
     def request_begun(self) -> None:
-        self._requests_running.inc()
+        self._running += 1
 
     def request_ended(self, *, route: str, code: int, seconds: float) -> None:
         """`route` is the route's pattern, never the path a client sent: paths are without end."""
-        self._requests_running.dec()
-        self._requests.labels(route, str(code)).observe(seconds)
+        self._running -= 1
+        times = self._request_times.get((route, code))
+        if times is None:
+            times = self._request_times[route, code] = self._requests.labels(route, str(code))
+        times.observe(seconds)
 
     # rows
     def rows_inserted(self, rows: int) -> None:
@@ -125,7 +135,7 @@ class Metrics:
         self._rows_deleted.inc(rows)
 
     def searched(self, plan: PlanKind, segments: int = 1) -> None:
-        self._searches.labels(plan.value).inc(segments)
+        self._searches[plan].inc(segments)
 
     # log and disk
     def fsynced(self, seconds: float) -> None:

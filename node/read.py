@@ -511,8 +511,8 @@ class Reader:
         else:
             answers, took_s = await self._node.read(_search_and_fetch, clock, seen, gathering, vectors)
         query_s = took_s / queries
-        # A thread may have waited for the interpreter, so one long time does not count for much, and one brief does.
-        self._query_s[kind] = query_s if known_s is None else min(query_s, 0.75 * known_s + 0.25 * query_s)
+        # A long time may be that of others on a busy machine: what is remembered falls at once and rises slowly.
+        self._query_s[kind] = query_s if known_s is None else min(query_s, 1.05 * known_s)
         self._query_s.move_to_end(kind)
         if len(self._query_s) > KINDS_KEPT:
             self._query_s.popitem(last=False)
@@ -547,7 +547,7 @@ class Reader:
             raise InvalidParameter(
                 f"metric type not match: invalid parameter[expected={index.metric_type}][actual={metric_type}]"
             )
-        return IndexSpec.from_dict(index.spec)
+        return index.resolved
 
     @staticmethod
     def _rows(
