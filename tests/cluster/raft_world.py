@@ -569,7 +569,7 @@ class World:
         rng = self.rng
         names = list(self.servers)
         name, other = rng.sample(names, 2)
-        long_s = rng.choice((0.05, 0.3, 1.0, 3.0))
+        long_s = rng.choice((0.05, 0.3, 1.0, 3.0)) * min(1.0, 2 * self.faults.every_s)
         kind = rng.choice(self.faults.kinds)
         self.stats[kind] += 1
         match kind:

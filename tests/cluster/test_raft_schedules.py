@@ -463,6 +463,23 @@ def test_a_lease_is_as_old_as_the_message_that_was_answered() -> None:
     assert lead.has_lease(began + 0.47) and not lead.has_lease(began + 0.49)
 
 
+def test_a_lease_ends_before_any_promise_does() -> None:
+    """A leader whose clock runs 8 % slow loses its lease before a voter whose clock runs 8 % fast may vote again."""
+    stage = led()
+    stage.run(0.5)
+    stage["a"].speed, stage["b"].speed = 0.92, 1.08
+    stage.run(0.5)  # both have heard each other by their new clocks
+    lead = stage["a"].raft._guard.leadership  # type: ignore[union-attr]
+    assert lead is not None
+    for _ in range(80):
+        stage.wait(0.01)
+        guard = stage["b"].raft._guard
+        assert guard is not None
+        has_lease = lead.has_lease(stage["a"].raft._clock())
+        assert not has_lease or guard._protects_leader(stage["b"].raft._clock())
+    assert not has_lease
+
+
 def test_a_one_way_link_moves_no_term() -> None:
     """A server that hears nobody but is heard asks in vain: terms and leader stay, and all the time writes pass."""
     stage = led()
