@@ -286,9 +286,11 @@ class Reader:
         """Return the answer of the collection's shards at the request's level, or this one."""
         needs = self._fresh.needs(collection, options, level)
         deadline_s = self._node.router.deadline_s()
-        if all(self._fresh.is_ready(shard_id, need) for shard_id, need in needs.items()):
+        try:
+            if not all(self._fresh.is_ready(shard_id, need) for shard_id, need in needs.items()):
+                raise NotFresh("not here yet")
             answer = await self._here(question, collection.schema, row_filter, needs)
-        else:
+        except NotFresh:
             answer = await self._anywhere(question, collection.schema, row_filter, needs, deadline_s)
         if not answer.is_known:
             if level is STRONG or any(need.strong for need in needs.values()):
