@@ -243,7 +243,9 @@ class RaftGroup:
 
     @property
     def leader(self) -> str | None:
-        """Name of the node that leads as far as is known here."""
+        """Name of the node that leads as far as is known here; a leader that has fallen silent is none."""
+        if self._guard is not None and not self._guard.hears_leader:
+            return None
         return self._core.leader
 
     @property

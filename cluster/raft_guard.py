@@ -287,6 +287,11 @@ class Guard:
         return self._log.durable_position >= self._abstains
 
     @property
+    def hears_leader(self) -> bool:
+        """Whether a leader has been heard for as long as followers wait before they campaign."""
+        return self.leadership is not None or self._clock() - self._contact_s < self._election_s_max
+
+    @property
     def remembers(self) -> bool:
         """Whether this replica may vouch for what the group has decided and whom it has voted for."""
         return self._has_vote() and not self._core.is_blank
