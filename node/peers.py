@@ -319,7 +319,10 @@ class PeerNetwork:
             self.refuse(connection.who, "tls", f"TLS fails: {error.reason or error}")
         except OSError as error:
             if isinstance(error, ConnectionResetError) and connection.who in self._addresses:
-                self._note_trouble(connection.who, "it ends the handshake: do both nodes use TLS, or neither?")
+                self._note_trouble(
+                    connection.who,
+                    "the connection ends in its handshake; if it always does: do both nodes use TLS, or neither?",
+                )
             elif connection.who in self._addresses:
                 self._note_trouble(connection.who, f"it cannot be reached: {error.strerror or error}")
             else:

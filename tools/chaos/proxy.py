@@ -144,6 +144,8 @@ class Proxies:
                     if not writer.transport.is_closing():
                         writer.write_eof()
                     return
+                if writer.transport.is_closing():
+                    raise ConnectionResetError("the other side is gone")  # uvloop would raise what is no OSError
                 writer.write(data)
                 await writer.drain()
 
