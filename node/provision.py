@@ -5,7 +5,7 @@ nothing more is applied. A replica that cannot have the chunks lags: it must not
 has not, because its next checkpoint would promise them.
 
     Flushed     the replica has the rows, and equal rows make equal chunks: it writes them itself, which also shows
-                that it is like the leader
+                that it is like the leader; mostly ahead, as soon as the segment is sealed
     Indexed     fetched, if they were not shipped
     Compacted   the same, then read back, as the rows of the new segment
 
@@ -18,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from cluster.checkpoint import rows_from
 from cluster.message import Compacted, Flushed, Indexed, Message
 from cluster.parse import parse_blob_files, parse_segment_files
-from cluster.shard import CollectionState, Shard
+from cluster.shard import CollectionState, Shard, StoredSegment
 from node.chunk_pins import MESSAGE_S, ChunkPins
 from node.chunk_transfer import ChunkTransfer, Dice, Progress
 from node.workers import Executor, Lane
@@ -31,7 +32,7 @@ from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import merge
 from storage.errors import InvalidParameter, StorageFault
 from storage.sealed import SealedRows, prepare, prepare_from_files
-from storage.segment_files import SegmentFiles, write_segment
+from storage.segment_files import Chunks, SegmentFiles, write_segment
 from storage.types import Tick
 from storage.view import SegmentView
 
@@ -41,6 +42,16 @@ BACK_OFF_S_MIN: Final = 0.2
 BACK_OFF_S_MAX: Final = 5.0
 ROUNDS_BEFORE_LOST: Final = 3
 """Fetches in a row in which nobody had a chunk, until it is believed that it is lost."""
+
+
+@dataclass(frozen=True)
+class Flush:
+    """A sealed segment's rows, prepared and written to chunks, for its `Flushed`."""
+
+    stored: StoredSegment
+    rows: SealedRows
+    files: SegmentFiles
+    lease_id: int
 
 
 class Provisioner:
@@ -66,6 +77,8 @@ class Provisioner:
         self._pins = pins
         self._on_store_error = on_store_error
         self._lease_id = 0
+        self._flush: Flush | None = None
+        self._writing = asyncio.Lock()
         self.waits_for = ""
         """What keeps this replica from applying its log; empty while nothing does."""
 
@@ -89,6 +102,30 @@ class Provisioner:
                 log.info("replica goes on shard=%d", self._shard().shard_id)
             self.waits_for = ""
 
+    async def write_rows(self, stored: StoredSegment) -> Flush:
+        """Return the rows of a sealed segment, prepared, having written them to chunks: once, whoever asks.
+
+        Raises OSError. Whoever is going to rely on the chunks keeps them, then asks whether they are `there`.
+        """
+        async with self._writing:
+            flush = self._flush
+            if flush is None or flush.stored is not stored:
+                self.forget_flush()
+                rows, files, chunks = await self._executor.run(Lane.DISK, _prepare_flush, stored.segment.view())
+                lease_id = await self._pins.keep(files.digests, MESSAGE_S)
+                await self._executor.run(Lane.DISK, self._store.put_many, self._shard().shard_id, chunks)
+                flush = self._flush = Flush(stored, rows, files, lease_id)
+            return flush
+
+    def forget_flush(self) -> None:
+        """Let go of what `write_rows` returned last; its chunks stay for a while."""
+        self._flush = None
+
+    async def there(self, files: SegmentFiles) -> bool:
+        """Return whether all these chunks are in the store."""
+        missing = self._store.missing
+        return not await self._executor.run(Lane.DISK, missing, self._shard().shard_id, files.digests)
+
     async def _prepare(self, message: Flushed | Indexed | Compacted) -> None:
         match message:
             case Flushed():
@@ -104,8 +141,14 @@ class Provisioner:
         stored = shard.stored_segment(message.collection_id, message.segment_id)
         if stored is None or stored.is_flushed or files.rows != stored.segment.rows:
             return
-        view = stored.segment.view()
         await self._keep(files.sizes)
+        async with self._writing:  # it may be written just now
+            flush, self._flush = self._flush, None
+        if flush is not None and flush.stored is stored and flush.files == files and await self.there(files):
+            self._pins.release(flush.lease_id)
+            self._hand_over(shard, message, flush.rows)
+            return
+        view = stored.segment.view()
         rows, is_like_leader = await self._executor.run(Lane.DISK, self._write_own, view, files)
         if not is_like_leader:
             log.error(
@@ -229,6 +272,11 @@ class Provisioner:
         if shard is self._shard():
             inputs = [message.segment_id] if isinstance(message, Flushed) else message.inputs
             shard.hand_over_rows(inputs, rows)
+
+
+def _prepare_flush(view: SegmentView) -> tuple[SealedRows, SegmentFiles, Chunks]:
+    rows = prepare(*rows_from(view, 0), view.schema)
+    return rows, *write_segment(rows.batch, rows.ticks)
 
 
 def _read(files: SegmentFiles, get: Callable[[bytes], bytes], state: CollectionState, released: bool) -> SealedRows:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
 
-from cluster.checkpoint import chunk_sizes, freeze, incoming_key, install, rows_from, write
+from cluster.checkpoint import chunk_sizes, freeze, incoming_key, install, write
 from cluster.message import Compacted, Flushed, Indexed, Message, Seal
 from cluster.shard import CollectionState, Shard, ShardIndex, StoredSegment
 from cluster.tick import HybridClock
@@ -133,12 +133,12 @@ class Upkeep:
     def start(self) -> None:
         for step, idle_s in (
             (self._seal_step, IDLE_S),
-            (self._flush_step, IDLE_S),
             (self._index_step, IDLE_S),
             (self._compact_step, self._settings.compaction.interval_s),
         ):
             self._begin(self._forever(step, self._waker(), idle_s, leading=True))
-        self._begin(self._forever(self._load_step, self._waker(), IDLE_S, leading=False))
+        for step in (self._flush_step, self._load_step):
+            self._begin(self._forever(step, self._waker(), IDLE_S, leading=False))
         if not self.swept:
             self._begin(self._sweep_later())
 
@@ -270,25 +270,28 @@ class Upkeep:
     # flushing
 
     async def _flush_step(self) -> bool:
-        """Write the rows of one sealed segment to chunks."""
-        if self._store_full():
-            return False
-        found = self._first(lambda state, one: not one.is_flushed)
-        if found is None:
+        """Write the rows of one sealed segment to chunks. Replicas that do not lead do so for when the leader has."""
+        found = None if self._store_full() else self._first(lambda state, one: not one.is_flushed)
+        if found is None or not (self.leads or self._transfer):
+            self.provision.forget_flush()
             return False
         state, stored = found
         segment_id = stored.segment.segment_id
-        view = stored.segment.view()
-        rows, files, chunks = await self._executor.run(Lane.DISK, _prepare_flush, view)
+        flush = await self.provision.write_rows(stored)
+        files = flush.files
+        if not self.leads:
+            return False
         async with self._kept(files.digests) as lease_id:
-            await self._put(chunks)
-            shard = self.shard
-            if stored is not state.stored.get(segment_id):
+            if stored is not state.stored.get(segment_id) or not await self.provision.there(files):
+                self.provision.forget_flush()
                 return True
-            shard.hand_over_rows((segment_id,), rows)
+            shard = self.shard
+            shard.hand_over_rows((segment_id,), flush.rows)
             try:
                 await self._propose(Flushed(state.collection_id, segment_id, files.to_dict()))
                 self.pins.release(lease_id)
+                self.pins.release(flush.lease_id)
+                self.provision.forget_flush()
             finally:
                 shard.take_back((segment_id,))
         log.info(
@@ -643,14 +646,6 @@ class Upkeep:
         return None
 
 
-def _prepare_flush(view: SegmentView) -> tuple[SealedRows, SegmentFiles, Chunks]:
-    return _with_chunks(prepare(*rows_from(view, 0), view.schema))
-
-
 def _merge(views: Sequence[SegmentView], as_of: Tick, expire_before: Tick) -> tuple[SealedRows, SegmentFiles, Chunks]:
     rows = prepare(*merge(views, as_of, expire_before), views[0].schema)
-    return _with_chunks(rows) if rows.batch.rows else (rows, SegmentFiles(0, {}), iter(()))
-
-
-def _with_chunks(rows: SealedRows) -> tuple[SealedRows, SegmentFiles, Chunks]:
-    return rows, *write_segment(rows.batch, rows.ticks)
+    return (rows, *write_segment(rows.batch, rows.ticks)) if rows.batch.rows else (rows, SegmentFiles(0, {}), iter(()))

@@ -15,6 +15,7 @@ from cluster.message import (
     CreateCollection,
     CreateIndex,
     Entry,
+    Flushed,
     Indexed,
     Insert,
     LoadCollection,
@@ -179,16 +180,26 @@ def test_the_leader_works_and_all_have_its_products(loop: SimLoop) -> None:
             digests = {ref[0] for ref in _refs(message.files)}
             having = [member for member in team.members if digests <= held(member.store, SHARD)]
             assert len(having) == 3, "shipped before it is proposed"
+        if isinstance(message, Flushed):
+            flushes.append(message)
+
+    def fetched() -> int:
+        return sum(member.transfer.bytes_fetched for member in team.members)
 
     async def scenario() -> None:
         await team.begin()
         team.on_say = check
         for number in range(3):
             await team.insert(3 * number, 3 * number + 1, 3 * number + 2)
+            before = fetched()
+            while len(flushes) == number:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert fetched() == before, "rows are written by each replica itself"
             await asyncio.sleep(5)
         await asyncio.sleep(30)
         await team.end()
 
+    flushes: list[Flushed] = []
     team = Team(loop, 3)
     run(loop, scenario())
     assert {"seal", "flushed", "indexed", "compacted"} <= set(kinds(team))
