@@ -70,6 +70,10 @@ REOPEN_BYTES_MIN: Final = 20 << 20
 """Room without which the chunk store is not opened again: opening writes out what its log holds."""
 HAND_OVER_S: Final = 1.0
 """How long a stopping node waits for others to take its leaderships; an election would take about as long."""
+BACKGROUND_S: Final = 2.0
+"""How long a node that stops waits for what no client waits for; another leader or the next start takes it up again."""
+BACKGROUND_S: Final = 3.0
+"""How long it then waits for what it does in the background."""
 ROLE_RETRY_S: Final = 0.5
 PLACE_LOOK_S: Final = 0.01
 CONTROL_ENTRIES_MAX: Final = 1_000
@@ -333,12 +337,16 @@ class Node:
 
     async def stop(self) -> None:
         """Return when everything acknowledged is in a checkpoint and nothing runs any more."""
-        for task in (self._watcher, self._taking_part):
-            if task is not None:
-                task.cancel()
+        for one in (self._watcher, self._taking_part):
+            if one is not None:
+                one.cancel()
         await asyncio.gather(*(host.hand_over(HAND_OVER_S) for host in self._groups.values()))
         if self._background:
-            await asyncio.wait(self._background)
+            _, late = await asyncio.wait(self._background, timeout=BACKGROUND_S)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
         if self._snapshots is not None and self._transfer is not None:
             await self._snapshots.close()
             await self._transfer.close()
@@ -367,7 +375,7 @@ class Node:
                 host.stop()
 
     def keep(self, task: asyncio.Task[None]) -> None:
-        """Hold on to a background task until it ends, and wait for it when the node stops."""
+        """Hold on to a background task until it ends; a node that stops waits for it a while, then cancels it."""
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
