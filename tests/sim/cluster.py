@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from cluster.checkpoint import manifest_key, referenced
 from node.database import Database
+from node.identity import IDENTITY_KEY, settle
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.scope import Scope, current
@@ -96,6 +97,13 @@ class Machine:
         self.disk = SimDisk(self.rng)
         self.store = SimStore(self.rng, self.disk)
 
+    def set_aside(self, settings: Settings, *, remembers: bool) -> None:
+        """Do what the process does about damaged data when told to (node/repair.py), or what an operator does."""
+        identity = settle(self.store.read(IDENTITY_KEY), settings.node).unseated()
+        self.lose_disk()
+        if remembers:
+            self.store.commit([(IDENTITY_KEY, identity.to_bytes())])
+
 
 class Cluster:
     """All machines, and what happens to them. A method that ends a process returns when it is over."""
@@ -166,8 +174,8 @@ class Cluster:
             violation.__cause__ = error
             self.violations.put_nowait(violation)
             return
-        if isinstance(error, StorageFault) and "damage" in machine.excuses and not self.plan.repair:
-            machine.lose_disk()  # what an operator does who reads what the node says
+        if isinstance(error, StorageFault) and "damage" in machine.excuses:
+            machine.set_aside(self.settings(machine.name), remembers=bool(self.plan.repair))
         self.loop.call_later(RESTART_S, self.start_if_down, machine.name)
 
     def start_if_down(self, name: str) -> None:
