@@ -45,7 +45,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"journal {size(found['journal']['bytes'])} in {found['journal']['files']} files, "
             f"chunks {size(found['chunks']['bytes'])}",
         )  # fmt: skip
-        yield _collections(found["collections"])
+        yield _collections(found["collections"], of="on this node" if found.get("cluster") else "")
     if found.get("cluster"):
         yield _nodes(found["cluster"]["nodes"])
         yield _groups(found["cluster"]["groups"])
@@ -55,10 +55,10 @@ def tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"! {sentence}", style="bold red")
 
 
-def _collections(collections: list[Mapping[str, Any]]) -> Table:
+def _collections(collections: list[Mapping[str, Any]], *, of: str) -> Table:
     table = Table(
         "database", "collection", "loaded", "rows", "growing", "sealed", "memory", "disk", "indexes",
-        title="collections",
+        title=f"collections {of}".rstrip(),
     )  # fmt: skip
     for one in collections:
         indexes = ", ".join(f"{i['name']} {i['type']} {i['state']} {i['indexed_rows']}" for i in one["indexes"])
