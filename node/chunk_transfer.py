@@ -24,6 +24,7 @@ import cbor2
 
 from node.chunk_pins import MESSAGE_S, ChunkPins
 from node.clock import Clock
+from node.metrics import Metrics
 from node.network import Blob, Link
 from node.workers import Executor, Lane
 from storage.chunks import ChunkFault, ChunkStore
@@ -119,6 +120,7 @@ class ChunkTransfer:
         pins: Callable[[ShardId], ChunkPins | None],
         bytes_per_s: int = 0,
         on_store_error: Callable[[OSError], None],
+        metrics: Metrics | None = None,
     ) -> None:
         """Answer calls of other nodes from now on.
 
@@ -136,6 +138,7 @@ class ChunkTransfer:
         self._pins = pins
         self._bucket = TokenBucket(clock, bytes_per_s)
         self._on_store_error = on_store_error
+        self._metrics = metrics or Metrics()
         self._repairs: dict[tuple[ShardId, bytes], asyncio.Task[bool]] = {}
         self.under_way: list[Progress] = []
         self.bytes_fetched = 0
@@ -147,6 +150,11 @@ class ChunkTransfer:
     def peers(self, shard_id: ShardId) -> list[str]:
         """Return the other nodes that hold the shard."""
         return [name for name in self._replicas(shard_id) if name != self._me]
+
+    @property
+    def bytes_left(self) -> int:
+        """What the fetches under way have yet to bring."""
+        return sum(one.bytes_total - one.bytes_done for one in self.under_way)
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -198,7 +206,8 @@ class ChunkTransfer:
                 failures = 0
             except AnnulusError as error:
                 failures += 1
-                log.info("fetch fails shard=%d peer=%s failures=%d: %s", shard_id, peer, failures, error)
+                level = logging.DEBUG if isinstance(error, PeerUnreachable) else logging.INFO  # no session: told once
+                log.log(level, "fetch fails shard=%d peer=%s failures=%d: %s", shard_id, peer, failures, error)
             finally:
                 stored_bytes = sum(batch.pop(digest) for digest in stored)
                 pool.give_back(batch)
@@ -206,6 +215,7 @@ class ChunkTransfer:
             progress.bytes_done += stored_bytes
             progress.bytes_by_peer[peer] = progress.bytes_by_peer.get(peer, 0) + stored_bytes
             self.bytes_fetched += stored_bytes
+            self._metrics.chunks_fetched(stored_bytes)
             if failures:
                 await asyncio.sleep(FAILURE_PAUSE_S * failures * (1 + self._dice.random()))
 
@@ -275,6 +285,7 @@ class ChunkTransfer:
                 log.info("repair fails shard=%d peer=%s digest=%s: %s", shard_id, peer, digest.hex(), error)
                 continue
             self.chunks_repaired += 1
+            self._metrics.chunk_repaired()
             log.warning("chunk repaired shard=%d digest=%s peer=%s", shard_id, digest.hex(), peer)
             return True
         return False
@@ -329,6 +340,7 @@ class ChunkTransfer:
                 self._begin_repair(shard_id, fault.digest)
         sent = [data for _, data in found]
         self.bytes_served += sum(map(len, sent))
+        self._metrics.chunks_served(sum(map(len, sent)))
         return {"sent": [digest for digest, _ in found], "missing": [fault.digest for fault in faults]}, sent
 
     def _read(self, shard_id: ShardId, digests: Sequence[bytes]) -> tuple[list[tuple[bytes, bytes]], list[ChunkFault]]:

@@ -339,3 +339,18 @@ def test_a_name_is_not_denied_by_who_cannot_know(monkeypatch: pytest.MonkeyPatch
 
 async def _cut_off() -> bool:
     return False
+
+
+def test_a_node_that_stops_does_not_wait_for_ever() -> None:
+    """What goes on in the background and no client waits for is cancelled when it outlasts the stop."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def never() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def script(database: Database, clock: SimClock) -> None:
+        tasks.append(asyncio.get_running_loop().create_task(never()))
+        database._node.keep(tasks[0])
+
+    on_a_node(script)
+    assert tasks[0].cancelled()

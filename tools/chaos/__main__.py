@@ -7,6 +7,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -109,7 +110,7 @@ def failover(
     folder = folder_of(folder or tempfile.mkdtemp(prefix="annulus-failover-"))
     console.print(f"seed {seed}, {nodes} nodes, {folder}")
     test = Failover(folder, seed=seed, nodes=nodes, say=lambda line: console.print(line, markup=False), python=python)
-    asyncio.run(test.go(kills=kills, stops=stops))
+    asyncio.run(_failed_over(test, kills, stops))
     for line in test.found.lines():
         console.print(line, markup=False)
     if test.found.lost or (strict and not test.found.within_goals()):
@@ -117,6 +118,11 @@ def failover(
         sys.exit(BROKEN)
     if not kept:
         shutil.rmtree(folder)
+
+
+async def _failed_over(test: Failover, kills: int, stops: int) -> None:
+    _end_gently()
+    await test.go(kills=kills, stops=stops)
 
 
 async def _shown(run: Run, seconds: float, console: Console) -> None:
@@ -136,10 +142,18 @@ async def _shown(run: Run, seconds: float, console: Console) -> None:
                 await asyncio.sleep(0.5)
 
         teller = asyncio.create_task(tell())
+        _end_gently()
         try:
             await run.go(seconds)
         finally:
             teller.cancel()
+
+
+def _end_gently() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: the nodes are detached and would go on."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _chosen(names: Sequence[str], without: Sequence[str]) -> list[str]:
