@@ -31,8 +31,11 @@ thread; the watchdog, which reads the loop's stack.
     -> each group replays its log's tail, and leads -> open changes of the catalogue are finished
     -> chunks that a crash left are removed, upkeep begins -> the port opens -> indexes load: ready
 
-**Stop**, in reverse: the port closes, running requests finish within `api.drain_s_max`, upkeep ends, a last checkpoint,
-groups stop, the journal is written out and closed, threads end, the chunk store closes. A crash at any moment of either
+With peers a node opens its groups and its sessions, and then its port; it is ready when all its groups have leaders and
+its replicas are whole.
+
+**Stop**, in reverse: the port closes, running requests finish within `api.drain_s_max`, leaderships are handed over,
+upkeep ends, a last checkpoint, groups and sessions stop, the journal is written out and closed, threads end, the chunk store closes. A crash at any moment of either
 is a start with a longer tail. If the disk cannot be trusted (a failed fsync), `Node.fail` ends the process at once: no
 reply, no checkpoint, nothing that would look like a proper end.
 
@@ -70,8 +73,8 @@ task, which the next start finishes.
   5. Everything not deterministic comes in through `Seams`; the simulation runs a whole node from a seed.
 
 **Other nodes.** `network.py` is the seam, and the bytes of a frame; `peers.py` carries frames over two connections to
-each other node, SMALL for consensus and BULK for rows and chunks, which `handshake.py` proves before anything else of
-them is read. `calls.py` is the mesh: Raft messages by group, and calls with deadlines; what a call raises there is
+each other node (`peer_link.py`), SMALL for consensus and BULK for rows and chunks, which `handshake.py` and TLS
+(`peer_tls.py`) prove before anything else of them is read. `calls.py` is the mesh: Raft messages by group, and calls with deadlines; what a call raises there is
 raised here. A session is what the SMALL connection is from its proof to its end: frames arrive in order or the session
 ends, and with it every call that waits or is served. Nothing that a peer sends can do more than be refused and counted.
 
@@ -84,5 +87,6 @@ mesh and groups a node takes part: its port is open, and requests are refused as
 **Where to find it:** `__main__` the command line; `settings`, `config` what can be set, and where from; `app` the
 process; `node` the parts and their order; `group`, `journaling` logs; `service` what can be asked, `database` the
 answer, `write`, `read` rows; `upkeep` the background; `workers`, `clock`, `disk` the seams of the real world; `check`
-a directory offline; `status_tables` what `annulus status` prints; `memory` what is given back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP.
+a directory offline; `status_tables` what `annulus status` prints; `memory` what is given back; `logs`, `metrics`,
+`watchdog` what is told; `api/` HTTP.
 """
