@@ -59,12 +59,14 @@ from storage.errors import (
     BadRequest,
     CollectionLimit,
     CollectionNotFound,
+    Conflict,
     FilterError,
     IndexNotFound,
     InvalidParameter,
     MetricNotFound,
     MissingParameter,
     NoLeader,
+    PartitionNotFound,
     Unavailable,
     UnsupportedOperation,
 )
@@ -81,6 +83,7 @@ ASK_S: Final = 2.0
 """How long a look at the state of a shard waits for its leader."""
 COMPACT_S_MAX: Final = 3_600.0
 LOOK_S: Final = 0.5
+GONE: Final = (CollectionNotFound, PartitionNotFound)
 UNKNOWN_JOB: Final = ("UndefiedState", 0, 0)
 ALTERABLE_INDEX_PROPERTIES: Final = frozenset({"mmap.enabled", "indexoffsetcache.enabled", "warmup"})
 
@@ -421,11 +424,14 @@ class Database:
 
     # rows
 
-    async def collection_schema(self, database: str, collection: str) -> CollectionSchema:
-        return (await self._find(database, collection)).schema
+    async def collection_schema(self, database: str, collection: str, *, newest: bool = False) -> CollectionSchema:
+        return (await (self._newest if newest else self._find)(database, collection)).schema
 
     async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:
-        return await self._with(database, collection, lambda found: self._writer.insert(found, batch, partition))
+        def insert(found: Collection) -> Awaitable[WriteResult]:
+            return self._writer.insert(found, batch, partition)
+
+        return await self._with(database, collection, insert, GONE)
 
     async def upsert(
         self, database: str, collection: str, batch: Batch, partition: str = "", *, partial: bool = False
@@ -433,7 +439,7 @@ class Database:
         async def upsert(found: Collection) -> WriteResult:
             return await self._writer.upsert(found, batch, partition, partial=partial)
 
-        return await self._with(database, collection, upsert)
+        return await self._with(database, collection, upsert, GONE)
 
     async def delete(
         self, database: str, collection: str, filter: str, params: Mapping[str, Any], partition: str = ""
@@ -450,7 +456,7 @@ class Database:
                 return 0
             return await self._writer.delete_keys(found, keys, None if chosen is None else sorted(chosen))
 
-        return await self._with(database, collection, delete)
+        return await self._with(database, collection, delete, GONE)
 
     async def get(self, database: str, collection: str, ids: Sequence[int | str], options: ReadOptions) -> Rows:
         return await self._with(database, collection, lambda found: self._reader.get(found, ids, options))
@@ -553,17 +559,28 @@ class Database:
                 raise
             raise _unsure(unknown) from None
 
-    async def _with(self, database: str, name: str, work: Callable[[Collection], Awaitable[T]]) -> T:
-        """Return `work(collection)`; what is refused once is tried again if the newest catalogue says otherwise."""
+    async def _with(
+        self,
+        database: str,
+        name: str,
+        work: Callable[[Collection], Awaitable[T]],
+        refused: tuple[type[BadRequest], ...] = (BadRequest,),
+    ) -> T:
+        """Return `work(collection)`; what is refused once is tried again if the newest catalogue says otherwise.
+
+        refused  what may come of an old copy of the catalogue; for writes only what says that nothing was written
+        """
         found = await self._find(database, name)
         try:
             return await work(found)
-        except BadRequest:
+        except refused:
             if self._node.mesh is None or not await self._router.refresh_catalog():
                 raise
             again = self._node.catalog.find(database, name)
             if again == found:
                 raise
+            if refused is GONE and again.schema != found.schema:  # for which the rows were decoded
+                raise Conflict(f"collection {name} was replaced by another one meanwhile; try again") from None
             return await work(again)
 
     # what a shard knows of a collection

@@ -169,9 +169,31 @@ class _Step(Generic[T]):
     here: Callable[[Host], Awaitable[T]]
     arguments: dict[str, Any]
     read: Callable[[dict[str, Any]], T]
-    blobs: Sequence[Blob] = ()
+    blobs: Callable[[], Sequence[Blob]] = tuple
+    """Made only if the step goes elsewhere."""
     changes: bool = True
     """Whether an attempt without an answer may have changed something."""
+
+
+class _Rounds:
+    """Calls whose answers many may share: one is under way, and those who come meanwhile wait for the next one."""
+
+    def __init__(self) -> None:
+        self._running: asyncio.Task[Position] | None = None
+        self._next: asyncio.Task[Position] | None = None
+
+    def join(self, ask: Callable[[], Awaitable[Position]]) -> asyncio.Task[Position]:
+        """Return a call that has not begun yet."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._begin(ask))
+            self._next.add_done_callback(lambda done: done.cancelled() or done.exception())  # all may have gone
+        return self._next
+
+    async def _begin(self, ask: Callable[[], Awaitable[Position]]) -> Position:
+        if self._running is not None:
+            await asyncio.wait({self._running})
+        self._running, self._next = self._next, None
+        return await ask()
 
 
 class Router:
@@ -189,6 +211,7 @@ class Router:
         self._producer = Producer(f"{self._me}/r{node.seams.dice.getrandbits(64):016x}")
         self._leaders: dict[ShardId, str] = {}
         """Who led a shard that has no replica here when it was last heard of."""
+        self._rounds: dict[ShardId, _Rounds] = {}
         self._latencies: dict[str, Latency] = {}
         self._turn = 0
         if node.mesh is not None:
@@ -252,9 +275,19 @@ class Router:
     async def barrier(self, shard_id: ShardId, *, deadline_s: float | None = None) -> Position:
         """Return a position: a replica that has applied it has every write acknowledged before the call.
 
-        Raises NoLeader.
+        Who calls while a barrier is on its way to another node shares the next one with all who do. Raises NoLeader.
         """
-        return await self._at_leader(shard_id, _barrier("shard/barrier", shard_id), deadline_s)
+        deadline_s = self.deadline_s(deadline_s)
+        if self._known_leader(shard_id) in (None, self._me):
+            return await self._at_leader(shard_id, _barrier("shard/barrier", shard_id), deadline_s)
+        rounds = self._rounds.setdefault(shard_id, _Rounds())
+        step = _barrier("shard/barrier", shard_id)
+        mine = rounds.join(lambda: self._at_leader(shard_id, step, self._clock.monotonic_s() + PATIENCE_S))
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - self._clock.monotonic_s())):
+                return await asyncio.shield(mine)
+        except TimeoutError:
+            raise NoLeader(f"{name_of(shard_id)} has a leader that does not answer: try again soon") from None
 
     # the catalogue
 
@@ -352,24 +385,16 @@ class Router:
     def replicas_elsewhere(self, shard_id: ShardId, *, leader_first: bool = False) -> tuple[str, ...]:
         """Return the other nodes that have the shard, whom to ask first first. Those that are down come last."""
         peers = [one for one in self._node.replicas_of(shard_id) if one != self._me]
-        if not peers:
-            return ()
-        known = {one: self._latencies[one].mean_s if one in self._latencies else 0.0 for one in peers}
-        near_s = NEAR_RATIO * min(known.values())
+        mean_s = {one: self._latencies[one].mean_s if one in self._latencies else 0.0 for one in peers}
+        up = sorted((one for one in peers if self.is_up(one)), key=mean_s.__getitem__)
+        near = [one for one in up if mean_s[one] <= NEAR_RATIO * mean_s[up[0]]]
         self._turn += 1
-        turn = {one: (i + self._turn) % len(peers) for i, one in enumerate(peers)}
+        first = self._turn % len(near) if near else 0
+        order = [*near[first:], *near[:first], *up[len(near) :], *(one for one in peers if one not in up)]
         leader = self._known_leader(shard_id) if leader_first else None
-        return tuple(
-            sorted(
-                peers,
-                key=lambda one: (
-                    not self.is_up(one),
-                    one != leader,
-                    known[one] if known[one] > near_s else 0.0,
-                    turn[one],
-                ),
-            )
-        )
+        if leader in up:
+            order.sort(key=lambda one: one != leader)
+        return tuple(order)
 
     async def ask_any(
         self,
@@ -493,11 +518,12 @@ class Router:
         """Call the leader, and give up on it when another one is known to lead."""
         mesh = self._node.mesh
         assert mesh is not None
-        size = sum(len(one) for one in step.blobs)
+        blobs = step.blobs()
+        size = sum(len(one) for one in blobs)
         link = Link.BULK if size >= BULK_BYTES_MIN else Link.SMALL
         timeout_s = max(0.0, deadline_s - self._clock.monotonic_s())
         call = asyncio.ensure_future(
-            mesh.call(leader, step.method, step.arguments, step.blobs, timeout_s=timeout_s, link=link)
+            mesh.call(leader, step.method, step.arguments, blobs, timeout_s=timeout_s, link=link)
         )
         try:
             while not (await asyncio.wait({call}, timeout=WATCH_S))[0]:
@@ -560,7 +586,7 @@ class Router:
 
         arguments = {"shard": shard_id, "producer": producer, "sequence": sequence}
         # The message may name very many keys, for which a header has no room.
-        return _Step(method, here, arguments, _written, (cbor2.dumps(to_plain(message)), body))
+        return _Step(method, here, arguments, _written, lambda: (cbor2.dumps(to_plain(message)), body))
 
     async def _propose_here(self, host: Host, message: Message, body: Blob, producer: str, sequence: int) -> Written:
         if isinstance(message, Insert):

@@ -244,8 +244,11 @@ class Service(Protocol):
     async def list_aliases(self, database: str, collection: str = "") -> list[str]: ...
 
     # rows
-    async def collection_schema(self, database: str, collection: str) -> CollectionSchema:
-        """Return the schema against which rows are decoded; cheap, called once per write."""
+    async def collection_schema(self, database: str, collection: str, *, newest: bool = False) -> CollectionSchema:
+        """Return the schema against which rows are decoded; cheap, called once per write.
+
+        newest  of the newest catalogue that can be had, which may take asking another node
+        """
         ...
 
     async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:

@@ -27,6 +27,7 @@ from storage.columns import Batch
 from storage.errors import (
     BadJson,
     BadPrimaryKey,
+    BadRow,
     InvalidParameter,
     MissingParameter,
     UnsupportedOperation,
@@ -81,10 +82,18 @@ async def _batch(call: Call, write: Write) -> Batch:
     schema = await call.service.collection_schema(call.database, call.collection)
     data = call.values["data"]
     decode = rows_from_json if isinstance(data, msgspec.Raw) else rows_from_cbor
-    if isinstance(data, msgspec.Raw) and len(memoryview(data)) < OFFLOAD_BYTES_MIN:
-        return decode(data, schema, write)
-    batch: Batch = await call.offload(decode, data, schema, write, _breathe)
-    return batch
+    is_small = isinstance(data, msgspec.Raw) and len(memoryview(data)) < OFFLOAD_BYTES_MIN
+    while True:
+        try:
+            if is_small:
+                return decode(data, schema, write)
+            batch: Batch = await call.offload(decode, data, schema, write, _breathe)
+            return batch
+        except BadRow:  # unless this node has missed that the collection was replaced by another of the same name
+            newest = await call.service.collection_schema(call.database, call.collection, newest=True)
+            if newest == schema:
+                raise
+            schema = newest
 
 
 def _breathe() -> None:

@@ -230,12 +230,11 @@ def test_a_slow_replica_is_hedged() -> None:
         outside = site.others(*replicas)[0]
         for _ in range(6):
             await site.found(outside, EVENTUALLY)
-        for replica in replicas[:2]:
-            site.world.wire.path(replica, outside).delay_s = 20.0
-        began_s = site.world.loop.now_s
-        for _ in range(4):
+        site.world.wire.path(replicas[0], outside).delay_s = 20.0
+        for _ in range(6):
+            began_s = site.world.loop.now_s
             assert sorted(await site.found(outside, EVENTUALLY)) == [1]
-        assert site.world.loop.now_s - began_s < 4
+            assert site.world.loop.now_s - began_s < 0.5
 
     on_a_cluster(script, nodes=5)
 

@@ -253,7 +253,7 @@ class FakeService:
         return [one for (base, one), target in self.aliases.items() if base == database and collection in ("", target)]
 
     # rows
-    async def collection_schema(self, database: str, collection: str) -> CollectionSchema:
+    async def collection_schema(self, database: str, collection: str, *, newest: bool = False) -> CollectionSchema:
         return self.find(database, collection).schema
 
     async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:
