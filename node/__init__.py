@@ -35,9 +35,9 @@ With peers a node opens its groups and its sessions, and then its port; it is re
 its replicas are whole.
 
 **Stop**, in reverse: the port closes, running requests finish within `api.drain_s_max`, leaderships are handed over,
-upkeep ends, a last checkpoint, groups and sessions stop, the journal is written out and closed, threads end, the chunk store closes. A crash at any moment of either
-is a start with a longer tail. If the disk cannot be trusted (a failed fsync), `Node.fail` ends the process at once: no
-reply, no checkpoint, nothing that would look like a proper end.
+upkeep ends, a last checkpoint, groups and sessions stop, the journal is written out and closed, threads end, the chunk
+store closes. A crash at any moment of either is a start with a longer tail. If the disk cannot be trusted (a failed
+fsync), `Node.fail` ends the process at once: no reply, no checkpoint, nothing that would look like a proper end.
 
 **An insert:**
 
@@ -74,9 +74,10 @@ task, which the next start finishes.
 
 **Other nodes.** `network.py` is the seam, and the bytes of a frame; `peers.py` carries frames over two connections to
 each other node (`peer_link.py`), SMALL for consensus and BULK for rows and chunks, which `handshake.py` and TLS
-(`peer_tls.py`) prove before anything else of them is read. `calls.py` is the mesh: Raft messages by group, and calls with deadlines; what a call raises there is
-raised here. A session is what the SMALL connection is from its proof to its end: frames arrive in order or the session
-ends, and with it every call that waits or is served. Nothing that a peer sends can do more than be refused and counted.
+(`peer_tls.py`) prove before anything else of them is read. `calls.py` is the mesh: Raft messages by group, and calls
+with deadlines; what a call raises there is raised here. A session is what the SMALL connection is from its proof to its
+end: frames arrive in order or the session ends, and with it every call that waits or is served. Nothing that a peer
+sends can do more than be refused and counted.
 
 **A cluster.** Which nodes hold which shard is computed from the settings and never changes. `identity.py` writes down
 whose data a directory holds and refuses all others; `forming.py` has a node without a memory found its cluster, or come
