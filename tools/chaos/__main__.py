@@ -26,6 +26,7 @@ from tools.chaos.run import Run, folder_of
 from tools.crash.trace import Trace
 
 SHOWN_MAX = 12
+TEXT_CHARS_MAX, SHORT_CHARS = 1_200, 200
 BROKEN = 1
 
 
@@ -81,7 +82,9 @@ def main(
         _write_report(report_path, run, facts)
         console.print(f"report: {report_path}")
     for violation in run.world.violations[:SHOWN_MAX]:
-        console.print(f"  {violation}", style="red", markup=False)
+        text = str(violation)
+        shown = text if len(text) <= TEXT_CHARS_MAX else f"{text[:SHORT_CHARS]} ... {text[-TEXT_CHARS_MAX:]}"
+        console.print(f"  {shown}", style="red", markup=False)
     if run.sound:
         console.print(f"every promise kept: {run.world.acknowledged} writes acknowledged, {run.world.reads} reads")
         if not kept:
