@@ -79,12 +79,6 @@ with deadlines; what a call raises there is raised here. A session is what the S
 end: frames arrive in order or the session ends, and with it every call that waits or is served. Nothing that a peer
 sends can do more than be refused and counted.
 
-**A cluster.** Which nodes hold which shard is computed from the settings and never changes. `identity.py` writes down
-whose data a directory holds and refuses all others; `forming.py` has a node without a memory found its cluster, or come
-back to it as one that forgot; `repair.py` sets damaged data aside, so that a node becomes one that forgot. Between
-mesh and groups a node takes part: its port is open, and requests are refused as retriable until it does
-(`Node.takes_part`, `Node.why_not_ready`). `cluster_status.py` gathers what all nodes say of their replicas.
-
 **Where to find it:** `__main__` the command line; `settings`, `config` what can be set, and where from; `app` the
 process; `node` the parts and their order; `group`, `journaling` logs; `service` what can be asked, `database` the
 answer, `write`, `read` rows; `upkeep` the background; `workers`, `clock`, `disk` the seams of the real world; `check`

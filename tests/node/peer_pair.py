@@ -14,7 +14,8 @@ import uvloop
 from node.handshake import NONCE_BYTES, Handshake, Identity, Proven, Refused, Turn, dial
 from node.metrics import Metrics
 from node.network import Blob, Link, encode_message
-from node.peers import PeerNetwork, TlsFiles
+from node.peer_tls import TlsFiles
+from node.peers import PeerNetwork
 from node.settings import Address
 
 SECRET = "a secret of the cluster"

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from node import peers
+from node import peer_link, peers
 from node.handshake import Proven, Refused, Verdict
 from node.network import FrameKind, Link, encode_message, encode_signal
 from node.settings import Address
 from tests.node.peer_pair import INCARNATION, SECRET, Host, Stranger, free_addresses, run, until
 
 
-@pytest.mark.parametrize("slice_s", [peers.SLICE_S, 0.0])
+@pytest.mark.parametrize("slice_s", [peer_link.SLICE_S, 0.0])
 def test_frames_arrive_in_order_on_both_links(slice_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both directions, small and bulk, blobs of all sizes, the same as they were sent, however they are sliced."""
-    monkeypatch.setattr(peers, "SLICE_S", slice_s)
+    monkeypatch.setattr(peer_link, "SLICE_S", slice_s)
     dice = random.Random(7)
 
     async def story() -> None:
@@ -151,7 +151,7 @@ def test_a_queue_is_bounded_and_recovers(monkeypatch: pytest.MonkeyPatch) -> Non
             blob, accepted = os.urandom(1 << 20), 0
             while one.send("n2", accepted, [blob], Link.BULK):
                 accepted += 1
-                assert one.network.queued_bytes("n2", Link.BULK) < peers.QUEUE_BYTES_MAX[Link.BULK] + (3 << 20)
+                assert one.network.queued_bytes("n2", Link.BULK) < peer_link.QUEUE_BYTES_MAX[Link.BULK] + (3 << 20)
                 await asyncio.sleep(0)
             assert accepted >= 32
             assert one.send("n2", -1)  # the other link is free
@@ -343,8 +343,8 @@ def test_noise_at_the_port_does_no_harm() -> None:
 
 def test_a_silent_peer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that neither reads nor writes, its connection open, loses its session."""
-    monkeypatch.setattr(peers, "PING_S", 0.2)
-    monkeypatch.setattr(peers, "DEAD_S", 0.6)
+    monkeypatch.setattr(peer_link, "PING_S", 0.2)
+    monkeypatch.setattr(peer_link, "DEAD_S", 0.6)
 
     async def story() -> None:
         addresses = free_addresses("n1", "n2")
@@ -361,8 +361,8 @@ def test_a_silent_peer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_idle_sessions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pings are answered, so two nodes with nothing to say stay together, and know their round trip."""
-    monkeypatch.setattr(peers, "PING_S", 0.1)
-    monkeypatch.setattr(peers, "DEAD_S", 0.6)
+    monkeypatch.setattr(peer_link, "PING_S", 0.1)
+    monkeypatch.setattr(peer_link, "DEAD_S", 0.6)
     monkeypatch.setattr(peers, "LOOK_S", 0.05)
 
     async def story() -> None:
@@ -381,7 +381,7 @@ def test_idle_sessions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_peer_that_takes_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that talks but never reads is cut off: what waits for it would wait for ever."""
-    monkeypatch.setattr(peers, "STUCK_S", 0.5)
+    monkeypatch.setattr(peer_link, "STUCK_S", 0.5)
 
     async def story() -> None:
         addresses = free_addresses("n1", "n2")
@@ -422,8 +422,8 @@ def test_of_two_processes_with_one_name_the_first_stays(caplog: pytest.LogCaptur
 
 def test_a_process_that_does_not_answer_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a reset of its machine the other side still has the old connection: the new process gets in soon."""
-    monkeypatch.setattr(peers, "CHALLENGE_S", 0.3)
-    monkeypatch.setattr(peers, "DEAD_S", 60.0)
+    monkeypatch.setattr(peer_link, "CHALLENGE_S", 0.3)
+    monkeypatch.setattr(peer_link, "DEAD_S", 60.0)
 
     async def story() -> None:
         addresses = free_addresses("n1", "n2")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from node import peers
+from node import peer_link
 from node.handshake import Verdict
-from node.peers import TlsFiles
+from node.peer_tls import TlsFiles
 from tests.node.peer_pair import SECRET, Host, Stranger, free_addresses, run, until
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
@@ -63,7 +63,7 @@ def test_nodes_with_certificates_meet(
     authority: Authority, secret: str, slice_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With or without a secret besides, frames of all sizes go through."""
-    monkeypatch.setattr(peers, "SLICE_S", slice_s)
+    monkeypatch.setattr(peer_link, "SLICE_S", slice_s)
 
     async def story() -> None:
         addresses = free_addresses("n1", "n2")
