@@ -73,7 +73,7 @@ def complete(
         if len(offsets) < wanted:
             lacking.append(line)
             continue
-        refine(query, vectors, offsets, metric, bounds, hits, line)
+        refine(query, vectors.__getitem__, offsets, metric, bounds, hits, line)
         # An inner limit throws away the nearest, which is what the engine found; the next ones it did not look for.
         if bounds.low > -math.inf and hits.offsets[line, wanted - 1] < 0:
             lacking.append(line)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.complete import exact_cost
-from index.flat import nearest
+from index.flat import nearest_in
 from index.metric import Metric
 from index.protocol import Distances, Hits, VectorIndex
 from index.spec import EF_DEFAULT, SearchParams
@@ -328,34 +328,16 @@ def index_cost(index: VectorIndex, params: SearchParams, k: int, share: float) -
 def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Matrix, k: int) -> Hits:
     """Return the k nearest survivors by comparing them all."""
     bounds = query.params.bounds(query.metric)
-    parts = []
-    for start, matrix, squares in view.matrices(query.field_id, query.metric):
-        mask = survivors[start : start + len(matrix)]
-        passing = int(np.count_nonzero(mask))
-        if passing == 0:
-            continue
-        chosen = None
-        if passing < len(mask) and squares is None and query.metric is not Metric.COSINE:
-            # Nobody keeps the squared lengths of these rows: take those that are needed, not all.
-            chosen = np.flatnonzero(mask)
-            matrix = matrix[chosen]
-        hits = nearest(
-            prepared,
-            matrix,
-            min(k, passing),
-            metric=query.metric,
-            mask=None if passing == len(mask) or chosen is not None else mask,
-            bounds=bounds,
-            squares=squares,
-        )
-        offsets = hits.offsets if chosen is None else np.append(chosen, -1)[hits.offsets]
-        if start:
-            offsets = np.where(offsets >= 0, offsets + start, -1)
-        parts.append((offsets, hits.distances))
-    if len(parts) == 1:
-        return Hits(*parts[0])
-    merged = merge(parts, k, queries=len(prepared))
-    return Hits(merged.ids, merged.distances)
+    pieces, lengths = [], []
+    for _, matrix, squares in view.matrices(query.field_id, query.metric):
+        pieces.append(matrix)
+        lengths.append(squares)
+    known = [one for one in lengths if one is not None]
+    squares = None
+    if len(known) == len(pieces):
+        squares = known[0] if len(known) == 1 else np.concatenate(known)
+    # Where nobody keeps squared lengths, those of the survivors alone are computed.
+    return nearest_in(pieces, prepared, k, metric=query.metric, mask=survivors, bounds=bounds, squares=squares)
 
 
 # rows of many segments

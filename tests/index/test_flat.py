@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import index.flat
-from index.flat import FlatIndex, exact_distances, load_flat, nearest, squared_lengths, within
+from index.flat import FlatIndex, exact_distances, load_flat, nearest, nearest_in, squared_lengths, within
 from index.metric import EVERYTHING, Bounds, Metric
 from index.protocol import Hits, IndexDamaged, Matrix
 from index.spec import parse_index_spec
@@ -76,6 +76,33 @@ def test_rows_copied_out_compare_as_where_they_stand(metric: Metric) -> None:
                 hits = nearest(queries, vectors, 20, metric=metric, mask=mask)
             np.testing.assert_array_equal(hits.offsets, offsets)
             np.testing.assert_array_equal(hits.distances, alone.distances)
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    cuts=st.lists(st.integers(0, 200), max_size=6),
+    k=st.integers(1, 40),
+    metric=st.sampled_from(METRICS),
+    share=st.sampled_from([None, 0.0, 0.02, 0.3, 0.7, 1.0]),
+    known_squares=st.booleans(),
+    bounded=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_pieces_are_searched_as_one(
+    seed: int, cuts: list[int], k: int, metric: Metric, share: float | None, known_squares: bool, bounded: bool
+) -> None:
+    """Rows in any number of pieces, empty ones included, give the hits of one matrix to the last bit, ties and all."""
+    make = clustered(seed, 200, 9, metric) if metric is Metric.COSINE else small_integers(seed, 200, 9)
+    pieces = [np.ascontiguousarray(piece) for piece in np.split(make, sorted(cuts))]
+    mask = None if share is None else np.random.default_rng(seed).random(200) < share
+    squares = squared_lengths(make) if known_squares and metric is not Metric.COSINE else None
+    bounds = Bounds(-0.5, 8.0) if bounded else EVERYTHING
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index.flat, "_GATHER_BYTES", 256)
+        found = nearest_in(pieces, make[3:6], k, metric=metric, mask=mask, bounds=bounds, squares=squares)
+    whole = nearest(make[3:6], make, k, metric=metric, mask=mask, bounds=bounds, squares=squares)
+    np.testing.assert_array_equal(found.offsets, whole.offsets)
+    np.testing.assert_array_equal(found.distances, whole.distances)
 
 
 @pytest.mark.parametrize("metric", METRICS)
