@@ -211,6 +211,8 @@ def observe(node: Node, metrics: Metrics) -> None:
         metrics.segments(name, segments=segments, rows=rows, bytes=nbytes)
     metrics.index_bytes(index_bytes)
     metrics.journal_bytes(node.journal.bytes_on_disk)
+    if node.transfer is not None:
+        metrics.chunk_bytes_left(node.transfer.bytes_left)
     for lane in Lane:
         metrics.worker_calls(lane, node.seams.executor.pending(lane))
 

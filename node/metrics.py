@@ -95,6 +95,15 @@ class Metrics:
         self._workers = Gauge(
             "annulus_worker_calls_pending", "Calls queued or running by lane", ["lane"], registry=registry
         )
+        self._chunk_bytes = Counter(
+            "annulus_chunk_bytes", "Bytes of chunks fetched from or served to other nodes", ["way"], registry=registry
+        )
+        self._chunk_bytes_left = Gauge(
+            "annulus_chunk_bytes_left", "Bytes of chunks that fetches under way have yet to bring", registry=registry
+        )
+        self._chunks_repaired = Counter(
+            "annulus_chunks_repaired", "Damaged chunks replaced by those of other nodes", registry=registry
+        )
         self._read_only = Gauge("annulus_read_only", "1 while writes are refused for want of disk", registry=registry)
         self._peer_sessions = Gauge(
             "annulus_peer_sessions", "1 while there is a session with the node", ["peer"], registry=registry
@@ -146,6 +155,18 @@ class Metrics:
 
     def journal_bytes(self, count: int) -> None:
         self._journal_bytes.set(count)
+
+    def chunks_fetched(self, bytes: int) -> None:
+        self._chunk_bytes.labels("fetched").inc(bytes)
+
+    def chunks_served(self, bytes: int) -> None:
+        self._chunk_bytes.labels("served").inc(bytes)
+
+    def chunk_bytes_left(self, count: int) -> None:
+        self._chunk_bytes_left.set(count)
+
+    def chunk_repaired(self) -> None:
+        self._chunks_repaired.inc()
 
     def read_only(self, now: bool) -> None:
         self._read_only.set(1 if now else 0)

@@ -70,10 +70,8 @@ REOPEN_BYTES_MIN: Final = 20 << 20
 """Room without which the chunk store is not opened again: opening writes out what its log holds."""
 HAND_OVER_S: Final = 1.0
 """How long a stopping node waits for others to take its leaderships; an election would take about as long."""
-BACKGROUND_S: Final = 2.0
-"""How long a node that stops waits for what no client waits for; another leader or the next start takes it up again."""
 BACKGROUND_S: Final = 3.0
-"""How long it then waits for what it does in the background."""
+"""How long it then waits for what no client waits for; another leader or the next start takes it up again."""
 ROLE_RETRY_S: Final = 0.5
 PLACE_LOOK_S: Final = 0.01
 CONTROL_ENTRIES_MAX: Final = 1_000
@@ -149,7 +147,7 @@ class Node:
                 self.mesh, settings.node.members, cluster_id=lambda: self.identity.cluster_id, standing=self._standing
             )
         )
-        self._transfer = (
+        self.transfer = (
             None
             if self.mesh is None
             else ChunkTransfer(
@@ -163,6 +161,7 @@ class Node:
                 pins=lambda shard_id: self.upkeep[shard_id].pins if shard_id in self.upkeep else None,
                 bytes_per_s=settings.cluster.transfer_bytes_per_s_max,
                 on_store_error=self.note_store_error,
+                metrics=metrics,
             )
         )
         self.cluster_status = (
@@ -171,8 +170,8 @@ class Node:
         self._snapshot_groups: dict[int, SnapshotGroup] = {}
         self._snapshots = (
             None
-            if self.mesh is None or self._transfer is None
-            else Snapshots(self.mesh, self._transfer, seams.store, seams.executor, seams.dice, self._snapshot_groups)
+            if self.mesh is None or self.transfer is None
+            else Snapshots(self.mesh, self.transfer, seams.store, seams.executor, seams.dice, self._snapshot_groups)
         )
         self._control_pins = ChunkPins(seams.clock)
         self._taking_part: asyncio.Task[None] | None = None
@@ -281,7 +280,7 @@ class Node:
                 self.metrics,
                 raft_log=self.journal.group(group_id),
                 dice=self.seams.dice,
-                transfer=self._transfer,
+                transfer=self.transfer,
                 on_store_error=self.note_store_error,
                 readers_gone=self._readers_gone,
                 store_full=lambda: self._store_full,
@@ -347,9 +346,9 @@ class Node:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-        if self._snapshots is not None and self._transfer is not None:
+        if self._snapshots is not None and self.transfer is not None:
             await self._snapshots.close()
-            await self._transfer.close()
+            await self.transfer.close()
         for upkeep in self.upkeep.values():
             await upkeep.stop()
         try:
