@@ -464,12 +464,13 @@ class RaftGroup:
         self._core.doTick(0.0)
 
     def _take_news(self, guard: Guard) -> None:
-        now = self._clock()
-        self._passed += [BarrierFailed(barrier.token) for barrier in guard.failed_barriers]
-        guard.failed_barriers.clear()
-        if guard.leadership is not None:
-            self._passed += [BarrierPassed(passed.token, passed.position) for passed in guard.leadership.passed(now)]
-        if (behind := guard.take_behind(now)) is not None:
+        lead = guard.leadership
+        if guard.failed_barriers:
+            self._passed += [BarrierFailed(barrier.token) for barrier in guard.failed_barriers]
+            guard.failed_barriers.clear()
+        if lead is not None and lead.has_barriers:
+            self._passed += [BarrierPassed(passed.token, passed.position) for passed in lead.passed(self._clock())]
+        if guard.is_behind and (behind := guard.take_behind(self._clock())) is not None:
             leader, position, term = behind
             self._passed.append(Behind(leader, Position(position), term))
 

@@ -384,9 +384,10 @@ class Guard:
         self._pre_vote = None
         if term != self._followed:
             self._followed, self._accepted, self._acked, self._ack = term, 0, 0, None
-        if self._ack is not None and message.sequence < self._ack[1]:
-            return
-        self._ack, self._ack_owed = (peer, message.sequence), True
+        if message.sequence:
+            if self._ack is not None and message.sequence < self._ack[1]:
+                return
+            self._ack, self._ack_owed = (peer, message.sequence), True
         if isinstance(message, Missing):
             core.hear(peer, term, 0)
             self._hear_missing(peer, message)
@@ -448,9 +449,9 @@ class Guard:
         self._reject(message, first - 1)
 
     def _reject(self, message: Append | Missing, meet: int) -> None:
-        assert self._ack is not None
-        self._ack_owed = False
-        self._say(self._ack[0], Reject(message.term, message.sequence, meet + 1))
+        if self._ack is not None and message.sequence:
+            self._ack_owed = False
+            self._say(self._ack[0], Reject(message.term, message.sequence, meet + 1))
 
     def _hear_missing(self, peer: str, message: Missing) -> None:
         own = self._log
@@ -461,6 +462,10 @@ class Guard:
             self._reject(message, own.base_position)
         elif message.base > self._core.commit:
             self._behind = (peer, message.base, message.base_term)
+
+    @property
+    def is_behind(self) -> bool:
+        return self._behind is not None
 
     def take_behind(self, now: float) -> tuple[str, int, int] | None:
         """Return (leader, position, term) if a checkpoint is needed, about once a second."""

@@ -171,6 +171,8 @@ class Leadership:
         self._is_handed = False
         """A follower was told to campaign: its election may come at any time from now on, leases or not."""
         self._more = False
+        self._said: tuple[int, int] | None = None
+        """(last position, commit index) when everything was last said; None if something happened since."""
         self.has_news = False
         """PySyncObj was told that a follower has more than before."""
 
@@ -182,6 +184,8 @@ class Leadership:
         last = self._log.last_position
         if ack.sequence > follower.sequence or not ack.durable <= ack.accepted <= last:
             return False
+        if not follower.is_up or follower.is_probed or ack.durable > follower.match:
+            self._said = None
         follower.is_up = True
         follower.hear(ack.sequence)
         if ack.durable > follower.match:
@@ -205,7 +209,7 @@ class Leadership:
         follower = self.followers[name]
         if reject.sequence > follower.sequence:
             return False
-        follower.is_up = True
+        self._said, follower.is_up = None, True
         follower.hear(reject.sequence)
         self._count(name, 0)
         position = max(min(reject.position, self._log.last_position + 1), ROOT + 1)
@@ -221,7 +225,7 @@ class Leadership:
     def on_session(self, name: str, up: bool) -> None:
         """Whatever was under way is lost."""
         follower = self.followers[name]
-        follower.is_up = up
+        self._said, follower.is_up = None, up
         follower.probe_from(follower.next if follower.is_probed else max(follower.match + 1, ROOT + 1))
         follower.unanswered.clear()
         follower.sent_at_s = -inf
@@ -253,7 +257,10 @@ class Leadership:
 
     def speak(self, now: float, commit: int) -> None:
         """Send every follower what it should have by now."""
-        beats = self.is_beat_due(now)
+        beats, state = self.is_beat_due(now), (self._log.last_position, commit)
+        if self._said == state and not beats and not self._barriers and self.transfer_to is None:
+            return
+        self._said = state
         if beats:
             self.beat(now)
         if self.transfer_to is not None and now >= self._transfer_until_s - ALMOST_S:
@@ -298,7 +305,7 @@ class Leadership:
             return
         while follower.next <= log.last_position and follower.in_flight_bytes < WINDOW_BYTES:
             if sent_bytes >= TURN_BYTES:
-                self._more = True
+                self._more, self._said = True, None
                 return
             terms, payloads, size = self._read(follower.next, APPEND_BYTES, first_always=True)
             if not self._append(follower, now, commit, terms, payloads):
@@ -308,14 +315,22 @@ class Leadership:
             follower.in_flight_bytes += size
             sent_bytes += size + 1
         if not sent_bytes and (must or follower.commit < commit):
-            self._append(follower, now, commit, [], [])
+            self._append(follower, now, commit, [], [], is_answered=must)
 
     def _append(
-        self, follower: Follower, now: float, commit: int, terms: Sequence[int], payloads: Sequence[bytes]
+        self,
+        follower: Follower,
+        now: float,
+        commit: int,
+        terms: Sequence[int],
+        payloads: Sequence[bytes],
+        *,
+        is_answered: bool = True,
     ) -> bool:
-        previous = follower.next - 1
+        """Send an append; news of the commit index alone needs no answer."""
+        previous, sequence = follower.next - 1, self._number() if is_answered else 0
         message = Append(
-            self.term, self._number(), previous, self._log.term_at(previous), commit, terms, payloads, self._note()
+            self.term, sequence, previous, self._log.term_at(previous), commit, terms, payloads, self._note()
         )
         if not self._say(follower, message, now):
             return False
@@ -339,7 +354,7 @@ class Leadership:
     def _say(self, follower: Follower, message: Append | Missing, now: float) -> bool:
         stamp = self._stamp()
         follower.is_up = self._send(follower.name, message)
-        if follower.is_up:
+        if follower.is_up and message.sequence:
             follower.sequence, follower.sent_at_s = message.sequence, now
             follower.unanswered.append((message.sequence, now, stamp))
         return follower.is_up
@@ -371,10 +386,12 @@ class Leadership:
     def begin_barrier(self, token: int, position: Position) -> None:
         self._barriers.append(Barrier(token, position, self._sequence))
 
+    @property
+    def has_barriers(self) -> bool:
+        return bool(self._barriers)
+
     def passed(self, now: float) -> list[Barrier]:
         """Return, once each, the barriers that a lease or a quorum's answers let through."""
-        if not self._barriers:
-            return []
         if self.has_lease(now):
             through, self._barriers = self._barriers, []
             return through

@@ -34,7 +34,7 @@ class Append:
 
     term: int
     sequence: int
-    """Rises with every message of a leadership; the answer names it."""
+    """Rises with every message of a leadership; the answer names it. 0 wants no answer."""
     previous: int
     previous_term: int
     commit: int

@@ -48,6 +48,15 @@ class Checkpoint:
     term: int = 0
 
 
+KINDS = (
+    ("crash", "crash", "cut", "cut", "hang", "isolate", "slow disk", "slow link", "pause", "wipe"),
+    ("crash", "crash", "slow disk", "isolate"),
+    ("hang", "isolate", "slow link", "pause", "cut"),
+    ("wipe", "crash", "isolate"),
+)
+"""What goes wrong in one schedule: a bit of everything, or one sort of trouble, and so more of it."""
+
+
 @dataclass
 class Faults:
     """How bad the world is. Times in seconds."""
@@ -57,18 +66,7 @@ class Faults:
     sync_s: float = 0.002
     every_s: float = 0.0
     """Mean time between faults; 0 for none."""
-    kinds: tuple[str, ...] = (
-        "crash",
-        "crash",
-        "cut",
-        "cut",
-        "hang",
-        "isolate",
-        "slow disk",
-        "slow link",
-        "pause",
-        "wipe",
-    )
+    kinds: tuple[str, ...] = KINDS[0]
     drift: float = 0.05
     """Clocks run this much faster or slower at most."""
 
@@ -648,6 +646,7 @@ def fuzz(seed: int, servers: int | None = None, seconds: float = 12.0) -> World:
         sync_s=rng.choice((0.0005, 0.005, 0.05)),
         every_s=rng.choice((0.1, 0.3, 1.0)),
         drift=rng.choice((0.0, 0.05, 0.08)),
+        kinds=rng.choice(KINDS),
     )
     world = World(seed, servers or rng.choice((2, 3, 3, 3, 5)), faults=faults)
     try:
