@@ -342,7 +342,7 @@ class Guard:
 
     def _may_ask(self) -> bool:
         """Whether the last candidacy is not still on its way, and ours would be a good one."""
-        if self._core.is_blank and self._log.last_term > 0:
+        if not self._has_vote() or (self._core.is_blank and self._log.last_term > 0):
             return False
         return self._log.is_hard_state_durable and not self._held
 

@@ -721,6 +721,22 @@ def test_of_two_the_one_that_remembers_may_lead_with_the_empty_one() -> None:
     assert stage["b"].delivered == [b"x"]
 
 
+@pytest.mark.parametrize("why", ["it lost its disk", "it abstains"])
+def test_who_may_not_campaign_sleeps(why: str) -> None:
+    """A replica that has no vote and hears no leader asks for no tick, whatever its timer says."""
+    stage = led()
+    if why == "it abstains":
+        stage["c"].raft._guard._abstains = 100  # type: ignore[union-attr]
+    else:
+        stage["c"].raft._core.adapter.is_blank = True
+    stage.wait(5)
+    stage["c"].ring()
+    stage["c"].events += stage["c"].raft.tick()
+    now = stage["c"].raft._clock()
+    assert stage["c"].raft.next_deadline(now) > now + 1
+    assert not stage.links["c", "a"]
+
+
 # ---- bad input
 
 
