@@ -248,15 +248,20 @@ def as_installed(raw: bytes, term: int) -> bytes:
     return cbor2.dumps(data)
 
 
+def resets_log(raw: bytes) -> bool:
+    """Return whether the checkpoint came from another replica, and the log may not begin where it ends yet."""
+    return bool(_machine(cbor2.loads(raw)).get("reset_log"))
+
+
 def begin_log(log: GroupLog, raw: bytes | None) -> bool:
     """Finish what a crash interrupted: let the log begin where a checkpoint that came from another replica ends.
 
     Does nothing, and returns False, if the checkpoint was taken here, or the log has that entry. Call it before Raft
     looks at the log, and write the journal before anything is said to anybody.
     """
-    machine = {} if raw is None else _machine(cbor2.loads(raw))
-    if not machine.get("reset_log"):
+    if raw is None or not resets_log(raw):
         return False
+    machine = _machine(cbor2.loads(raw))
     position, term = int(machine["position"]), int(machine["term"])
     if position < log.base_position or (position <= log.last_position and log.term_at(position) == term):
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cbor2
 
-from cluster.checkpoint import covered, manifest_key, referenced
+from cluster.checkpoint import covered, manifest_key, referenced, resets_log
 from cluster.control import Control
 from cluster.raft_wire import ROOT
 from node.disk import OsDisk
@@ -54,14 +54,12 @@ def _check_journal(data: str, logs: dict[int, GroupState]) -> Iterator[tuple[boo
 
 
 def _check_chunks(store: LevelDbChunks, logs: Mapping[int, GroupState]) -> Iterator[tuple[bool, str]]:
-    control_position = Position(0)
     try:
         identity = store.read(IDENTITY_KEY)
         catalog = store.read(CATALOG_KEY)
         if catalog is not None:
             control = Control.restore(catalog)
-            control_position = control.position
-            yield False, f"catalogue: {len(control.catalog.collections)} collections at position {control_position}"
+            yield False, f"catalogue: {len(control.catalog.collections)} collections at position {control.position}"
     except ChunkDamaged as error:
         yield True, str(error)
         return
@@ -71,13 +69,13 @@ def _check_chunks(store: LevelDbChunks, logs: Mapping[int, GroupState]) -> Itera
         else:
             yield False, "no node has used this directory yet"
         return
-    yield from _check_meeting(logs, CONTROL_GROUP, control_position)
+    yield from _check_meeting(logs, CONTROL_GROUP, catalog)
     for number in range(cbor2.loads(identity)["shards"]):
         yield from _check_shard(store, ShardId(number), logs)
 
 
 def _check_meeting(
-    logs: Mapping[int, GroupState], group_id: int, covered_position: Position
+    logs: Mapping[int, GroupState], group_id: int, checkpoint: bytes | None
 ) -> Iterator[tuple[bool, str]]:
     """Yield damage if entries are missing between a group's checkpoint and its log.
 
@@ -85,6 +83,10 @@ def _check_meeting(
     """
     log = logs.get(group_id)
     first, last = (ROOT, Position(0)) if log is None else (log.base, log.last)
+    covered_position = Position(0) if checkpoint is None else covered(checkpoint)
+    if checkpoint is not None and resets_log(checkpoint):
+        yield False, f"group {group_id}: its checkpoint came from another node; the next start lets the log begin there"
+        return
     if max(covered_position, ROOT) < first:
         yield True, f"group {group_id}: its log begins after {first}, its checkpoint covers only {covered_position}"
     if covered_position > last:
@@ -97,7 +99,7 @@ def _check_shard(store: LevelDbChunks, shard_id: ShardId, logs: Mapping[int, Gro
     except ChunkDamaged as error:
         yield True, str(error)
         return
-    yield from _check_meeting(logs, group_of(shard_id), Position(0) if manifest is None else covered(manifest))
+    yield from _check_meeting(logs, group_of(shard_id), manifest)
     needed: set[bytes] = set()
     for where, digest in [] if manifest is None else referenced(manifest):
         if digest in needed:

@@ -96,7 +96,10 @@ class Metrics:
             "annulus_worker_calls_pending", "Calls queued or running by lane", ["lane"], registry=registry
         )
         self._chunk_bytes = Counter(
-            "annulus_chunk_bytes", "Bytes of chunks fetched from or served to other nodes", ["way"], registry=registry
+            "annulus_chunk_bytes",
+            "Bytes of chunks from and to other nodes; direction is in or out",
+            ["direction"],
+            registry=registry,
         )
         self._chunk_bytes_left = Gauge(
             "annulus_chunk_bytes_left", "Bytes of chunks that fetches under way have yet to bring", registry=registry
@@ -157,10 +160,10 @@ class Metrics:
         self._journal_bytes.set(count)
 
     def chunks_fetched(self, bytes: int) -> None:
-        self._chunk_bytes.labels("fetched").inc(bytes)
+        self._chunk_bytes.labels("in").inc(bytes)
 
     def chunks_served(self, bytes: int) -> None:
-        self._chunk_bytes.labels("served").inc(bytes)
+        self._chunk_bytes.labels("out").inc(bytes)
 
     def chunk_bytes_left(self, count: int) -> None:
         self._chunk_bytes_left.set(count)

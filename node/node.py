@@ -50,7 +50,7 @@ from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkStore
 from storage.disk import Disk
-from storage.errors import AnnulusError, ReadOnly, Unavailable
+from storage.errors import AnnulusError, JournalDamaged, ReadOnly, Unavailable
 from storage.journal import Journal
 from storage.keys import record_key
 from storage.types import Position, ShardId
@@ -741,6 +741,9 @@ class Node:
 
     def _open_journal(self) -> Journal:
         directory = f"{self.settings.node.data}/journal"
+        if self.identity.has_peers and self.identity.is_seated and not self.seams.disk.list(directory):
+            # A journal is never without a file once it was opened. A new one would not know how this node voted.
+            raise JournalDamaged(f"the journal {directory} is gone, but this node has taken part in its cluster.")
         return Journal.open(self.seams.disk, directory, file_bytes_max=self.settings.storage.journal_file_bytes_max)
 
     def _host(

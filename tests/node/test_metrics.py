@@ -33,6 +33,10 @@ def test_everything_can_be_scraped() -> None:
     metrics.loop_stalled(0.1)
     metrics.worker_calls("disk", 2)
     metrics.read_only(True)
+    metrics.chunks_fetched(100)
+    metrics.chunks_served(200)
+    metrics.chunk_bytes_left(300)
+    metrics.chunk_repaired()
     seen = scrape(metrics)
     search = '{code="0",route="/v2/vectordb/entities/search"}'
     expected = {
@@ -55,6 +59,10 @@ def test_everything_can_be_scraped() -> None:
         "annulus_loop_stall_worst_seconds": 0.3,
         'annulus_worker_calls_pending{lane="disk"}': 2,
         "annulus_read_only": 1,
+        'annulus_chunk_bytes_total{direction="in"}': 100,
+        'annulus_chunk_bytes_total{direction="out"}': 200,
+        "annulus_chunk_bytes_left": 300,
+        "annulus_chunks_repaired_total": 1,
     }
     assert {name: seen.get(name) for name in expected} == expected
     assert seen["process_resident_memory_bytes"] > 0
