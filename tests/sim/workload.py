@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -44,6 +44,7 @@ DDL_S: Final = 8.0
 PRIMARY, VERSION, TEXT, VECTOR, FLAG = (FieldId(number) for number in range(100, 105))
 
 
+@lru_cache(maxsize=10_000)
 def vector_of(key: int, version: int) -> list[float]:
     """Return the vector that a version of a key has: a function of both, so that every value can be checked."""
     return [float(value) for value in Random(key * 1_000_003 + version).choices(range(-50, 50), k=DIM)]
