@@ -39,6 +39,7 @@ from storage.errors import (
     OutcomeUnknown,
     Overloaded,
     PeerUnreachable,
+    ReadOnly,
     Unavailable,
     UnsupportedOperation,
 )
@@ -498,6 +499,10 @@ class Router:
                 elif leader is not None:
                     why = f"{leader}, which leads it, cannot be reached"
                     self._note_leader(shard_id, "")
+            except ReadOnly as error:
+                if unsure:
+                    raise OutcomeUnknown(f"it may have been made, look before you repeat; now {error}") from None
+                raise
             except _LEADER_LOST as error:
                 why = str(error) or "time is up"
                 self._note_leader(shard_id, "")
@@ -703,11 +708,12 @@ def _written(reply: dict[str, Any]) -> Written:
 
 def one_error(errors: Sequence[BaseException], *, partly: bool = False) -> BaseException:
     """Return one error for the changes of a request that failed; `partly` says that others were made."""
-    waiting = [one for one in errors if isinstance(one, NoLeader | OutcomeUnknown)]
+    waiting = [one for one in errors if isinstance(one, NoLeader | OutcomeUnknown | ReadOnly)]
     if len(waiting) < len(errors):
         return next(one for one in errors if one not in waiting)
     text = "; ".join(str(one) for one in waiting)
     if partly:
         return OutcomeUnknown(f"a part of the request is done. {text}")
-    unknown = any(isinstance(one, OutcomeUnknown) for one in waiting)
-    return OutcomeUnknown(text) if unknown else NoLeader(text)
+    if any(isinstance(one, OutcomeUnknown) for one in waiting):
+        return OutcomeUnknown(text)
+    return NoLeader(text) if all(isinstance(one, NoLeader) for one in waiting) else ReadOnly(text)
