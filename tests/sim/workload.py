@@ -19,7 +19,7 @@ from node.database import Database
 from node.scope import Scope
 from node.service import CollectionRequest, Consistency, IndexRequest, ReadOptions, Rows, SearchRequest
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, VectorColumn
-from storage.errors import AnnulusError, BadRequest, ReadOnly, StorageFault, Unavailable
+from storage.errors import AnnulusError, BadRequest, NoLeader, Overloaded, ReadOnly, StorageFault, Unavailable
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId
@@ -212,6 +212,9 @@ class Client:
         self._keys = list(range(number * KEYS_BETWEEN, number * KEYS_BETWEEN + KEYS_PER_CLIENT))
         self._workload, self._cluster, self._history = workload, workload.cluster, workload.history
         self._scope = Scope(0.0)
+        alone = self._cluster.plan.nodes == 1
+        self._refusals = (Refused, ReadOnly) if alone else (Refused, ReadOnly, NoLeader, Overloaded)
+        """Errors that say that nothing was written."""
         self._known: dict[str, dict[int, Version]] = {name: dict.fromkeys(self._keys) for name in COLLECTIONS}
         """Collection -> what its own keys hold, for those of which no outcome was ever open."""
 
@@ -337,14 +340,14 @@ class Client:
         try:
             await self._carry_out(what, rng, name, keys, version)
         except BaseException as error:
-            if isinstance(error, Refused) or (isinstance(error, ReadOnly) and self._cluster.plan.nodes == 1):
+            if isinstance(error, self._refusals):
                 history.refuse(made)
             else:
                 self._give_up(keys)
             if not isinstance(error, Unavailable | NoAnswer | Refused):
                 raise
             self._judge(error)
-            return what == "insert" and not isinstance(error, Refused)
+            return what == "insert" and not isinstance(error, self._refusals)
         history.acknowledge(made, self._workload.now_s)
         known.update((key, value) for key, value in wanted.items() if key in known)
         return True
