@@ -42,6 +42,7 @@ def test_equals_sorting_everything(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index.flat, "_SCRATCH_BYTES", scratch)
         patch.setattr(index.flat, "_GATHER_BYTES", scratch // 16)
+        patch.setattr(index.flat, "_CACHE_BYTES", scratch // 8)
         hits = nearest(asked, vectors, k, metric=metric, mask=mask)
     truth = dumb_nearest(asked, vectors, k, metric, mask)
     np.testing.assert_array_equal(hits.offsets, truth.offsets)
