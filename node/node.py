@@ -48,7 +48,7 @@ from node.settings import Settings
 from node.snapshot import SnapshotGroup, Snapshots, of_control, of_shard
 from node.upkeep import Upkeep
 from node.workers import Executor, Lane
-from storage.chunks import ChunkStore
+from storage.chunks import ChunkFault, ChunkStore
 from storage.disk import Disk
 from storage.errors import AnnulusError, JournalDamaged, ReadOnly, Unavailable
 from storage.journal import Journal
@@ -72,6 +72,8 @@ HAND_OVER_S: Final = 1.0
 """How long a stopping node waits for others to take its leaderships; an election would take about as long."""
 BACKGROUND_S: Final = 3.0
 """How long it then waits for what no client waits for; another leader or the next start takes it up again."""
+MEND_S: Final = 5.0
+"""How long a start waits for peers that have a chunk which is damaged here."""
 ROLE_RETRY_S: Final = 0.5
 PLACE_LOOK_S: Final = 0.01
 CONTROL_ENTRIES_MAX: Final = 1_000
@@ -265,7 +267,7 @@ class Node:
             shard_id = ShardId(group_id - 1)
             raw = await run(Lane.DISK, self.seams.store.read, manifest_key(shard_id))
             begin_log(self.journal.group(group_id), raw)
-            shard = await run(Lane.DISK, restore, shard_id, self.seams.store)
+            shard = await self._restore(shard_id)
             self.hybrid.observe(shard.tick)
             shards[shard_id] = hosts[group_id] = self._host(
                 f"s{shard_id}", group_id, replicas, shard, producer, self._waker(shard_id)
@@ -294,6 +296,20 @@ class Node:
                 for peer in self.identity.members:
                     one.session(peer, self.mesh.is_up(peer))
             one.start()
+
+    async def _restore(self, shard_id: ShardId) -> Shard:
+        """Return a shard as its checkpoint has it; damaged chunks are taken from peers. Raises ChunkDamaged."""
+        clock, began_s = self.seams.clock, self.seams.clock.monotonic_s()
+        while True:
+            try:
+                return await self.seams.executor.run(Lane.DISK, restore, shard_id, self.seams.store)
+            except ChunkFault as fault:
+                if self.transfer is None:
+                    raise
+                if not await self.transfer.repair(shard_id, fault.digest):
+                    if clock.monotonic_s() - began_s > MEND_S:
+                        raise
+                    await asyncio.sleep(ROLE_RETRY_S)
 
     def _open_snapshots(self) -> None:
         control = self.control
