@@ -13,6 +13,7 @@ searches of a kind took so far says whether the next batch is brief enough to ru
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,6 @@ from storage.columns import Batch, VectorColumn
 from storage.errors import (
     BadJson,
     BadPrimaryKey,
-    BadRequest,
     CollectionNotFound,
     CollectionNotLoaded,
     FieldNotFound,
@@ -46,6 +46,7 @@ from storage.errors import (
     NotFresh,
     PartitionNotLoaded,
     SnapshotGone,
+    StorageFault,
     Unavailable,
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
@@ -84,6 +85,7 @@ STRONG: Final = Consistency.STRONG
 NO_OPTIONS: Final = ReadOptions()
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -286,11 +288,14 @@ class Reader:
         """Return the answer of the collection's shards at the request's level, or this one."""
         needs = self._fresh.needs(collection, options, level)
         deadline_s = self._node.router.deadline_s()
-        try:
-            if not all(self._fresh.is_ready(shard_id, need) for shard_id, need in needs.items()):
-                raise NotFresh("not here yet")
-            answer = await self._here(question, collection.schema, row_filter, needs)
-        except NotFresh:
+        answer = None
+        if all(self._fresh.is_ready(shard_id, need) for shard_id, need in needs.items()):
+            try:
+                answer = await self._here(question, collection.schema, row_filter, needs)
+            except (NotFresh, StorageFault):  # the replica here is being replaced, or is damaged
+                if self._node.mesh is None:
+                    raise
+        if answer is None:
             answer = await self._anywhere(question, collection.schema, row_filter, needs, deadline_s)
         if not answer.is_known:
             if level is STRONG or any(need.strong for need in needs.values()):
@@ -334,28 +339,41 @@ class Reader:
         deadline_s: float,
     ) -> Answer:
         """Ask these peers, or the replicas here if there are none or they have become fresh meanwhile."""
+        router = self._node.router
         give_up_s = min(deadline_s, self._node.seams.clock.monotonic_s() + PATIENCE_S)
+        damaged = False
         attempt = 0
         while True:
             try:
                 if peers:
                     return await self._away(question, needs, peers, deadline_s)
                 return await self._here(question, schema, row_filter, needs)
-            except (BadRequest, CollectionNotFound):
-                raise
+            except StorageFault as fault:  # only the replicas here raise it
+                if len(needs) > 1:
+                    apart = ({shard_id: need} for shard_id, need in needs.items())
+                    part = question.part()
+                    answers = await _all(
+                        self._here_or_away(part, schema, row_filter, one, (), deadline_s) for one in apart
+                    )
+                    return merge_answers(question, schema, answers)
+                if not any(router.is_up(one) for one in router.replicas_elsewhere(next(iter(needs)))):
+                    raise
+                log.warning("another replica is asked, the one here is damaged shard=%s: %s", next(iter(needs)), fault)
+                damaged = True
             except Unavailable as error:
                 attempt += 1
-                if not await self._node.router.pause(attempt, give_up_s):
+                if not await router.pause(attempt, give_up_s):
                     names = ", ".join(name_of(one) for one in needs)
                     raise NotFresh(
                         f"no replica of {names} answers that is as fresh as asked for: try again soon, or read with "
                         f"consistencyLevel Eventually ({error})"
                     ) from None
-            if all(await _all(self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())):
+            ready = (self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())
+            if not damaged and all(await _all(ready)):
                 peers = ()
             else:
                 first = next(iter(needs))
-                peers = self._node.router.replicas_elsewhere(first, leader_first=needs[first].strong)
+                peers = router.replicas_elsewhere(first, leader_first=needs[first].strong)
 
     async def _away(self, question: Question, needs: Needs, peers: tuple[str, ...], deadline_s: float) -> Answer:
         """Return the answer of other nodes' replicas."""

@@ -42,6 +42,7 @@ from storage.errors import (
     ReadOnly,
     Unavailable,
     UnsupportedOperation,
+    error_from,
 )
 from storage.types import Position, ShardId, Tick
 
@@ -50,6 +51,8 @@ BACKOFF_S_MAX: Final = 0.25
 PATIENCE_S: Final = 10.0
 """How long a group may be without a leader before a request that has changed nothing gives up: an election takes two
 seconds, and whoever waits longer holds a place that others want."""
+BUSY_S: Final = 1.0
+"""How long a leader that refuses for having too much to do is asked again."""
 ASK_LEADER_S: Final = 0.5
 WATCH_S: Final = 0.5
 """How often a call without an answer is checked against who leads now: a leader that was cut off never answers."""
@@ -212,7 +215,7 @@ class Router:
         self._producer = Producer(f"{self._me}/r{node.seams.dice.getrandbits(64):016x}")
         self._leaders: dict[ShardId, str] = {}
         """Who led a shard that has no replica here when it was last heard of."""
-        self._rounds: dict[ShardId, _Rounds] = {}
+        self._rounds: dict[ShardId | None, _Rounds] = {}
         self._latencies: dict[str, Latency] = {}
         self._turn = 0
         if node.mesh is not None:
@@ -278,17 +281,7 @@ class Router:
 
         Who calls while a barrier is on its way to another node shares the next one with all who do. Raises NoLeader.
         """
-        deadline_s = self.deadline_s(deadline_s)
-        if self._known_leader(shard_id) in (None, self._me):
-            return await self._at_leader(shard_id, _barrier("shard/barrier", shard_id), deadline_s)
-        rounds = self._rounds.setdefault(shard_id, _Rounds())
-        step = _barrier("shard/barrier", shard_id)
-        mine = rounds.join(lambda: self._at_leader(shard_id, step, self._clock.monotonic_s() + PATIENCE_S))
-        try:
-            async with asyncio.timeout(max(0.0, deadline_s - self._clock.monotonic_s())):
-                return await asyncio.shield(mine)
-        except TimeoutError:
-            raise NoLeader(f"{name_of(shard_id)} has a leader that does not answer: try again soon") from None
+        return await self._barrier(shard_id, _barrier("shard/barrier", shard_id), self.deadline_s(deadline_s))
 
     # the catalogue
 
@@ -335,7 +328,7 @@ class Router:
         step = _barrier("control/barrier", None)
         try:
             async with asyncio.timeout(patience_s):
-                position = await self._at_leader(None, step, self._clock.monotonic_s() + patience_s)
+                position = await self._barrier(None, step, self._clock.monotonic_s() + patience_s)
                 await self._node.control.wait_applied(position)  # here, to hear of a lack of time
         except (TimeoutError, Unavailable):
             return False
@@ -465,6 +458,17 @@ class Router:
 
     # leaders
 
+    async def _barrier(self, shard_id: ShardId | None, step: _Step[Position], deadline_s: float) -> Position:
+        if self._known_leader(shard_id) in (None, self._me):
+            return await self._at_leader(shard_id, step, deadline_s)
+        rounds = self._rounds.setdefault(shard_id, _Rounds())
+        mine = rounds.join(lambda: self._at_leader(shard_id, step, self._clock.monotonic_s() + PATIENCE_S))
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - self._clock.monotonic_s())):
+                return await asyncio.shield(mine)
+        except TimeoutError:
+            raise NoLeader(f"{name_of(shard_id)} has a leader that does not answer: try again soon") from None
+
     async def _at_leader(self, shard_id: ShardId | None, step: _Step[T], deadline_s: float | None) -> T:
         """Do the step at the leader of a shard, or of the control group (None), wherever it is."""
         host = self._host(shard_id)
@@ -474,6 +478,7 @@ class Router:
             return await step.here(host)
         deadline_s = self.deadline_s(deadline_s)
         patient_until_s = min(deadline_s, self._clock.monotonic_s() + PATIENCE_S)
+        busy_until_s = self._clock.monotonic_s() + BUSY_S
         unsure = False
         attempt = 0
         why = "nobody leads it"
@@ -503,6 +508,10 @@ class Router:
                 if unsure:
                     raise OutcomeUnknown(f"it may have been made, look before you repeat; now {error}") from None
                 raise
+            except Overloaded as error:
+                if not unsure and self._clock.monotonic_s() > busy_until_s:
+                    raise
+                tried, why = False, str(error)
             except _LEADER_LOST as error:
                 why = str(error) or "time is up"
                 self._note_leader(shard_id, "")
@@ -676,7 +685,7 @@ class Router:
         return HEDGE_S_UNKNOWN if known is None else max(HEDGE_S_MIN, known.high_s)
 
 
-_LEADER_LOST: Final = (NoLeader, OutcomeUnknown, PeerUnreachable, Overloaded, TimeoutError)
+_LEADER_LOST: Final = (NoLeader, OutcomeUnknown, PeerUnreachable, TimeoutError)
 """After these a step is repeated, at whoever leads then."""
 
 
@@ -707,13 +716,15 @@ def _written(reply: dict[str, Any]) -> Written:
 
 
 def one_error(errors: Sequence[BaseException], *, partly: bool = False) -> BaseException:
-    """Return one error for the changes of a request that failed; `partly` says that others were made."""
-    waiting = [one for one in errors if isinstance(one, NoLeader | OutcomeUnknown | ReadOnly)]
-    if len(waiting) < len(errors):
-        return next(one for one in errors if one not in waiting)
-    text = "; ".join(str(one) for one in waiting)
+    """Return one error for the parts of a request that failed; `partly` says that other changes were made.
+
+    A refusal that a repeat would meet again goes first; then whatever says that something may have been done.
+    """
+    passing = [one for one in errors if isinstance(one, Unavailable) and not isinstance(one, Conflict)]
+    if len(passing) < len(errors):
+        return next(one for one in errors if one not in passing)
+    text = "; ".join(one.message for one in passing)
     if partly:
         return OutcomeUnknown(f"a part of the request is done. {text}")
-    if any(isinstance(one, OutcomeUnknown) for one in waiting):
-        return OutcomeUnknown(text)
-    return NoLeader(text) if all(isinstance(one, NoLeader) for one in waiting) else ReadOnly(text)
+    worst = min(passing, key=lambda one: (not isinstance(one, OutcomeUnknown), isinstance(one, NoLeader)))
+    return error_from(worst.code, text)

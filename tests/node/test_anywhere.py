@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 
+from node.node import Node
 from node.scope import from_token, to_token
 from node.service import IndexState, ReadOptions, SearchRequest
-from storage.errors import CollectionNotFound, InvalidParameter, NoLeader, NotFresh, OutcomeUnknown, SnapshotGone
+from storage.errors import (
+    ChunkDamaged,
+    CollectionNotFound,
+    InvalidParameter,
+    NoLeader,
+    NotFresh,
+    OutcomeUnknown,
+    SnapshotGone,
+)
 from storage.types import ShardId
 from tests.node.cluster_of import BOUNDED, EVENTUALLY, SESSION, STRONG, Site, on_a_cluster
 from tests.node.test_database import ID, META, fields, request, rows
@@ -347,5 +357,25 @@ def test_partial_upserts_through_different_nodes_lose_nothing() -> None:
         found = await site.ask("n2", lambda db: db.get("default", "c", [1], options))
         (meta,) = found.batch.columns[META].to_list()
         assert all(f'"k{i}":{i}' in meta for i in range(6))
+
+    on_a_cluster(script)
+
+
+def test_a_damaged_replica_lets_another_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one node cannot read from its disk it does not deny its clients while another has it."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=2)
+        await site.insert("n1", list(range(10)))
+        real = Node.read
+
+        async def broken(node: Node, function: Any, *args: Any) -> Any:
+            if node.name == "n2":
+                raise ChunkDamaged("a chunk is not what its digest says")
+            return await real(node, function, *args)
+
+        monkeypatch.setattr(Node, "read", broken)
+        assert sorted(await site.found("n2", STRONG)) == list(range(10))
+        assert sorted(await site.found("n2", EVENTUALLY)) == list(range(10))
 
     on_a_cluster(script)

@@ -14,13 +14,22 @@ import pytest
 from node.database import Database
 from node.metrics import Metrics
 from node.node import Node, Seams
+from node.scope import Scope, current
 from node.service import CollectionRequest, IndexRequest, LoadState, ReadOptions, SearchRequest
 from node.settings import IndexSettings, NodeSettings, Settings, StorageSettings
 from storage.columns import Batch, ScalarColumn, StringColumn, VectorColumn
-from storage.errors import BadRow, CollectionNotFound, CollectionNotLoaded, FilterError, NoLeader, PartitionNotLoaded
+from storage.errors import (
+    BadRow,
+    CollectionNotFound,
+    CollectionNotLoaded,
+    FilterError,
+    NoLeader,
+    NotFresh,
+    PartitionNotLoaded,
+)
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
-from storage.types import FieldId
+from storage.types import LOGICAL_BITS, FieldId, Tick
 from tests.sim.chunks import SimChunks
 from tests.sim.disk import SimDisk
 from tests.sim.world import SimClock, SimExecutor, SimLoop, close, run
@@ -354,3 +363,21 @@ def test_a_node_that_stops_does_not_wait_for_ever() -> None:
 
     on_a_node(script)
     assert tasks[0].cancelled()
+
+
+def test_a_token_of_another_cluster_is_refused_and_one_of_this_node_is_not() -> None:
+    """On a node alone too: what it gave it takes back; what is ahead of its clock it cannot have given."""
+
+    async def script(database: Database, clock: SimClock) -> None:
+        await database.create_collection("default", request())
+        scope = Scope(clock.monotonic_s() + 5)
+        current.set(scope)
+        await database.insert("default", "c", rows([1, 2]))
+        assert set(await found(database)) == {1, 2}
+        assert list(scope.read_at) == list(scope.seen) and scope.seen
+        shard_id, tick = next(iter(scope.seen.items()))
+        scope.seen[shard_id] = Tick(tick + (3_600_000 << LOGICAL_BITS))
+        with pytest.raises(NotFresh, match="of another cluster"):
+            await found(database)
+
+    on_a_node(script)
