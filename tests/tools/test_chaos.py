@@ -25,7 +25,7 @@ from tools.chaos.__main__ import main
 from tools.chaos.failover import resumed_s
 from tools.chaos.faults import FAULTS, plan
 from tools.chaos.figures import gaps, longest_gap_s, percentile, rates, repeats
-from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request
+from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request, Session
 from tools.chaos.proxy import Proxies, ProxyProcess, Rule
 from tools.chaos.registers import SUBJECT, Registers
 from tools.chaos.report import page, summary
@@ -394,7 +394,7 @@ class Liar(Fleet):
         self.writes = self.reads = 0
 
     async def _attempt(
-        self, node: str, path: str, body: Mapping[str, Any]
+        self, node: str, path: str, body: Mapping[str, Any], session: Session
     ) -> tuple[Attempt, Answered | Unknown | None]:
         began_s = time.monotonic()
         await asyncio.sleep(0.001)
@@ -419,7 +419,7 @@ class Liar(Fleet):
             self.now |= {SUBJECT.key_of(one["key"]): one["version"] for one in rows}
 
     def _rows(self, keys: Sequence[int], level: str) -> list[dict[str, Any]]:
-        lying = self.reads % 10 == 0 and (self.lie != "stale when strong" or level == "Strong")
+        lying = self.reads % 5 == 0 and (not self.lie.startswith("stale") or level == self.lie.split()[1])
         there = self.before if self.lie.startswith("stale") and lying else self.now
         rows = [row(SUBJECT, key, there[key]) for key in keys if key in there]
         if lying and rows and self.lie == "doubles":
@@ -440,7 +440,8 @@ def _keys(text: str) -> list[int]:
     ("lie", "noticed"),
     [
         ("none", set()),
-        ("stale when strong", {Broken.READ}),
+        ("stale Strong reads", {Broken.READ}),
+        ("stale Session reads", {Broken.READ}),
         ("forgets", {Broken.READ}),
         ("halves", {Broken.READ}),
         ("invents", {Broken.READ}),

@@ -116,7 +116,7 @@ class Failover:
     async def _outage(self, end: Callable[[str], Coroutine[None, None, None]]) -> float:
         """End a node that leads a shard, start it again, and return how long the unluckiest channel waited."""
         machines = self._machines
-        await machines.wait_ready()
+        await machines.ready_all()
         await asyncio.sleep(self._chance.uniform(*CALM_S))
         async with machines.held(self._chance, leader=True) as victim:
             ended_s = time.monotonic()
@@ -146,7 +146,7 @@ class Failover:
                 tasks += [asyncio.create_task(self._read()) for _ in range(READERS)]
                 yield
                 await fleet.pause()
-                await machines.wait_ready()
+                await machines.ready_all()
                 for name in machines.names:
                     await self._look(name)
             await _ended(tasks)

@@ -152,6 +152,22 @@ async def rolling_restart(machines: Machines, chance: random.Random) -> AsyncIte
         yield ", ".join(order)
 
 
+@fault("lost-disk", "kill -9 of a node whose data directory is then empty: it comes back without a memory",
+       lasts_s=(0.0, 3.0), needs=Needs.PEERS)  # fmt: skip
+async def lost_disk(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    async with machines.all_held():  # a majority must keep its disks until this one is whole again
+        victim = chance.choice(machines.names)
+        led = _led(machines, victim)
+        await machines.ready_all()
+        await machines.kill(victim)
+        machines.wipe(victim)
+        try:
+            yield led
+        finally:
+            machines.revive(victim)
+        await machines.ready_all()
+
+
 # --- the network -------------------------------------------------------------------------------------------------
 
 

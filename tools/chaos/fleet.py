@@ -29,6 +29,17 @@ AVOIDED_S = 1.0
 """How long a node that did not listen is left out, if others are there."""
 
 
+SESSION = "Annulus-Session"
+"""The header that says what a client has seen."""
+
+
+@dataclass
+class Session:
+    """What one client has seen, as the last answer told it; goes with each of its requests."""
+
+    token: str = ""
+
+
 class Kind(StrEnum):
     """What a request is, for the figures."""
 
@@ -110,7 +121,9 @@ class Fleet:
         """Return the reply's data. Raises Answered if no attempt was accepted, Unknown if one may have been."""
         return await self.ask(path, body)
 
-    async def ask(self, path: str, body: Mapping[str, Any], *, watch: Watch | None = None) -> Any:
+    async def ask(
+        self, path: str, body: Mapping[str, Any], *, watch: Watch | None = None, session: Session | None = None
+    ) -> Any:
         """Do the same. `watch` is told that an attempt begins, and what it gives back is told how it ended."""
         await self._open.wait()
         kind = kind_of(path, body)
@@ -121,7 +134,7 @@ class Fleet:
             while last is None or time.monotonic() < began_s + PATIENCE_S:
                 node = self._another(last.node if last else None)
                 ended = watch() if watch is not None else None
-                last, error = await self._attempt(node, path, body)
+                last, error = await self._attempt(node, path, body, session or Session())
                 attempts += 1
                 if ended is not None:
                     ended(last)
@@ -143,11 +156,13 @@ class Fleet:
                 self.requests.append(Request(kind, name, began_s, time.monotonic(), outcome, attempts, last.why[:200]))
 
     async def _attempt(
-        self, node: str, path: str, body: Mapping[str, Any]
+        self, node: str, path: str, body: Mapping[str, Any], session: Session
     ) -> tuple[Attempt, Answered | Unknown | None]:
         began_s = time.monotonic()
         try:
-            data = await self._apis[node].call(path, **body)
+            headers = {SESSION: session.token} if session.token else {}
+            data, told = await self._apis[node].exchange(path, body, headers)
+            session.token = told.get(SESSION, session.token)
         except (Answered, Unreachable) as error:
             if isinstance(error, Unreachable):
                 self._avoided_until_s[node] = time.monotonic() + AVOIDED_S

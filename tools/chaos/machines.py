@@ -76,9 +76,9 @@ class Machines:
             await self.proxies.start()
         for name in self.names:
             self.spawn(name)
-        await self.wait_ready()
+        await self.ready_all()
 
-    async def wait_ready(self) -> None:
+    async def ready_all(self) -> None:
         """Return when every node is ready. Raises Failure, with the end of a log, if one does not get there."""
         await asyncio.to_thread(self.cluster.wait_all_ready)
 

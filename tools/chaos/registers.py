@@ -17,7 +17,7 @@ from typing import Any
 from node.service import Consistency
 from tests.sim.history import History, Violation, Write
 from tools.chaos.faults import CLOCK_JUMP_S_MAX
-from tools.chaos.fleet import Attempt, Fleet, Outcome, Watch
+from tools.chaos.fleet import Attempt, Fleet, Outcome, Session, Watch
 from tools.crash.api import NOT_LOADED_CODES, REFUSED_CODES, Answered, Unknown
 from tools.crash.clients import World
 from tools.crash.model import Kind
@@ -28,9 +28,10 @@ CLIENTS = 4
 KEYS = 8
 """Of a round."""
 LEVELS: Mapping[Consistency, float] = {
-    Consistency.STRONG: 0.45,
-    Consistency.BOUNDED: 0.3,
-    Consistency.EVENTUALLY: 0.25,
+    Consistency.STRONG: 0.4,
+    Consistency.SESSION: 0.2,
+    Consistency.BOUNDED: 0.2,
+    Consistency.EVENTUALLY: 0.2,
 }
 """How often each is asked for."""
 SLACK_S = 0.1
@@ -48,14 +49,15 @@ class Registers:
 
     async def client(self, name: str, fleet: Fleet, chance: random.Random) -> None:
         """Write and read until cancelled."""
+        session = Session()
         while True:
             await asyncio.sleep(chance.uniform(0, 0.03))
             try:
                 if chance.random() < 0.4:
-                    await self._write(name, fleet, chance)
+                    await self._write(name, fleet, chance, session)
                 else:
                     (level,) = chance.choices(list(LEVELS), list(LEVELS.values()))
-                    await self.read(name, fleet, level)
+                    await self.read(name, fleet, level, session)
             except Unknown:
                 continue
             except Answered as answered:
@@ -64,7 +66,7 @@ class Registers:
             except Violation as violation:
                 self._world.complain(Kind.READ, SUBJECT.name, str(violation))
 
-    async def read(self, name: str, fleet: Fleet, level: Consistency) -> None:
+    async def read(self, name: str, fleet: Fleet, level: Consistency, session: Session | None = None) -> None:
         """Read all keys. Raises Violation if the answer cannot be."""
         called_s = self.history.moment(time.monotonic())
 
@@ -73,7 +75,7 @@ class Registers:
             called_s = self.history.moment(time.monotonic())
             return lambda attempt: None
 
-        rows = await fleet.ask("/entities/query", _query(self.keys, level), watch=begun)
+        rows = await fleet.ask("/entities/query", _query(self.keys, level), watch=begun, session=session)
         found = self._versions(rows)
         self.history.read(name, SUBJECT.name, level, found, called_s, time.monotonic())
         self._world.reads += 1
@@ -85,7 +87,7 @@ class Registers:
         except Violation as violation:
             self._world.complain(Kind.READ, SUBJECT.name, str(violation))
 
-    async def _write(self, name: str, fleet: Fleet, chance: random.Random) -> None:
+    async def _write(self, name: str, fleet: Fleet, chance: random.Random, session: Session) -> None:
         keys = chance.sample(self.keys, chance.choice((1, 1, 2, 5)))
         number = next(self._world.numbers)
         body: dict[str, Any]
@@ -98,7 +100,8 @@ class Registers:
         again = chance.random() < 0.5
         for _ in range(3):
             try:
-                await fleet.ask(path, {"collectionName": SUBJECT.name, **body}, watch=self._watched(name, wanted))
+                whole = {"collectionName": SUBJECT.name, **body}
+                await fleet.ask(path, whole, watch=self._watched(name, wanted), session=session)
             except Unknown:
                 if again:
                     continue  # the same once more is as good, and a write of its own in the history

@@ -216,7 +216,7 @@ class Run:
         late_s = max([*unsure, *faults], default=0.0) + ATTEMPT_S_MAX + 1.0 - time.monotonic()
         await asyncio.sleep(max(0.0, late_s))
         try:
-            await self.machines.wait_ready()
+            await self.machines.ready_all()
             await asyncio.wait_for(self._whole(), HEAL_S_MAX)
             for number, (name, node) in enumerate(self._ones.items()):
                 if number == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -63,9 +64,15 @@ class Api:
 
     async def call(self, path: str, **body: Any) -> Any:
         """Return the reply's data. Raises Answered for another code than 0, Unknown for less than an answer."""
-        headers = {"Content-Type": "application/json", "Request-Timeout": str(int(self._request_s_max))}
+        return (await self.exchange(path, body, {}))[0]
+
+    async def exchange(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Return the reply's data and headers; these `headers` go with the request. Raises as `call` does."""
+        sent = {"Content-Type": "application/json", "Request-Timeout": str(int(self._request_s_max)), **headers}
         try:
-            async with self._session.post(self._base + path, data=orjson.dumps(body), headers=headers) as response:
+            async with self._session.post(self._base + path, data=orjson.dumps(body), headers=sent) as response:
                 raw, status, after = await response.read(), response.status, response.headers.get("Retry-After", "")
         except aiohttp.ClientConnectorError as error:
             raise Unreachable(f"{path}: {error!r}") from error
@@ -80,4 +87,4 @@ class Api:
             raise Unknown(f"{path}: code {code}: {reply.get('message')}")
         if code != 0:
             raise Answered(path, code, str(reply.get("message", "")), float(after) if after.isdigit() else None)
-        return reply.get("data")
+        return reply.get("data"), response.headers
