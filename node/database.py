@@ -59,7 +59,9 @@ from storage.errors import (
     BadRequest,
     CollectionLimit,
     CollectionNotFound,
+    CollectionNotLoaded,
     Conflict,
+    FieldNotFound,
     FilterError,
     IndexNotFound,
     InvalidParameter,
@@ -67,6 +69,7 @@ from storage.errors import (
     MissingParameter,
     NoLeader,
     PartitionNotFound,
+    PartitionNotLoaded,
     Unavailable,
     UnsupportedOperation,
 )
@@ -84,6 +87,8 @@ ASK_S: Final = 2.0
 COMPACT_S_MAX: Final = 3_600.0
 LOOK_S: Final = 0.5
 GONE: Final = (CollectionNotFound, PartitionNotFound)
+MAY_BE_OLD: Final = (*GONE, CollectionNotLoaded, PartitionNotLoaded, FieldNotFound)
+"""What an old copy of the catalogue says of what has come to be since."""
 UNKNOWN_JOB: Final = ("UndefiedState", 0, 0)
 ALTERABLE_INDEX_PROPERTIES: Final = frozenset({"mmap.enabled", "indexoffsetcache.enabled", "warmup"})
 
@@ -573,8 +578,12 @@ class Database:
         found = await self._find(database, name)
         try:
             return await work(found)
-        except refused:
-            if self._node.mesh is None or not await self._router.refresh_catalog():
+        except refused as error:
+            if self._node.mesh is None:
+                raise
+            if not await self._router.refresh_catalog():
+                if isinstance(error, MAY_BE_OLD):
+                    raise _unsure(error) from None
                 raise
             again = self._node.catalog.find(database, name)
             if again == found:
