@@ -121,8 +121,8 @@ LEVELS: Final = {"Strong": 6, "Session": 3, "Bounded": 3, "Eventually": 1}
 CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
 
 
-def plan_of(seed: int, *, nodes: int | None = None) -> Plan:
-    """Return the plan of a seed. `nodes` overrides how many nodes its world has."""
+def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None = None) -> Plan:
+    """Return the plan of a seed. `nodes` overrides how many nodes its world has, `kinds` what faults there are."""
     rng = Random(seed)
     chosen = rng.choices((1, 3, 5), (2, 7, 1))[0]
     count = nodes or chosen
@@ -146,7 +146,7 @@ def plan_of(seed: int, *, nodes: int | None = None) -> Plan:
         index_rows_min=rng.choice((1, 20)),
         repair=int(rng.random() < 0.5 and count > 1),
     )
-    steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"))]
+    steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"), kinds)]
     return plan.with_steps(sorted(steps, key=lambda one: one.at_s))
 
 
@@ -226,10 +226,11 @@ FAULTS: Final[Mapping[str, tuple[float, int, FaultMaker]]] = {
 """Name -> weight, fewest nodes, what else there is to choose."""
 
 
-def _faults(plan: Plan, rng: Random) -> Iterable[Step]:
+def _faults(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[Step]:
     possible = {name: weight for name, (weight, least, _) in FAULTS.items() if plan.nodes >= least}
-    # Most worlds see a few kinds of faults only, so that each kind also meets quiet surroundings.
-    kinds = rng.sample(list(possible), min(len(possible), rng.choice((0, 1, 2, 3, 4, len(possible)))))
+    if kinds is None:
+        # Most worlds see a few kinds of faults only, so that each kind also meets quiet surroundings.
+        kinds = rng.sample(list(possible), min(len(possible), rng.choice((0, 1, 2, 3, 4, len(possible)))))
     weights = {name: possible[name] for name in kinds}
     if not weights:
         return

@@ -302,7 +302,7 @@ class _Alarms(logging.Handler):
             return
         machine = self._cluster.machines[life.name.partition(".")[0]]
         error = record.exc_info[1] if record.exc_info else None
-        if machine.excuses or machine.store.full or isinstance(error, PowerLoss):
+        if machine.excuses or record.msg.startswith("read-only") or isinstance(error, PowerLoss):
             return
         text = f"{machine.name} complains at {self._cluster.loop.now_s:.3f}: {record.getMessage()}"
         self._cluster.violations.put_nowait(Violation(f"{text}: {error!r}" if error else text))

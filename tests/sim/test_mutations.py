@@ -1,0 +1,124 @@
+"""A simulation that finds nothing proves nothing: with one rule taken away, some seed must tell.
+
+The rules inside one Raft group have hand-made schedules of their own (tests/cluster/test_raft_mutations.py); here the
+whole cluster is without them, or without one of its own. `python -m tests.sim.test_mutations` prints the seed that
+finds each.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from unittest import mock
+
+import pytest
+
+from cluster.machine import StateMachine
+from node.group import GroupHost
+from node.route import Router
+from storage.journal import GroupLog
+from storage.types import Position
+from tests.cluster.raft_mutations import MUTATIONS as OF_RAFT
+from tests.sim.history import Violation
+from tests.sim.plan import plan_of
+from tests.sim.simulate import play
+
+Patches = Callable[[ExitStack], object]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Something that a cluster must not do, the faults that bring it to light, and within how many seeds they do."""
+
+    plant: Patches
+    kinds: tuple[str, ...]
+    seeds: int
+    slow: bool = False
+
+
+def _replaced(target: Any, name: str, replacement: Any) -> Patches:
+    return lambda stack: stack.enter_context(mock.patch.object(target, name, replacement))
+
+
+def _of_raft(name: str) -> Patches:
+    return lambda stack: stack.enter_context(OF_RAFT[name].applied())
+
+
+async def _no_barrier(self: Router, shard_id: Any, *, deadline_s: float | None = None) -> Position:
+    host = self._host(shard_id)
+    return Position(0) if host is None else host.machine.position
+
+
+async def _barrier_of_any_leader(self: GroupHost[Any]) -> Position:
+    return Position(self.machine.position)
+
+
+_apply = StateMachine.apply
+
+
+def _apply_again(self: StateMachine, position: Position, entry: Any) -> Any:
+    self._outcomes = OrderedDict()
+    return _apply(self, position, entry)
+
+
+async def _provide_nothing(self: Any, message: Any) -> None:
+    """Chunks need not be here."""
+
+
+MUTATIONS: Final[dict[str, Mutation]] = {
+    "acknowledges before fsync": Mutation(
+        _replaced(GroupLog, "durable_position", property(lambda self: self.last_position)), ("blackout",), 10
+    ),
+    "followers vouch before fsync": Mutation(_of_raft("acknowledges before fsync"), ("blackout",), 20),
+    "leader counts itself before fsync": Mutation(_of_raft("leader counts itself before fsync"), ("blackout",), 40),
+    "Strong reads without a barrier": Mutation(_replaced(Router, "barrier", _no_barrier), ("slow",), 10),
+    "barriers without a round": Mutation(_replaced(GroupHost, "barrier", _barrier_of_any_leader), ("cut", "pause"), 40),
+    "repeats are new writes": Mutation(_replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), 20),
+    "no normaliser": Mutation(_of_raft("no normaliser"), ("reset", "slow", "pause", "crash"), 40),
+    "acknowledgements without term": Mutation(_of_raft("acknowledgements without term"), ("cut", "pause", "crash"), 40),
+    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), 40),
+    "forgets its vote": Mutation(_of_raft("forgets its vote"), ("blackout", "cut", "crash"), 40),
+    "log's end is committed": Mutation(_of_raft("log's end is committed"), ("crash", "cut"), 40),
+    "install wipes the log": Mutation(_of_raft("install wipes the log"), ("crash", "pause"), 40),
+    "empty replicas vote": Mutation(_of_raft("empty replicas vote"), ("lose-disk", "crash"), 40),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        MUTATIONS[name].plant(stack)
+        yield
+
+
+def first_seed(name: str, seeds: int) -> tuple[int, str] | None:
+    """Return the first seed that notices a mutation and what it says, None if none of so many does."""
+    with planted(name):
+        for seed in range(seeds):
+            try:
+                play(plan_of(seed, nodes=3, kinds=MUTATIONS[name].kinds))
+            except Violation as violation:
+                return seed, str(violation)
+    return None
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_noticed(name: str) -> None:
+    """Each of these is noticed within the seeds that are stated for it."""
+    assert first_seed(name, MUTATIONS[name].seeds) is not None
+
+
+def main() -> None:
+    logging.disable(logging.CRITICAL)
+    for name in sys.argv[1:] or MUTATIONS:
+        found = first_seed(name, 100)
+        print(f"{name:36s} {'not noticed' if found is None else f'seed {found[0]}: {found[1][:200]}'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
