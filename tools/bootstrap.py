@@ -40,6 +40,7 @@ CHECKS = (
     ("tools.check", "--all"),
     ("tools.sim", "--minutes", "2"),
     ("tools.crash", "--rounds", "5"),
+    ("tools.chaos", "--minutes", "0.5", "--seed", "1"),
 )
 """Modules that `test` runs, in order; all must pass, and one that is missing has failed."""
 
