@@ -43,6 +43,7 @@ fsync), `Node.fail` ends the process at once: no reply, no checkpoint, nothing t
 
     api/server -> api/entities -> api/rows          bytes to a Batch that fits the schema
       -> database (names to ids) -> write           keys, partitions, virtual channels: one message each
+        -> route                                    to the shard's leader, here or over the mesh, until it is decided
         -> group.propose -> cluster.raft -> storage.journal                             appended, not yet durable
              journaling                             one write and fsync for what all groups appended
         -> group._pump -> cluster.shard.apply -> storage.growing                        durable: applied, visible
@@ -55,9 +56,13 @@ remembered outside the log.
 **A search:**
 
     api/server -> api/entities                      vectors, parameters, output fields
-      -> database -> read                           filter compiled; searches alike in all but their vectors gather
+      -> database -> read                           filter compiled
+        -> freshness                                waits until the replicas here may answer at the request's level
+        -> subread -> route -> another node         for shards where none here may: the same again there
+        -> gathered                                 searches alike in all but their vectors are one call
         -> snapshot                                 views and a tick, taken on the loop
         -> search lane: storage.search              mask, plan, exact or index, merge, fetch
+      <- storage.merging                            one answer of several nodes
       <- scores and rows <- replies                 large replies are encoded on a thread
 
 **A change of the catalogue** that shards must see (a collection, a partition, an index): `Node.ddl` proposes its
@@ -66,7 +71,7 @@ task, which the next start finishes.
 
 **Invariants**
   1. A write is acknowledged after it is durable here and applied, never before.
-  2. A read sees every write that was acknowledged before it began.
+  2. A Strong read sees every write that was acknowledged before it began; the other levels keep their words.
   3. Who waits is answered: with the outcome, an error, or that the outcome is not known.
   4. Client protocols (`api/`) call the service and nothing below it; the service raises only errors of
      `storage.errors`.
@@ -81,7 +86,8 @@ sends can do more than be refused and counted.
 
 **Where to find it:** `__main__` the command line; `settings`, `config` what can be set, and where from; `app` the
 process; `node` the parts and their order; `group`, `journaling` logs; `service` what can be asked, `database` the
-answer, `write`, `read` rows; `upkeep` the background; `workers`, `clock`, `disk` the seams of the real world; `check`
+answer, `write`, `read` rows, `route` where to ask, `freshness` what may answer, `subread` reads between nodes, `scope`
+what a request carries along; `upkeep` the background; `workers`, `clock`, `disk` the seams of the real world; `check`
 a directory offline; `status_tables` what `annulus status` prints; `memory` what is given back; `logs`, `metrics`,
 `watchdog` what is told; `api/` HTTP.
 """
