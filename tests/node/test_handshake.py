@@ -193,6 +193,15 @@ def test_a_proof_is_not_reflected() -> None:
     assert verdict(dialer) is Verdict.PROOF
 
 
+@pytest.mark.parametrize("hello", [dialing(replace(N2, name="n3"), "n1"), dialing(N2, "n1", Link.BULK)])
+def test_a_dialer_talks_to_nobody_else(hello: Handshake) -> None:
+    """Whoever answers with another name, or for another link, gets no proof to work with."""
+    dialer = Side(dialing())
+    said = dialer.sent
+    dialer.hear(Side(hello).sent)
+    assert verdict(dialer) is Verdict.ADDRESS and dialer.sent == said
+
+
 def test_a_proof_for_one_link_is_none_for_another() -> None:
     """A man in the middle cannot turn a bulk link into a session, nor one node's name into another's."""
 
