@@ -75,6 +75,8 @@ BACKGROUND_S: Final = 3.0
 MEND_S: Final = 5.0
 """How long a start waits for peers that have a chunk which is damaged here."""
 ROLE_RETRY_S: Final = 0.5
+STEP_ASIDE_S: Final = 5.0
+"""How often a node without room for writes asks others to lead what it leads."""
 PLACE_LOOK_S: Final = 0.01
 CONTROL_ENTRIES_MAX: Final = 1_000
 """Catalogue changes between two checkpoints of it."""
@@ -135,6 +137,7 @@ class Node:
         self._store_full = False
         self._journal_stuck = ""
         self._stuck_timer: asyncio.TimerHandle | None = None
+        self._stepped_aside_at_s = -STEP_ASIDE_S
         self._readers: set[object] = set()
         self._reader_left = asyncio.Event()
         self._changes_reclaimed = -1
@@ -216,10 +219,10 @@ class Node:
             await self._unless_failed(self.coordinates.wait())
             await self._begin_upkeep()
         else:
-            if self.identity.is_seated:
-                await self._open_groups()
             self.mesh.on_session(self._session)
             await self.mesh.start()
+            if self.identity.is_seated:
+                await self._open_groups()  # here, so that damage is told as a start that failed
             self._taking_part = asyncio.get_running_loop().create_task(self._take_part())
 
     async def _take_part(self) -> None:
@@ -593,6 +596,18 @@ class Node:
                 log.info("writable again")
             self.metrics.read_only(bool(reason))
         self.read_only_reason = reason
+        if reason:
+            self._step_aside()
+
+    def _step_aside(self) -> None:
+        """Let others lead while there is no room here: theirs may do. Not too often, as theirs may be short too."""
+        now_s = self.seams.clock.monotonic_s()
+        if self.mesh is not None and now_s - self._stepped_aside_at_s >= STEP_ASIDE_S:
+            self._stepped_aside_at_s = now_s
+            for host in self._groups.values():
+                if host.raft.transfer():
+                    log.info("hands over group=%s for want of room", host.name)
+                    host.poke()
 
     def _check_room(self) -> None:
         free_bytes = self.seams.disk.free_bytes(self.settings.node.data)
