@@ -541,8 +541,9 @@ class World:
             with suppress(NotLeader, Overloaded):
                 for _ in range(rng.choice((1, 1, 2, 8))):
                     self.propose(server, rng.randint(*self.entry_bytes))
-            if rng.random() < 0.3:
-                self.ask_barrier(server)
+            if rng.random() < 0.3 or len(leading) > 1:
+                for one in leading:
+                    self.ask_barrier(one)
             if rng.random() < 0.01:
                 self.stats["transfers"] += server.raft.transfer()
                 server.poke()
@@ -567,12 +568,17 @@ class World:
         rng = self.rng
         names = list(self.servers)
         name, other = rng.sample(names, 2)
-        long_s = rng.choice((0.05, 0.3, 1.0, 3.0)) * min(1.0, 2 * self.faults.every_s)
+        leader = self.leader()
+        if leader is not None and rng.random() < 0.4:  # where it hurts
+            name = leader.name
+            other = rng.choice([one for one in names if one != name])
+        long_s = rng.choice((0.05, 0.3, 1.0, 3.0)) * min(1.0, self.faults.every_s)
         kind = rng.choice(self.faults.kinds)
         self.stats[kind] += 1
         match kind:
             case "crash":
-                for victim in rng.sample(names, rng.choice((1, 1, 1, 2, len(names)))):
+                others = [one for one in names if one != name]
+                for victim in (name, *rng.sample(others, rng.choice((0, 0, 0, 1, len(others))))):
                     self.crash(victim)
                     self.after(long_s, lambda victim=victim: self.start(victim))  # type: ignore[misc]
             case "wipe":
@@ -583,12 +589,13 @@ class World:
             case "hang":
                 self.hung[name, other] = self.now + long_s
             case "isolate":
-                group = rng.sample(names, rng.randint(1, len(names) - 1))
+                group = [name, *rng.sample(names, rng.randint(0, (len(names) - 1) // 2))]
+                leaks = rng.choice((0.0, 0.0, 0.2, 0.5))
                 for one in group:
                     for two in names:
                         if two not in group:
                             for direction in ((one, two), (two, one)):
-                                if rng.random() < 0.8:
+                                if rng.random() >= leaks:
                                     self.hung[direction] = self.now + long_s
             case "slow disk":
                 self.servers[name].slow_disk_until_s = self.now + long_s
@@ -644,13 +651,13 @@ def fuzz(seed: int, servers: int | None = None, seconds: float = 12.0) -> World:
         delay_s=rng.choice((0.0, 0.001, 0.02)),
         jitter_s=rng.choice((0.0005, 0.005, 0.05)),
         sync_s=rng.choice((0.0005, 0.005, 0.05)),
-        every_s=rng.choice((0.1, 0.3, 1.0)),
+        every_s=rng.choice((0.4, 0.8, 1.5)),
         drift=rng.choice((0.0, 0.05, 0.08)),
         kinds=rng.choice(KINDS),
     )
     world = World(seed, servers or rng.choice((2, 3, 3, 3, 5)), faults=faults)
     try:
-        world.client(rng.choice((0.01, 0.03, 0.1)))
+        world.client(rng.choice((0.02, 0.05, 0.1)))
         world.after(1.0, lambda: world.trouble(seconds))
         world.run(seconds)
         world.must_converge()
