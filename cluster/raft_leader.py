@@ -36,6 +36,8 @@ WINDOW_BYTES: Final = 12 << 20
 TURN_BYTES: Final = 4 << 20
 """Sent to one follower in one turn: reading more would hold the loop."""
 UNANSWERED_MAX: Final = 4096
+KNOWN_MAX: Final = 10_000
+"""Entries that a follower may have in memory, looked at when it begins to be fed."""
 LEASE_FRACTION: Final = 0.8
 """Of the time for which followers promise to protect a leader: clocks may differ in speed by a fifth."""
 ALMOST_S: Final = 1e-6
@@ -197,7 +199,7 @@ class Leadership:
             follower.next, follower.commit = ack.accepted + 1, 0
             follower.rejects_after = ack.sequence
             # What it has in memory counts against its window, whoever sent it.
-            known = range(max(ack.durable, self._log.base_position) + 1, ack.accepted + 1)
+            known = range(max(ack.durable, self._log.base_position, ack.accepted - KNOWN_MAX) + 1, ack.accepted + 1)
             if (size := sum(map(self._log.payload_bytes, known))) > 0:
                 follower.in_flight.append((ack.accepted, size))
                 follower.in_flight_bytes = size

@@ -341,6 +341,32 @@ def test_an_install_keeps_a_log_that_holds_the_entry() -> None:
     assert stage["c"].delivered == [b"%d" % serial for serial in range(8, 20)]
 
 
+def test_an_install_ends_a_leadership_without_the_entry() -> None:
+    """A leader that a checkpoint of later leaders has overtaken knows then that it is none."""
+    stage = led()
+    stage.cut("a", "b")
+    stage.cut("a", "c")
+    for serial in range(20):
+        stage["a"].raft.propose(b"phantom %d" % serial)
+    stage["a"].sync()
+    before = stage.now
+    stage.lead("b", "c")
+    for serial in range(20):
+        stage["b"].raft.propose(b"%d" % serial)
+    stage.settle("bc")
+    stage.now = before
+    assert stage["a"].raft.leads
+    stage["a"].raft.install(15, 2)
+    stage["a"].sync()
+    assert LostLeadership(1) in stage["a"].events
+    assert (stage["a"].raft.term, stage["a"].log.base_position, stage["a"].raft.delivered) == (2, 15, 15)
+    stage.now = before + 5
+    stage.lead("b", "c")
+    stage.join("a", "b")
+    stage.run(0.5)
+    assert stage["a"].delivered == [b"%d" % serial for serial in range(12, 20)]
+
+
 def test_a_crash_between_checkpoint_and_log_is_finished_at_the_start() -> None:
     """A log that a checkpoint has overtaken, or that contradicts it, begins anew behind it."""
     stage = behind()
