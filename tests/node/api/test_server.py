@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 import cbor2
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from node.api.routes import BASE, ROUTES
+from node.scope import Scope, current
 from storage.errors import NoLeader, StorageFault
+from storage.types import ShardId, Tick
 from tests.node.api.fake import Client, serve
 
 LIST = "/collections/list"
@@ -187,6 +190,46 @@ def test_time_limits() -> None:
             assert "Request-Timeout parse failed" in reply["message"]
         client.service.before = None
         assert (await client.post(LIST, {}, Request_Timeout="120"))["code"] == 0
+
+    serve(script)
+
+
+def test_tokens_go_to_the_service_and_come_back() -> None:
+    """The headers are the request's scope; what the service notes is in the answer; what is no token is 1100."""
+
+    async def script(client: Client) -> None:
+        await client.post("/collections/create", {"collectionName": "c", "dimension": 2})
+        scopes: list[Scope] = []
+
+        async def work() -> None:
+            scope = current.get()
+            assert scope is not None
+            scopes.append(replace(scope, seen=dict(scope.seen)))
+            scope.noted_read({ShardId(2): Tick(0x30)})
+
+        client.service.before = work
+        body = json.dumps({"collectionName": "c", "filter": "", "gracefulTime": 1500}).encode()
+        sent = {"Annulus-Session": "1-ff_2-10", "Annulus-Snapshot": "2-9", "Request-Timeout": "100"}
+        for headers in (sent, {}):
+            async with client.http.post(BASE + "/entities/query", data=body, headers=headers) as response:
+                assert (await response.json())["code"] == 0
+                session = "1-ff_2-30" if headers else "2-30"
+                assert (response.headers["Annulus-Session"], response.headers["Annulus-Snapshot"]) == (session, "2-30")
+        given, none = scopes
+        assert (given.seen, given.at) == ({ShardId(1): Tick(0xFF), ShardId(2): Tick(0x10)}, {ShardId(2): Tick(9)})
+        assert (none.seen, none.at) == ({}, None)
+        assert 60 < given.deadline_s - none.deadline_s < 80
+        assert [options.staleness_s for options, _, _ in client.service.queried] == [1.5, 1.5]
+        client.service.before = None
+        async with client.http.post(BASE + "/entities/query", data=body) as response:
+            assert "Annulus-Session" not in response.headers
+        for name in ("Annulus-Session", "Annulus-Snapshot"):
+            reply = await client.post("/entities/query", {"collectionName": "c"}, **{name: "everything"})
+            assert reply["code"] == 1100 and f"{name} 'everything' is no token" in reply["message"]
+        for bad in (-1, 86_400_001):
+            reply = await client.post("/entities/query", {"collectionName": "c", "gracefulTime": bad})
+            assert reply["code"] == 1100 and f"gracefulTime [{bad}] is invalid" in reply["message"]
+        assert current.get() is None
 
     serve(script)
 
