@@ -507,6 +507,8 @@ class Node:
             if facts is not None and facts["task_id"] in self.catalog.tasks:
                 finishing = asyncio.get_running_loop().create_task(self._finish(Task(**facts)))
                 self.keep(finishing)
+                # Whoever asked may have gone; if the lead is lost the next coordinator goes on.
+                finishing.add_done_callback(lambda done: done.cancelled() or done.exception())
                 await asyncio.shield(finishing)
         return self.control.machine.position
 
