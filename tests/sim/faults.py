@@ -125,8 +125,11 @@ class Faults:
         for name in self._plan.names:
             self._cluster.kill(name, power=True)
         await asyncio.sleep(for_s)
-        for name in rng.sample(self._plan.names, self._plan.nodes):
+        names = rng.sample(self._plan.names, self._plan.nodes)
+        late_s = rng.choice((0.0, 0.5, 4.0))  # long enough for the others to go on without the last one
+        for name in names[:-1]:
             await self._start_after(name, rng.choice((0.0, rng.uniform(0, 0.5))))
+        await self._start_after(names[-1], rng.uniform(0.0, late_s))
 
     async def _start_after(self, name: str, for_s: float) -> None:
         await asyncio.sleep(for_s)
