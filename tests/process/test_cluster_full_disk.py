@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.process.clusters import Trio, keys_of, put, row
 from tests.process.running import Running, until
 from tests.process.small_disk import small_disk
@@ -12,6 +14,7 @@ RESERVE = {"storage.disk_reserve_bytes": "4MiB", "storage.journal_file_bytes_max
            "storage.journal_bytes_max": "4MiB"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_node_with_a_full_disk(tmp_path: Path) -> None:
     """Whatever it led is led by others, no write is refused for long, and nothing that was answered is missing."""
     with small_disk(tmp_path, 48) as disk:
