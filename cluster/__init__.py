@@ -52,11 +52,12 @@ comes back as the next message; its product is handed to the replica that made i
   5. *A manifest has its chunks.* The commit of a checkpoint is one synced batch. Every chunk that the committed
      manifest names is in the store, before, during and after any crash; garbage goes only with a manifest that does not
      need it.
-  6. *Nothing is left.* After a start has swept, each chunk in the store is needed or known to be garbage, and the next
-     checkpoint removes that.
+  6. *Nothing is left.* After a start has swept, each chunk in the store is needed, or under a lease for a message to
+     come or a replica that copies it, or known to be garbage, which the next checkpoint removes.
   7. *A change is seen whole.* A collection is visible when all its shards have it; what a task checked when it began
      holds until it ends.
 
-What is asked of the caller: no chunk is written for a message while a checkpoint is under way, and none is begun until
-such a message is applied. Chunks go by their bytes, so what is being written may be the garbage that is being removed.
+What is asked of the caller: chunks that are written for a message stay until it is applied, though none of them is
+needed yet. They go by their bytes, so what is being written may be the garbage that a checkpoint is removing; a lease
+(`node/chunk_pins.py`) keeps the two apart. And a replica applies a message only when it has the chunks that it names.
 """

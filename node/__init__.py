@@ -51,7 +51,13 @@ fsync), `Node.fail` ends the process at once: no reply, no checkpoint, nothing t
 
 What all groups have applied wakes `upkeep.py`, a set of loops for each shard: seal, flush, load, index, compact. Each
 looks at the state, does the most useful piece that is left, and proposes the outcome as a message. So nothing is
-remembered outside the log.
+remembered outside the log. What makes messages is done by the shard's leader alone, the rest by every replica.
+
+**Chunks go before their message.** The leader writes an index or merged rows, ships the chunks to the other replicas
+(`chunk_transfer.py`), and proposes when a majority has them; a flushed segment's rows each replica writes itself. A
+replica awaits `provision.py` before it applies such a message, and fetches what it lacks. Chunks nobody needs yet, or
+that a peer is copying, stay under leases (`chunk_pins.py`). A replica whose log ends before its leader's begins takes a
+checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken from a peer wherever it is met.
 
 **A search:**
 

@@ -250,6 +250,7 @@ class Snapshots:
             del self.progress[group.group_id]
         if left:
             raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.name} did not come")
+        log.info("snapshot fetched group=%s bytes_by_peer=%s", group.name, progress.bytes_by_peer)
 
     async def _read(self, group: SnapshotGroup, raw: bytes) -> StateMachine:
         """Return the checkpoint's state; chunks that were here before, and are damaged, are fetched."""
