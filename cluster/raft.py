@@ -264,6 +264,11 @@ class RaftGroup:
         return self._guard is None or self._guard.remembers
 
     @property
+    def is_new(self) -> bool:
+        """Whether this replica has never voted, nor heard of a leader, as far as it knows."""
+        return self._core.is_blank and self._log.last_term == 0
+
+    @property
     def confirmed_stamp(self) -> int:
         """The greatest stamp that was sent in this leadership and that a quorum has answered; 0 if this is no leader.
 

@@ -15,7 +15,8 @@ It takes this term, with a vote for that leader, as its own, and abstains from e
 the leader's ended when it was asked. From then on it remembers, and is a voter like any other. With three replicas both
 others must answer, which is not more than what reading any data back takes.
 
-A node that is started for the first time after the others have formed the cluster comes in the same way.
+A node that is started for the first time after the others have formed the cluster comes in the same way. A group in
+which nobody has ever heard of a leader, as far as all its voters know, has yet to begin: it is founded like a cluster.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class Seat(NamedTuple):
     """It takes no part in elections until its log reaches to here."""
 
 
+NEW: Final = Seat(0, "", Position(0))
+"""Of a group that begins."""
+
+
 class Forming:
     """Asks the others, and answers them. `why` says what is being waited for; empty when nothing is."""
 
@@ -66,13 +71,19 @@ class Forming:
         *,
         cluster_id: Callable[[], str],
         standing: Callable[[int], Standing | None],
+        is_new: Callable[[int], bool],
     ) -> None:
-        """`standing(group)` is None while this node remembers too little to vouch for anything in that group."""
+        """Make one; it answers others from now on.
+
+        standing  of a group is None while this node remembers too little to vouch for anything in it
+        is_new    of a group: whether this node has taken no part in it yet, as far as it knows
+        """
         self.why = ""
         self._mesh = mesh
         self._others = [name for name in members if name != mesh.me]
         self._cluster_id = cluster_id
         self._standing = standing
+        self._is_new = is_new
         mesh.serve(GREET, self._greet)
         mesh.serve(STANDING, self._tell_standing)
 
@@ -124,9 +135,10 @@ class Forming:
     async def _find_seat(self, group_id: int, others: Sequence[str], whys: dict[int, str]) -> Seat | None:
         if not others:
             log.warning("group=%d has no other copy: what it held here before, if anything, is gone", group_id)
-            return Seat(0, "", Position(0))
+            return NEW
         answers = await self._ask(others, STANDING, {"group": group_id})
         found: dict[str, Standing] = {}
+        new: list[str] = []
         for peer in others:
             answer = answers[peer]
             if not isinstance(answer, dict):
@@ -134,6 +146,10 @@ class Forming:
                 return None
             if answer["standing"] is not None:
                 found[peer] = Standing(*answer["standing"])
+            elif answer["is_new"]:
+                new.append(peer)
+        if len(new) == len(others) and self._is_new(group_id):
+            return NEW
         voters = len(others) + 1
         quorum = voters // 2 + 1
         if len(found) < voters - quorum + 1:  # a quorum could be of those who forgot
@@ -171,8 +187,10 @@ class Forming:
     async def _tell_standing(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
-        standing = self._standing(int(arguments["group"]))
-        return {"standing": None if standing is None else list(standing)}, ()
+        group_id = int(arguments["group"])
+        standing = self._standing(group_id)
+        plain = None if standing is None else list(standing)
+        return {"standing": plain, "is_new": standing is None and self._is_new(group_id)}, ()
 
 
 def closed(why: str) -> NoLeader:

@@ -37,6 +37,8 @@ class Identity:
     is_seated: bool = False
     """Whether votes and logs of this node may be in its journal. False in a new directory, and in one whose data was
     set aside: what the node once promised is not known there (see `node/forming.py`)."""
+    has_forgotten: bool = False
+    """Whether data of this node was set aside: then it is not new, though it is not seated."""
     abstains: Mapping[int, int] = field(default_factory=dict)
     """Group -> position up to which its log must reach before this node votes in it again."""
 
@@ -53,18 +55,18 @@ class Identity:
         return replace(self, cluster_id=cluster_id)
 
     def seated(self, abstains: Mapping[int, int]) -> Identity:
-        return replace(self, is_seated=True, abstains=dict(abstains))
+        return replace(self, is_seated=True, has_forgotten=False, abstains=dict(abstains))
 
     def unseated(self) -> Identity:
         """Return the identity of the same node without its memory."""
-        return replace(self, is_seated=False, abstains={})
+        return replace(self, is_seated=False, has_forgotten=True, abstains={})
 
     def to_bytes(self) -> bytes:
         plain: dict[str, Any] = {"format": FORMAT, "node": self.node, "shards": self.shards}
         if self.has_peers:
             plain |= {
                 "members": list(self.members), "copies": self.copies, "cluster_id": self.cluster_id,
-                "is_seated": self.is_seated, "abstains": dict(self.abstains),
+                "is_seated": self.is_seated, "has_forgotten": self.has_forgotten, "abstains": dict(self.abstains),
             }  # fmt: skip
         return cbor2.dumps(plain)
 
@@ -89,6 +91,7 @@ def settle(raw: bytes | None, node: NodeSettings) -> Identity:
         copies=plain.get("copies", 1),
         cluster_id=plain.get("cluster_id", ""),
         is_seated=plain.get("is_seated", True),
+        has_forgotten=plain.get("has_forgotten", False),
         abstains=plain.get("abstains", {}),
     )
     if found.node != node.name:

@@ -149,7 +149,11 @@ class Node:
             None
             if self.mesh is None
             else Forming(
-                self.mesh, settings.node.members, cluster_id=lambda: self.identity.cluster_id, standing=self._standing
+                self.mesh,
+                settings.node.members,
+                cluster_id=lambda: self.identity.cluster_id,
+                standing=self._standing,
+                is_new=self._is_new,
             )
         )
         self.transfer = (
@@ -754,6 +758,12 @@ class Node:
         if host is None or not host.raft.remembers:
             return None
         return Standing(host.raft.term, host.raft.leads, host.raft.last_position)
+
+    def _is_new(self, group_id: int) -> bool:
+        host = self._groups.get(group_id)
+        if host is None:  # one that is seated has yet to look
+            return not self.identity.is_seated and not self.identity.has_forgotten
+        return host.raft.is_new
 
     def _write_catalog(self, frozen: FrozenControl) -> None:
         self.seams.store.commit([(CATALOG_KEY, frozen.to_bytes())])

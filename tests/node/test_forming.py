@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node import forming
-from node.forming import Forming, Seat, Standing
+from node.forming import NEW, Forming, Seat, Standing
 from storage.errors import PeerUnreachable
 from storage.types import Position
 
@@ -45,10 +45,15 @@ class Voter:
 
     def __init__(self, hall: Hall, name: str, cluster_id: str = "", **standings: Standing) -> None:
         self.cluster_id = cluster_id
+        self.is_new = False
         self.standings = {int(key[1:]): one for key, one in standings.items()}
         mesh: Any = HallMesh(hall, name)
         self.forming = Forming(
-            mesh, MEMBERS, cluster_id=lambda: self.cluster_id, standing=lambda group: self.standings.get(group)
+            mesh,
+            MEMBERS,
+            cluster_id=lambda: self.cluster_id,
+            standing=lambda group: self.standings.get(group),
+            is_new=lambda group: self.is_new,
         )
 
 
@@ -164,6 +169,28 @@ def test_those_who_forgot_vouch_for_nothing() -> None:
         finding = await waits(me, me.forming.find_seats({0: five}), "group 0 needs n2, n4, which has yet to find")
         finding.cancel()
         finding = await waits(me, me.forming.find_seats({0: five[:3]}), "group 0 needs n2, which has yet to find")
+        finding.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_group_that_nobody_knows_begins() -> None:
+    """If all are new a group begins; one that has forgotten, or has yet to look, is not new, and stands in the way."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        voters = [Voter(hall, name, "the id") for name in MEMBERS]
+        me = voters[0]
+        me.is_new = voters[1].is_new = True
+        finding = await waits(me, me.forming.find_seats({3: MEMBERS}), "group 3 needs n2, n3")
+        voters[2].is_new = True
+        assert await soon(finding) == {3: NEW}
+        me.is_new = False
+        finding = await waits(me, me.forming.find_seats({3: MEMBERS}), "group 3 needs n2, n3")
+        voters[1].standings[3] = stand(2, 7, leads=True)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert not finding.done(), "one of three that remembers may not be the one that has everything"
         finding.cancel()
 
     asyncio.run(scenario())
