@@ -72,7 +72,7 @@ class Dice(Protocol):
     def random(self) -> float: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Progress:
     """How far a fetch has come."""
 

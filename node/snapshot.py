@@ -248,8 +248,10 @@ class Snapshots:
             left = await self._transfer.fetch(group.shard_id, sizes, progress=progress)
         finally:
             del self.progress[group.group_id]
-        if left:
+        if not set(left) <= set(progress.nowhere):
             raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.name} did not come")
+        if left:  # fine if they are of indexes, which are built anew; rows are read before anything is committed
+            log.error("chunks that no replica has group=%s chunks=%d first=%s", group.name, len(left), left[0].hex())
         log.info("snapshot fetched group=%s bytes_by_peer=%s", group.name, progress.bytes_by_peer)
 
     async def _read(self, group: SnapshotGroup, raw: bytes) -> StateMachine:

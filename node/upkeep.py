@@ -204,7 +204,8 @@ class Upkeep:
                 delay_s = 10 * BACK_OFF_S
                 del error
             try:
-                await asyncio.wait_for(waker.wait(), delay_s)
+                async with asyncio.timeout(delay_s):  # `wait_for` would lose a cancellation that comes with the waking
+                    await waker.wait()
             except TimeoutError:
                 continue
 
@@ -565,7 +566,7 @@ class Upkeep:
             shard, position = self.shard, self.shard.position
             frozen = freeze(
                 shard,
-                term=self._raft_log.term_at(position),
+                term=self._raft_log.term_at(max(position, self._raft_log.base_position)),
                 reset_log=self._raft_log.durable_position < position,
                 garbage=self.pins.doom(shard, self._raft_log.last_position),
             )

@@ -388,6 +388,29 @@ def test_a_damaged_chunk_of_its_own_is_mended(loop: SimLoop) -> None:
     assert summary(lagging.shard) == scene.new and digest in held(lagging.store, SHARD)
 
 
+@pytest.mark.parametrize("what", ["index", "field"])
+def test_only_indexes_may_be_lost(loop: SimLoop, what: str) -> None:
+    """A checkpoint with an index whose chunks no replica has is installed, and the index built anew later; one with
+    rows that nobody has is not."""
+    scene, wire = Scene([*OLD, ("index", 10, 0, 1, 0, True)], [("insert", 10, 1, [4], 0)]), Wire()
+    manifest = scene.world.store.read(manifest_key(SHARD))
+    assert manifest is not None
+    lost = {digest for where, digest in referenced(manifest) if f" {what} " in where}
+    for name in ("n1", "n3"):
+        scene.leader(wire, loop, name).store.delete_chunks(SHARD, lost)
+    lagging = scene.start(wire, loop)
+
+    async def scenario() -> None:
+        lagging.snapshots.begin(GROUP, scene.position, "n1")
+        await asyncio.sleep(60)
+
+    run(loop, scenario())
+    if what == "index":
+        assert summary(lagging.shard) == scene.new
+    else:
+        assert lagging.shard.position == 0 and lagging.store.read(manifest_key(SHARD)) is None
+
+
 @pytest.mark.parametrize("what", ["nonsense", "truncated", "another version", "too old"])
 def test_a_bad_manifest_changes_nothing(loop: SimLoop, what: str) -> None:
     """A manifest that cannot be read, or is too old, is refused, and the old state goes on."""
