@@ -274,7 +274,8 @@ class Database:
 
         while not is_over():
             with contextlib.suppress(TimeoutError):  # losing the lead changes no segment, and wakes nobody
-                await asyncio.wait_for(self._node.upkeep[shard_id].until(is_over), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._node.upkeep[shard_id].until(is_over)
         if not host.is_leader:
             raise NoLeader(f"shard {shard_id} changed its leader while it was flushed")
         return {}

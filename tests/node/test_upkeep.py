@@ -371,3 +371,26 @@ def test_checkpoints_of_followers_restore(loop: SimLoop) -> None:
     team = Team(loop, 3)
     run(loop, scenario())
     assert "indexed" in kinds(team)
+
+
+def test_a_cancellation_is_not_lost_to_a_waking(loop: SimLoop) -> None:
+    """Work that is told to end in the very moment in which it is woken ends."""
+
+    async def script() -> None:
+        woken = asyncio.Event()
+
+        async def step() -> bool:
+            return False
+
+        work = loop.create_task(Upkeep._forever(NobodyLeads, step, woken, 60.0, leading=False))
+        await asyncio.sleep(1.0)
+        woken.set()
+        await asyncio.sleep(0)  # what waits for the event is done, who waits for that does not know yet
+        work.cancel()
+        done, _ = await asyncio.wait({work}, timeout=10.0)
+        assert done
+
+    run(loop, script())
+
+
+NobodyLeads: Any = object()
