@@ -7,8 +7,9 @@ another version, so a header is checked field by field before anything rests on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Final
 
 from storage.types import Position
@@ -126,35 +127,50 @@ Message = (
 )  # fmt: skip
 
 
+_KINDS: Final[dict[type[Message], str]] = {
+    Append: "ap",
+    Missing: "ms",
+    Ack: "ak",
+    Reject: "rj",
+    AskPreVote: "pv",
+    GrantPreVote: "pg",
+    AskVote: "vo",
+    GrantVote: "vg",
+    HigherTerm: "ht",
+    Campaign: "ca",
+}
+_FLAGS: Final = {"is_blank", "is_transfer"}
+"""Fields that are true or false; they come last. The others in a header's list are whole numbers."""
+_LISTED: Final = {
+    make: [field.name for field in fields(make) if field.name not in ("terms", "payloads", "note")] for make in _KINDS
+}
+_TAKERS: Final = {
+    make: (kind, attrgetter(*_LISTED[make]) if len(_LISTED[make]) > 1 else lambda message: (message.term,))
+    for make, kind in _KINDS.items()
+}
+_SHAPES: Final = {
+    kind: (make, len(_LISTED[make]) - (_LISTED[make][-1] in _FLAGS), _LISTED[make][-1] in _FLAGS)
+    for make, kind in _KINDS.items()
+}
+"""Kind -> what to make, how many numbers it has, and whether a flag follows."""
+
+
 def encode(message: Message) -> tuple[Header, list[Blob]]:
-    """Return header and blobs; large payloads are not copied."""
-    match message:
-        case Append(term, sequence, previous, previous_term, commit, terms, payloads, note):
-            header: Header = {"m": "ap", "t": term, "q": sequence, "p": previous, "l": previous_term, "c": commit}
-            if note is not None:
-                header["n"] = note
-            if not terms:
-                return header, []
-            header["e"], header["z"] = list(terms), [len(payload) for payload in payloads]
-            return header, list(_joined(payloads))
-        case Ack(term, sequence, durable, accepted):
-            return {"m": "ak", "t": term, "q": sequence, "d": durable, "a": accepted}, []
-        case Missing(term, sequence, base, base_term):
-            return {"m": "ms", "t": term, "q": sequence, "p": base, "l": base_term}, []
-        case Reject(term, sequence, position):
-            return {"m": "rj", "t": term, "q": sequence, "p": position}, []
-        case AskPreVote(term, nonce, last, last_term):
-            return {"m": "pv", "t": term, "q": nonce, "p": last, "l": last_term}, []
-        case GrantPreVote(term, nonce, is_blank):
-            return {"m": "pg", "t": term, "q": nonce, "x": is_blank}, []
-        case AskVote(term, last, last_term, is_transfer):
-            return {"m": "vo", "t": term, "p": last, "l": last_term, "x": is_transfer}, []
-        case GrantVote(term, is_blank):
-            return {"m": "vg", "t": term, "x": is_blank}, []
-        case HigherTerm(term):
-            return {"m": "ht", "t": term}, []
-        case Campaign(term):
-            return {"m": "ca", "t": term}, []
+    """Return header and blobs; large payloads are not copied.
+
+    The header has the kind as "m" and the numbers and flags as the list "v"; an append has "e", the terms of its
+    entries, "z", their lengths, and "n", the note.
+    """
+    kind, take = _TAKERS[type(message)]
+    header: Header = {"m": kind, "v": list(take(message))}
+    if type(message) is not Append:
+        return header, []
+    if message.note is not None:
+        header["n"] = message.note
+    if not message.terms:
+        return header, []
+    header["e"], header["z"] = list(message.terms), [len(payload) for payload in message.payloads]
+    return header, list(_joined(message.payloads))
 
 
 def decode(header: Mapping[str, Any], blobs: Sequence[Blob]) -> Message:
@@ -163,52 +179,33 @@ def decode(header: Mapping[str, Any], blobs: Sequence[Blob]) -> Message:
     shape = _SHAPES.get(kind) if isinstance(kind, str) else None
     if shape is None:
         raise Malformed(f"unknown kind {str(kind)[:20]!r}")
-    make, keys = shape
-    numbers = [_number(header, key) for key in keys]
-    if kind == "ap":
-        return _append(numbers, header, blobs)
+    make, count, is_flagged = shape
+    values = header.get("v")
+    if type(values) is not list or len(values) != count + is_flagged:
+        raise Malformed(f"v is not a list of {count + is_flagged}")
+    if is_flagged and type(values[-1]) is not bool:
+        raise Malformed("v does not end with true or false")
+    _check_numbers(values[:count] if is_flagged else values, "v")
+    if make is Append:
+        return _append(values, header, blobs)
     if blobs:
         raise Malformed(f"{len(blobs)} blobs with kind {kind!r}")
-    if kind not in _FLAGGED:
-        return make(*numbers)
-    flag = header.get("x")
-    if type(flag) is not bool:
-        raise Malformed("x is not true or false")
-    return make(*numbers, flag)
+    return make(*values)
 
 
-_SHAPES: Final[dict[str, tuple[Callable[..., Message], str]]] = {
-    "ap": (Append, "tqplc"),
-    "ak": (Ack, "tqda"),
-    "ms": (Missing, "tqpl"),
-    "rj": (Reject, "tqp"),
-    "pv": (AskPreVote, "tqpl"),
-    "pg": (GrantPreVote, "tq"),
-    "vo": (AskVote, "tpl"),
-    "vg": (GrantVote, "t"),
-    "ht": (HigherTerm, "t"),
-    "ca": (Campaign, "t"),
-}
-"""Kind -> how to make it, and the keys of its whole numbers in order."""
-_FLAGGED: Final = {"pg", "vo", "vg"}
-"""Kinds whose last field is true or false."""
-
-
-def _number(header: Mapping[str, Any], key: str) -> int:
-    value = header.get(key)
-    if type(value) is not int or not 0 <= value < NUMBER_MAX:
-        raise Malformed(f"{key} is not a number in range")
-    return value
+def _check_numbers(numbers: list[Any], key: str) -> None:
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < NUMBER_MAX:
+            raise Malformed(f"{key} holds what is not a number in range")
 
 
 def _append(numbers: Sequence[int], header: Mapping[str, Any], blobs: Sequence[Blob]) -> Append:
     term, sequence, previous, previous_term, commit = numbers
-    terms, lengths = header.get("e", ()), header.get("z", ())
-    for key, numbers in (("e", terms), ("z", lengths)):
-        if not isinstance(numbers, (list, tuple)) or len(numbers) > ENTRIES_MAX:
+    terms, lengths = header.get("e", []), header.get("z", [])
+    for key, listed in (("e", terms), ("z", lengths)):
+        if type(listed) is not list or len(listed) > ENTRIES_MAX:
             raise Malformed(f"{key} is not a list of bounded length")
-        if not all(type(number) is int and 0 <= number < NUMBER_MAX for number in numbers):
-            raise Malformed(f"{key} holds something that is not a number in range")
+        _check_numbers(listed, key)
     if len(terms) != len(lengths):
         raise Malformed(f"{len(terms)} terms with {len(lengths)} lengths")
     if previous < 1 or previous_term > term:
