@@ -38,6 +38,19 @@ class PlanKind(StrEnum):
     """Not at all: no row of it can match."""
 
 
+class Routed(StrEnum):
+    """Why another node was asked, or one was asked again."""
+
+    WRITE = "write"
+    """A change went to a leader elsewhere."""
+    READ = "read"
+    """Replicas elsewhere answered a read, or a part of it."""
+    HEDGE = "hedge"
+    """A second replica was asked because the first one took long."""
+    REPEAT = "repeat"
+    """A leader did not answer, or nobody led: it was tried again."""
+
+
 class Metrics:
     """Counters, gauges and histograms of one node; each method takes a few microseconds.
 
@@ -70,6 +83,12 @@ class Metrics:
         self._index_bytes = Gauge("annulus_index_bytes", "Memory of vector indexes", registry=registry)
         self._journal_position = Gauge(
             "annulus_journal_position", "Last applied position by shard", ["shard"], registry=registry
+        )
+        self._replicas = Gauge(
+            "annulus_replicas",
+            "Replicas here by role: leader, follower, leaderless (no leader is known), behind (catching up)",
+            ["role"],
+            registry=registry,
         )
         self._journal_bytes = Gauge("annulus_journal_bytes", "Bytes of the journal on disk", registry=registry)
         self._fsync = Histogram(
@@ -126,6 +145,16 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        routed = Counter(
+            "annulus_routed",
+            "What requests did beyond this node, or again; kind is write, read, hedge or repeat",
+            ["kind"],
+            registry=registry,
+        )
+        self._routed = {kind: routed.labels(kind.value) for kind in Routed}
+
+    def routed(self, kind: Routed) -> None:
+        self._routed[kind].inc()
 
     # requests
     def request_begun(self) -> None:
@@ -155,6 +184,9 @@ class Metrics:
 
     def journal_position(self, shard: int, position: int) -> None:
         self._journal_position.labels(str(shard)).set(position)
+
+    def replicas(self, role: str, count: int) -> None:
+        self._replicas.labels(role).set(count)
 
     def journal_bytes(self, count: int) -> None:
         self._journal_bytes.set(count)

@@ -27,13 +27,13 @@ from index.spec import IndexSpec, SpecError, parse_search_params
 from node.calls import Answer as Reply
 from node.clock import Clock
 from node.freshness import Freshness, Need, Needs
-from node.metrics import PlanKind
+from node.metrics import PlanKind, Routed
 from node.network import Link
 from node.node import Node
 from node.route import PATIENCE_S, name_of, one_error
 from node.scope import Ticks, current
 from node.service import Consistency, ReadOptions, Rows, SearchRequest, SearchResult
-from node.subread import Answer, Kind, Nearness, Question, merge_answers
+from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, merge_answers
 from storage.columns import Batch, VectorColumn
 from storage.errors import (
     BadJson,
@@ -266,7 +266,7 @@ class Reader:
     async def stored_rows(self, collection: Collection, keys: Keys) -> tuple[Batch, npt.NDArray[np.int64]]:
         """Return the rows with these primary keys that are there now, all their fields, and their insert ticks."""
         columns = tuple(one.id for one in collection.schema.fields)
-        question = Question(Kind.GET, collection.collection_id, field_ids=columns, keys=keys)
+        question = Question(Kind.GET, collection.collection_id, field_ids=columns, keys=keys, inserted=True)
         answer = await self._ask(collection, question, None, NO_OPTIONS, STRONG)
         return answer.batch, answer.inserted
 
@@ -383,6 +383,7 @@ class Reader:
         _, found = await self._node.router.ask_any(
             peers, READ_METHOD, {}, blobs, deadline_s=deadline_s, link=Link.SMALL if small else Link.BULK
         )
+        self._node.metrics.routed(Routed.READ)
         return Answer.from_blobs(found)
 
     async def _serve(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Reply:
@@ -425,7 +426,7 @@ class Reader:
         columns: Sequence[FieldId] = question.field_ids
         if question.kind is Kind.GET:
             assert question.keys is not None, "a get has keys"
-            batch, inserted = await self._node.read(_find_and_fetch, seen, question.keys, columns)
+            batch, inserted = await self._node.read(_find_and_fetch, seen, question.keys, columns, question.inserted)
             return Answer.of_rows(batch, seen.ticks, inserted)
         batch = await self._node.read(_query_and_fetch, seen, row_filter, question.limit, question.offset, columns)
         return Answer.of_rows(batch, seen.ticks)
@@ -620,9 +621,12 @@ def _query_and_fetch(
     return seen.fetch(refs, field_ids)
 
 
-def _find_and_fetch(seen: Snapshot, keys: Keys, field_ids: Sequence[FieldId]) -> tuple[Batch, npt.NDArray[np.int64]]:
+def _find_and_fetch(
+    seen: Snapshot, keys: Keys, field_ids: Sequence[FieldId], inserted: bool
+) -> tuple[Batch, npt.NDArray[np.int64]]:
+    """Return the rows with these keys, and if wanted the ticks at which they were inserted."""
     refs = find_keys(seen.views, keys, tick=seen.tick, expire_before=seen.expire_before)
-    return seen.fetch(refs, field_ids), inserted_ticks(seen.views, refs)
+    return seen.fetch(refs, field_ids), inserted_ticks(seen.views, refs) if inserted else NO_TICKS
 
 
 def _count(seen: Snapshot, row_filter: CompiledFilter | None) -> int:

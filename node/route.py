@@ -27,6 +27,7 @@ from cluster.message import Insert, Message, from_plain, to_plain
 from node.calls import Answer, Mesh
 from node.clock import Clock
 from node.group import Producer
+from node.metrics import Metrics, Routed
 from node.network import Blob, Link
 from node.scope import current
 from node.settings import Settings
@@ -127,6 +128,8 @@ class Home(Protocol):
     def settings(self) -> Settings: ...
     @property
     def seams(self) -> Surroundings: ...
+    @property
+    def metrics(self) -> Metrics: ...
     @property
     def mesh(self) -> Mesh | None: ...
     @property
@@ -423,6 +426,7 @@ class Router:
                 done = [task for task in running if task.done()]
                 if not done:
                     hedges -= 1
+                    self._node.metrics.routed(Routed.HEDGE)
                     start()
                 for task in done:
                     peer = running.pop(task)
@@ -494,6 +498,8 @@ class Router:
                     tried = step.changes
                     reply = await self._call_leader(shard_id, leader, step, deadline_s)
                     if "elsewhere" not in reply:
+                        if step.changes:
+                            self._node.metrics.routed(Routed.WRITE)
                         return step.read(reply)
                     tried = False
                     why = f"{leader} does not lead it"
@@ -517,6 +523,7 @@ class Router:
                 self._note_leader(shard_id, "")
             unsure = unsure or tried
             attempt += 1
+            self._node.metrics.routed(Routed.REPEAT)
             if not await self.pause(attempt, deadline_s if unsure else patient_until_s):
                 break
         where = name_of(shard_id)

@@ -32,7 +32,7 @@ from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
 from storage.view import empty_column
 
 _NO_SCORES: Final = np.empty(0, np.float32)
-_NO_TICKS: Final = np.empty(0, np.int64)
+NO_TICKS: Final = np.empty(0, np.int64)
 _UNREADABLE: Final = (cbor2.CBORDecodeError, ValueError, KeyError, TypeError, IndexError, OverflowError)
 
 
@@ -69,6 +69,8 @@ class Question:
     offset: int = 0
     keys: Keys | None = None
     """Of a get."""
+    inserted: bool = False
+    """Of a get: whether the ticks at which the rows were inserted are wanted too."""
     near: Nearness | None = None
     """Of a search."""
 
@@ -81,7 +83,7 @@ class Question:
             "kind": str(self.kind), "collection": self.collection_id,
             "partitions": None if self.partitions is None else sorted(self.partitions), "growing": self.growing,
             "filter": self.filter, "templates": dict(self.templates), "fields": list(self.field_ids),
-            "limit": self.limit, "offset": self.offset,
+            "limit": self.limit, "offset": self.offset, "inserted": self.inserted,
             "needs": [[shard_id, need.to_plain()] for shard_id, need in needs.items()],
         }  # fmt: skip
         body: Blob = b""
@@ -122,6 +124,7 @@ class Question:
                 head["limit"],
                 head["offset"],
                 keys,
+                head["inserted"],
                 near,
             )
             needs = {ShardId(shard_id): Need.from_plain(plain) for shard_id, plain in head["needs"]}
@@ -142,13 +145,13 @@ class Answer:
     """As of which tick each shard was read."""
     count: int = 0
     """Of a count."""
-    inserted: npt.NDArray[np.int64] = field(default_factory=lambda: _NO_TICKS)
+    inserted: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TICKS)
     """Of a get: the tick at which each row was inserted."""
     is_known: bool = True
     """False if none of the replicas has the collection."""
 
     @classmethod
-    def of_rows(cls, batch: Batch, ticks: Ticks, inserted: npt.NDArray[np.int64] = _NO_TICKS) -> Answer:
+    def of_rows(cls, batch: Batch, ticks: Ticks, inserted: npt.NDArray[np.int64] = NO_TICKS) -> Answer:
         return cls((), _NO_SCORES, batch, ticks=ticks, inserted=inserted)
 
     @classmethod

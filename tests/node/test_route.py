@@ -13,6 +13,7 @@ import pytest
 
 from cluster.machine import Outcome, Rejected
 from cluster.message import Delete, Insert, Message, Seal, to_plain
+from node.metrics import Metrics
 from node.network import Link
 from node.route import PATIENCE_S, Router, _Rounds
 from node.scope import Scope, current
@@ -129,6 +130,7 @@ class Node:
         self.seams = SimpleNamespace(clock=SimClock(loop), dice=Random(name))
         self.mesh: Any = None if mesh is None else mesh.of(name)
         self.control, self.shards = Host("n1", me=name), shards
+        self.metrics = Metrics()
         self.full = False
 
     def replicas_of(self, shard_id: ShardId) -> Sequence[str]:

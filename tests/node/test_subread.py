@@ -24,7 +24,7 @@ NEAR = Nearness(np.arange(8, dtype=np.float32).reshape(2, 4), PK, Metric.IP, Sea
     [
         Question(Kind.SEARCH, CollectionId(9), limit=3, offset=1, field_ids=(PK,), near=NEAR),
         Question(Kind.QUERY, CollectionId(9), frozenset({PartitionId(2)}), False, "a in {b}", {"b": [1, "x"]}, (PK,)),
-        Question(Kind.GET, CollectionId(9), keys=np.array([1, -(1 << 63)], np.int64), field_ids=(PK,)),
+        Question(Kind.GET, CollectionId(9), keys=np.array([1, -(1 << 63)], np.int64), field_ids=(PK,), inserted=True),
         Question(Kind.GET, CollectionId(9), keys=["a", "ü"], field_ids=(PK,)),
         Question(Kind.COUNT, CollectionId(9)),
     ],
