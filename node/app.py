@@ -28,6 +28,7 @@ from aiohttp import web
 from node.api.server import make_app
 from node.chunk_gate import GatedChunks
 from node.clock import SystemClock
+from node.cluster_status import ReplicaRole, role_of
 from node.connections import GuardedSite, connections_max, raise_descriptor_limit
 from node.database import Database
 from node.disk import OsDisk
@@ -207,6 +208,9 @@ def observe(node: Node, metrics: Metrics) -> None:
                 name = "indexed" if stored.indexes else "flushed" if stored.is_flushed else "sealed"
                 _add(counts[name], stored.segment.rows, stored.segment.nbytes)
                 index_bytes += sum(one.memory_bytes for one in stored.segment.indexes.values())
+    roles = [role_of(host) for host in node.hosts]
+    for role in ReplicaRole:
+        metrics.replicas(role, roles.count(role))
     for name, (segments, rows, nbytes) in counts.items():
         metrics.segments(name, segments=segments, rows=rows, bytes=nbytes)
     metrics.index_bytes(index_bytes)

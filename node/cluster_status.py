@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, Final, Protocol
 
 from node.calls import Mesh
@@ -17,6 +18,17 @@ from storage.types import Tick, tick_ms
 REPLICAS: Final = "status/replicas"
 ASK_S_MAX: Final = 1.0
 CONTROL_GROUP: Final = 0
+
+
+class ReplicaRole(StrEnum):
+    """What a replica does just now."""
+
+    LEADER = "leader"
+    FOLLOWER = "follower"
+    LEADERLESS = "leaderless"
+    """It knows no leader."""
+    BEHIND = "behind"
+    """It takes a checkpoint of another, and answers nobody until it has it."""
 
 
 class Raft(Protocol):
@@ -45,11 +57,20 @@ class Host(Protocol):
     def service_tick(self) -> Tick: ...
 
 
+def role_of(host: Host) -> ReplicaRole:
+    if not host.is_whole:
+        return ReplicaRole.BEHIND
+    if host.raft.leads:
+        return ReplicaRole.LEADER
+    return ReplicaRole.FOLLOWER if host.raft.leader else ReplicaRole.LEADERLESS
+
+
 def replica_view(host: Host, *, checkpoint: int, now_ms: int, progress: str = "") -> dict[str, Any]:
     """Return what there is to say about a replica of this node; `progress` is how far it is with catching up."""
     raft = host.raft
     service_ms = tick_ms(host.service_tick)
-    state = "leader" if raft.leads else "follower" if host.is_whole else f"catching up {progress}".rstrip()
+    role = role_of(host)
+    state = str(role) if role is not ReplicaRole.BEHIND else f"catching up {progress}".rstrip()
     return {
         "state": state,
         "term": raft.term,

@@ -435,6 +435,11 @@ class Node:
         return self.placement.get(shard_id, ())
 
     @property
+    def hosts(self) -> Sequence[GroupHost[Any]]:
+        """The groups that run here, the control group first."""
+        return list(self._groups.values())
+
+    @property
     def why_not_ready(self) -> str:
         """What this node waits for before it can do its part; "" when it can."""
         if self._control is None:
