@@ -42,7 +42,7 @@ from pysyncobj.version import VERSION
 from cluster.raft_guard import Dice, Guard, Transport
 from cluster.raft_leader import ALMOST_S, PeerProgress
 from cluster.raft_wire import ROOT, Blob
-from storage.errors import JournalDamaged, NoLeader, Overloaded
+from storage.errors import JournalDamaged, NoLeader, Overloaded, StorageFault
 from storage.journal import GroupLog
 from storage.types import Position
 
@@ -224,6 +224,7 @@ class RaftGroup:
                 abstains=abstains,
             )
         self._passed: list[RaftEvent] = []
+        self._fault: StorageFault | None = None
 
     # ---- what callers see
 
@@ -364,13 +365,13 @@ class RaftGroup:
         return True
 
     def receive(self, peer: str, header: Mapping[str, Any], blobs: Sequence[Blob]) -> None:
-        """A message has come from a peer. One that makes no sense is counted in `refused`.
-
-        Raises StorageFault if this log contradicts what the group has committed; the replica must then stop.
-        """
-        if self._guard is not None:
+        """A message has come from a peer. One that makes no sense is counted in `refused`; a fault is for `tick`."""
+        if self._guard is not None and self._fault is None:
             _WORLD.enter(*self._world)
-            self._guard.receive(peer, header, blobs)
+            try:
+                self._guard.receive(peer, header, blobs)
+            except StorageFault as fault:
+                self._fault = fault
             self._due = True
 
     def session(self, peer: str, up: bool) -> None:
@@ -403,8 +404,11 @@ class RaftGroup:
     def tick(self, max_bytes: int = SLICE_BYTES) -> list[RaftEvent]:
         """Let Raft work and return what happened, about `max_bytes` of it; `next_deadline` tells if there is more.
 
-        Raises JournalDamaged if an entry cannot be read back; the replica must then stop.
+        Raises StorageFault if an entry cannot be read back, if the journal has halted, or if this log contradicts what
+        the group has committed; the replica must then stop.
         """
+        if self._fault is not None:
+            raise self._fault
         _WORLD.enter(*self._world)
         guard = self._guard
         if guard is None:

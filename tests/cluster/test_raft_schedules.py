@@ -11,6 +11,7 @@ import pytest
 from cluster.raft import Behind, LostLeadership, NotLeader, RaftConfig
 from cluster.raft_leader import WINDOW_BYTES
 from cluster.raft_wire import Ack, Append, AskVote, Campaign, GrantVote, HigherTerm, Malformed, decode, encode
+from storage.errors import StorageFault
 from tests.cluster.raft_stage import Stage
 
 CONFIG = RaftConfig()
@@ -195,13 +196,12 @@ def test_a_conflicting_tail_is_repaired(stale: int, new: int, size: int) -> None
 
 def test_what_is_committed_is_never_cut() -> None:
     """A leader whose log contradicts what this replica knows to be committed is told of damage, not obeyed."""
-    from storage.errors import StorageFault
-
     stage = led()
     stage["a"].raft.propose(b"x")
     stage.settle()
+    stage["b"].raft.receive("a", *encode(Append(9, 1, 2, 1, 3, [5], [b"y"])))
     with pytest.raises(StorageFault, match="term 1 at 3"):
-        stage["b"].raft.receive("a", *encode(Append(9, 1, 2, 1, 3, [5], [b"y"])))
+        stage["b"].raft.tick()
     assert stage["b"].contents()[-1] == (3, 1, b"x")
 
 
@@ -258,6 +258,24 @@ def test_a_vote_counts_once_and_only_a_member_has_one() -> None:
     assert stage["a"].raft.refused == 2
     stage["a"].raft.receive("c", *vote)
     assert stage["a"].raft._core.is_leader
+
+
+# ---- faults of the own disk
+
+
+def test_a_fault_that_a_message_meets_is_told_by_the_tick() -> None:
+    """Who carries messages need not know of faults: a journal that has halted stops the replica in its next tick."""
+    stage = led()
+    stage["a"].raft.propose(b"x")
+    stage["a"].tick()
+    stage["b"].disk.failing_syncs = 1
+    stage["b"].log.set_hard_state(1, "a")
+    stage["b"].log.append(b"", stage["b"].log.last_position + 1, 1)
+    with pytest.raises(StorageFault, match="Input/output"):
+        stage["b"].journal.write_now()
+    stage["b"].raft.receive("a", *stage.links["a", "b"][0])
+    with pytest.raises(StorageFault, match="syncing"):
+        stage["b"].raft.tick()
 
 
 # ---- checkpoints
