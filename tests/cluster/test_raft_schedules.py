@@ -269,8 +269,7 @@ def test_a_fault_that_a_message_meets_is_told_by_the_tick() -> None:
     stage["a"].raft.propose(b"x")
     stage["a"].tick()
     stage["b"].disk.failing_syncs = 1
-    stage["b"].log.set_hard_state(1, "a")
-    stage["b"].log.append(b"", stage["b"].log.last_position + 1, 1)
+    stage["b"].log.set_hard_state(2, None)
     with pytest.raises(StorageFault, match="Input/output"):
         stage["b"].journal.write_now()
     stage["b"].raft.receive("a", *stage.links["a", "b"][0])
