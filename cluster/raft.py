@@ -174,7 +174,7 @@ class RaftGroup:
                       what it had voted for and confirmed, all of which is at or below
         Raises JournalDamaged if log and checkpoint do not meet.
         """
-        if (transport is not None) != bool(peers) or me in peers:
+        if me in peers or (peers and transport is None):
             raise ValueError(f"group {group_id} of {me} with peers {list(peers)} and transport {transport}")
         self.group_id, self.me, self.peers = group_id, me, tuple(peers)
         self.config = config or RaftConfig()
@@ -207,7 +207,8 @@ class RaftGroup:
         _WORLD.enter(*self._world)
         self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), [_Node(peer) for peer in peers])
         self._guard: Guard | None = None
-        if transport is not None:
+        if peers:
+            assert transport is not None
             self._guard = self._core.guard = Guard(
                 group_id,
                 me,
