@@ -38,7 +38,7 @@ BASE_PORT = 19530
 """Milvus's port."""
 CHECKS = (
     ("tools.check", "--all"),
-    ("tools.sim", "--minutes", "2"),
+    ("tools.sim", "--minutes", "2", "--commit"),
     ("tools.crash", "--rounds", "5"),
     ("tools.chaos", "--minutes", "0.5", "--seed", "1"),
 )

@@ -2,6 +2,7 @@
 
 python -m tools.sim --seeds 2000             seeds 0 to 1999, with 1, 3 or 5 nodes as each seed has it
 python -m tools.sim --minutes 2 --from 5000  as many as fit
+python -m tools.sim --minutes 2 --commit     as many as fit, from a seed that follows from the commit
 python -m tools.sim --nodes 3 --seeds 100    all of them with three nodes
 python -m tools.sim --only 123               one seed again, with its log
 python -m tools.sim --script FILE            a script that a failing seed has left
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from tests.sim.plan import Plan, plan_of
 from tests.sim.shrink import shrink
 from tests.sim.simulate import Summary, play
 
+PROJECT = Path(__file__).resolve().parent.parent
 SHRINK_S = 120.0
 
 
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=0, help="how many seeds (default: as many as fit into --minutes)")
     parser.add_argument("--minutes", type=float, default=0, help="stop after this long")
     parser.add_argument("--from", dest="first", type=int, default=0, help="the first seed")
+    parser.add_argument(
+        "--commit", action="store_true", help="the first seed follows from the commit: CI tries new ones"
+    )
     parser.add_argument("--nodes", type=int, help="nodes of each world (default: as the seed has it)")
     parser.add_argument("--only", type=int, help="run this one seed and show its log")
     parser.add_argument("--script", type=Path, help="play this script and show its log")
@@ -45,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _show(_plan_from(chosen.script) if chosen.script else plan_of(chosen.only, nodes=chosen.nodes))
     if not chosen.seeds and not chosen.minutes:
         parser.error("give --seeds or --minutes")
-    seeds = range(chosen.first, chosen.first + (chosen.seeds or 10**9))
+    first = seed_of_commit() if chosen.commit else chosen.first
+    seeds = range(first, first + (chosen.seeds or 10**9))
     failing = run(seeds, chosen.nodes, chosen.minutes * 60 or float("inf"), chosen.jobs)
     if failing is None:
         return 0
@@ -79,6 +86,12 @@ def run(seeds: range, nodes: int | None, budget_s: float, jobs: int) -> Plan | N
         f"{time.monotonic() - began_s:.0f} s: no violation"
     )
     return None
+
+
+def seed_of_commit() -> int:
+    """Return a number that follows from the commit; 0 outside a repository."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
+    return int(found.stdout[:7], 16) if found.returncode == 0 else 0
 
 
 def leave_script(plan: Plan, where: Path, shrink_s: float) -> Path:

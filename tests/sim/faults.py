@@ -68,6 +68,8 @@ class Faults:
                     await self._start_after(name, for_s)
             case "jump":
                 machine.clock.jump(int(step.number("ms")))
+            case "usurp":
+                await self._usurp(name, rng, for_s)
             case "pause":
                 if (life := machine.life) is not None and not life.paused:
                     life.pause()
@@ -130,6 +132,19 @@ class Faults:
         for name in names[:-1]:
             await self._start_after(name, rng.choice((0.0, rng.uniform(0, 0.5))))
         await self._start_after(names[-1], rng.uniform(0.0, late_s))
+
+    async def _usurp(self, name: str, rng: Random, for_s: float) -> None:
+        """Let only one node have what is written now on its disk; then a power cut, from which it returns last."""
+        others = [one for one in self._plan.names if one != name]
+        for one in others:
+            if (executor := self._cluster.machines[one].executor) is not None:
+                executor.slow_disk_s = 1.0
+        await asyncio.sleep(for_s)
+        for one in self._plan.names:
+            self._cluster.kill(one, power=True)
+        for one in others:
+            self._cluster.start(one)
+        await self._start_after(name, rng.choice((0.0, 4.0)))
 
     async def _start_after(self, name: str, for_s: float) -> None:
         await asyncio.sleep(for_s)

@@ -219,6 +219,7 @@ FAULTS: Final[Mapping[str, tuple[float, int, FaultMaker]]] = {
     "slow": (2, 2, _slow),
     "lead": (1, 2, _node_for(0.1)),
     "bad-sync": (1, 2, _node_for(2.0)),
+    "usurp": (1, 3, _node_for(0.6)),
     "rot-journal": (1, 3, _node_for(2.0)),
     "rot-chunk": (1, 3, _node_for(2.0)),
     "lose-disk": (0.7, 3, _node_for(2.0)),

@@ -25,7 +25,7 @@ from tests.sim.workload import batch_of
 
 QUIET_S: Final = 3.0
 """Between one thing that breaks and the next."""
-TIMES: Final = 4
+TIMES: Final = 2
 
 Trouble = Callable[["Watched", str], Awaitable[None]]
 """Breaks something about the shard's leader, which it is given, and mends it again."""
@@ -68,7 +68,7 @@ class Watched(Simulation):
                 self._answered_s.append(self.loop.now_s)
             except (Unavailable, NoAnswer, Refused):
                 node = rng.choice(self.plan.names)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
     def hosts(self) -> dict[str, GroupHost[Shard]]:
         """Return the replicas of the shard that is written to, by the nodes that they are on."""

@@ -74,8 +74,8 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "acknowledges before fsync": Mutation(
         _replaced(GroupLog, "durable_position", property(lambda self: self.last_position)), ("blackout",), 10
     ),
-    "followers vouch before fsync": Mutation(_of_raft("acknowledges before fsync"), ("blackout",), 20),
-    "leader counts itself before fsync": Mutation(_of_raft("leader counts itself before fsync"), ("blackout",), 40),
+    "followers vouch before fsync": Mutation(_of_raft("acknowledges before fsync"), ("usurp",), 20),
+    "leader counts itself before fsync": Mutation(_of_raft("leader counts itself before fsync"), ("usurp",), 20),
     "Strong reads without a barrier": Mutation(_replaced(Router, "barrier", _no_barrier), ("slow",), 10),
     "barriers without a round": Mutation(_replaced(GroupHost, "barrier", _barrier_of_any_leader), ("cut", "pause"), 40),
     "repeats are new writes": Mutation(_replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), 20),
