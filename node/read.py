@@ -317,12 +317,12 @@ class Reader:
         """Let the replicas here that become fresh soon answer, and other nodes for the other shards."""
         reached = await _all(self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())
         here = {one: need for (one, need), is_fresh in zip(needs.items(), reached, strict=True) if is_fresh}
-        away: dict[tuple[str, ...], dict[ShardId, Need]] = {}
+        away: dict[tuple[str, ...] | None, dict[ShardId, Need]] = {}
         for shard_id, need in needs.items():
             if shard_id not in here:
                 peers = self._node.router.replicas_elsewhere(shard_id, leader_first=need.strong)
                 away.setdefault(peers, {})[shard_id] = need
-        groups = [*([((), here)] if here else []), *away.items()]
+        groups = [*([(None, here)] if here else []), *away.items()]
         part = question if len(groups) == 1 else question.part()
         answers = await _all(
             self._here_or_away(part, schema, row_filter, some, peers, deadline_s) for peers, some in groups
@@ -335,17 +335,17 @@ class Reader:
         schema: CollectionSchema,
         row_filter: CompiledFilter | None,
         needs: Needs,
-        peers: tuple[str, ...],
+        peers: tuple[str, ...] | None,
         deadline_s: float,
     ) -> Answer:
-        """Ask these peers, or the replicas here if there are none or they have become fresh meanwhile."""
+        """Ask these peers, or the replicas here: they are fresh enough (None), or have become so meanwhile."""
         router = self._node.router
         give_up_s = min(deadline_s, self._node.seams.clock.monotonic_s() + PATIENCE_S)
         damaged = False
         attempt = 0
         while True:
             try:
-                if peers:
+                if peers is not None:
                     return await self._away(question, needs, peers, deadline_s)
                 return await self._here(question, schema, row_filter, needs)
             except StorageFault as fault:  # only the replicas here raise it
@@ -353,7 +353,7 @@ class Reader:
                     apart = ({shard_id: need} for shard_id, need in needs.items())
                     part = question.part()
                     answers = await _all(
-                        self._here_or_away(part, schema, row_filter, one, (), deadline_s) for one in apart
+                        self._here_or_away(part, schema, row_filter, one, None, deadline_s) for one in apart
                     )
                     return merge_answers(question, schema, answers)
                 if not any(router.is_up(one) for one in router.replicas_elsewhere(next(iter(needs)))):
@@ -370,7 +370,7 @@ class Reader:
                     ) from None
             ready = (self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())
             if not damaged and all(await _all(ready)):
-                peers = ()
+                peers = None
             else:
                 first = next(iter(needs))
                 peers = router.replicas_elsewhere(first, leader_first=needs[first].strong)

@@ -15,7 +15,7 @@ from node.database import Database
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.scope import Scope, current
-from node.service import CollectionRequest, IndexRequest, LoadState, ReadOptions, SearchRequest
+from node.service import CollectionRequest, Consistency, IndexRequest, LoadState, ReadOptions, SearchRequest
 from node.settings import IndexSettings, NodeSettings, Settings, StorageSettings
 from storage.columns import Batch, ScalarColumn, StringColumn, VectorColumn
 from storage.errors import (
@@ -86,9 +86,11 @@ def on_a_node(script: Callable[[Database, SimClock], Awaitable[None]]) -> None:
         close(loop)
 
 
-async def found(database: Database, filter: str = "", collection: str = "c") -> dict[int, tuple[Any, Any]]:
+async def found(
+    database: Database, filter: str = "", collection: str = "c", consistency: Consistency | None = None
+) -> dict[int, tuple[Any, Any]]:
     """Return id -> (number, dynamic keys) of the rows that match."""
-    options = replace(EVERYTHING, filter=filter)
+    options = replace(EVERYTHING, filter=filter, consistency=consistency)
     result = await database.query("default", collection, options, limit=0, offset=0)
     ids, numbers, metas = (result.batch.columns[one].to_list() for one in (ID, NUMBER, META))
     return {key: (number, meta) for key, number, meta in zip(ids, numbers, metas, strict=True)}
@@ -379,5 +381,9 @@ def test_a_token_of_another_cluster_is_refused_and_one_of_this_node_is_not() -> 
         scope.seen[shard_id] = Tick(tick + (3_600_000 << LOGICAL_BITS))
         with pytest.raises(NotFresh, match="of another cluster"):
             await found(database)
+        scope.seen[shard_id] = Tick(tick + (30_000 << LOGICAL_BITS))
+        with pytest.raises(NotFresh, match=r"no replica of shard . answers that is as fresh as asked for"):
+            await found(database)
+        assert set(await found(database, consistency=Consistency.EVENTUALLY)) == {1, 2}
 
     on_a_node(script)
