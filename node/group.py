@@ -280,7 +280,10 @@ class GroupHost(Generic[Machine]):
         if self._providing is not None:
             self._providing.cancel()
             self._providing = None
-        self._backlog.clear()
+        # Raft delivers nothing twice, and may have delivered more than the snapshot covers.
+        self._backlog = deque(
+            one for one in self._backlog if isinstance(one, BecameLeader) or one.position > machine.position
+        )
         self.machine = machine
         self._hybrid.observe(machine.tick)
         self.raft.install(machine.position, term)
@@ -423,7 +426,8 @@ class GroupHost(Generic[Machine]):
     def _take_note(self, peer: str, note: Any) -> None:
         match note:
             case [int(tick), int(position)]:
-                if len(self._notes) >= NOTES_MAX:
+                # A new leader's log may be shorter: what the lost one said of entries that never were, would wait.
+                while self._notes and (self._notes[-1][1] >= position or len(self._notes) >= NOTES_MAX):
                     self._notes.pop()
                 self._notes.append((Tick(tick), Position(position)))
                 if position <= self.machine.position:
