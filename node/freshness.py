@@ -117,10 +117,10 @@ class Freshness:
     async def _barrier(self, shard_id: ShardId, deadline_s: float) -> Any:
         try:
             return await self._node.router.barrier(shard_id, deadline_s=deadline_s)
-        except NoLeader as error:
+        except NoLeader:
             raise NoLeader(
                 f"{name_of(shard_id)} has no leader that can be reached, which a Strong read needs: try again soon, or "
-                f"read with another consistencyLevel ({error})"
+                "read with another consistencyLevel"
             ) from None
 
     async def _soon(self, waiting: Awaitable[None], shard_id: ShardId, deadline_s: float) -> bool:

@@ -40,7 +40,6 @@ from storage.errors import (
     OutcomeUnknown,
     Overloaded,
     PeerUnreachable,
-    ReadOnly,
     Unavailable,
     UnsupportedOperation,
     error_from,
@@ -510,10 +509,8 @@ class Router:
                 elif leader is not None:
                     why = f"{leader}, which leads it, cannot be reached"
                     self._note_leader(shard_id, "")
-            except ReadOnly as error:
-                if unsure:
-                    raise OutcomeUnknown(f"it may have been made, look before you repeat; now {error}") from None
-                raise
+            except (BadRequest, Conflict):
+                raise  # decided, whichever attempt it was
             except Overloaded as error:
                 if not unsure and self._clock.monotonic_s() > busy_until_s:
                     raise
@@ -521,6 +518,10 @@ class Router:
             except _LEADER_LOST as error:
                 why = str(error) or "time is up"
                 self._note_leader(shard_id, "")
+            except AnnulusError as error:
+                if unsure:
+                    raise OutcomeUnknown(f"it may have been made, look before you repeat; now {error}") from None
+                raise
             unsure = unsure or tried
             attempt += 1
             self._node.metrics.routed(Routed.REPEAT)
@@ -531,7 +532,8 @@ class Router:
             raise OutcomeUnknown(
                 f"{where} has lost its leader, or is slow ({why}): it may have been made, look before you repeat"
             )
-        raise NoLeader(f"{where} has no leader that can be reached ({why}): nothing was changed, try again soon")
+        done = "nothing was changed, " if step.changes else ""
+        raise NoLeader(f"{where} has no leader that can be reached ({why}): {done}try again soon")
 
     async def _call_leader(
         self, shard_id: ShardId | None, leader: str, step: _Step[T], deadline_s: float

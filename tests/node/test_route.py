@@ -19,6 +19,7 @@ from node.route import PATIENCE_S, Router, _Rounds
 from node.scope import Scope, current
 from node.settings import Settings
 from storage.errors import (
+    AnnulusError,
     BadRow,
     CollectionNotFound,
     InvalidParameter,
@@ -26,6 +27,7 @@ from storage.errors import (
     OutcomeUnknown,
     PeerUnreachable,
     ReadOnly,
+    StorageFault,
     Unavailable,
     error_from,
 )
@@ -114,7 +116,7 @@ class Mesh:
         except asyncio.CancelledError:
             self.cancelled.append(peer)
             raise
-        except (Unavailable, InvalidParameter, BadRow) as error:
+        except AnnulusError as error:
             raise error_from(error.code, error.message) from None
         if peer in self.lose_answers_of:
             raise PeerUnreachable(f"the session to node {peer} ended before its answer")
@@ -290,6 +292,29 @@ def test_the_leaders_full_disk_counts_and_no_other() -> None:
             with pytest.raises(ReadOnly):
                 await world.routers[name].change(S0, ROW)
             assert await world.routers[name].change(S0, Seal(CollectionId(1)))
+
+    simulated(script)
+
+
+@pytest.mark.parametrize("fault", [ReadOnly("no room"), StorageFault("a bug")])
+def test_a_refusal_after_an_attempt_that_may_have_worked_does_not_unsay_it(fault: Exception) -> None:
+    """Only what the group has decided counts as decided: a rejection of the repeat is that of the change."""
+
+    async def script(world: World, loop: SimLoop) -> None:
+        world.mesh.lose_answers_of.add("n2")
+        world.hosts["n3"].fault = fault
+        changing = asyncio.ensure_future(world.routers["n1"].change(S0, ROW, b"x"))
+        await asyncio.sleep(0.05)
+        world.lead("n3")
+        with pytest.raises(OutcomeUnknown, match="it may have been made, look before you repeat; now"):
+            await changing
+        world.lead("n2")
+        world.hosts["n3"].fault, world.hosts["n3"].outcome = None, Rejected("bad_row", "it does not fit")
+        changing = asyncio.ensure_future(world.routers["n1"].change(S0, ROW, b"x"))
+        await asyncio.sleep(0.05)
+        world.lead("n3")
+        with pytest.raises(BadRow, match="it does not fit"):
+            await changing
 
     simulated(script)
 
