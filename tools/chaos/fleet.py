@@ -25,6 +25,8 @@ PATIENCE_S = 12.0
 """How long a request is repeated; an attempt that has begun is awaited."""
 ELSEWHERE_S = 0.02
 """Before another node is asked after one that did not listen."""
+PAUSE_S_MAX = 0.5
+"""Once all nodes were asked, the pauses grow up to this."""
 AVOIDED_S = 1.0
 """How long a node that did not listen is left out, if others are there."""
 
@@ -144,7 +146,7 @@ class Fleet:
                     raise error
                 if isinstance(error, Answered) and error.code not in REFUSED_CODES:
                     raise error
-                await asyncio.sleep(_pause_s(error))
+                await asyncio.sleep(self._pause_s(error, attempts))
             assert error is not None
             raise error
         finally:
@@ -171,6 +173,12 @@ class Fleet:
             return Attempt(node, began_s, time.monotonic(), Outcome.UNKNOWN, why=str(error)), error
         return Attempt(node, began_s, time.monotonic(), Outcome.OK, data), None
 
+    def _pause_s(self, error: Answered | Unknown, attempts: int) -> float:
+        if isinstance(error, Answered) and error.retry_after_s is not None:
+            return error.retry_after_s
+        untried = attempts < len(self._apis)
+        return ELSEWHERE_S if untried else min(ELSEWHERE_S * 2 ** (attempts - len(self._apis)), PAUSE_S_MAX)
+
     def _another(self, last: str | None) -> str:
         others = [name for name in self._apis if name != last] or list(self._apis)
         now_s = time.monotonic()
@@ -186,9 +194,3 @@ def kind_of(path: str, body: Mapping[str, Any]) -> Kind:
             return Kind.WRITE
         return Kind.STRONG if body.get("consistencyLevel") == "Strong" else Kind.RELAXED
     return Kind.OTHER
-
-
-def _pause_s(error: Answered | Unknown) -> float:
-    if isinstance(error, Answered):
-        return error.retry_after_s or ELSEWHERE_S
-    return ELSEWHERE_S

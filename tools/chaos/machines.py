@@ -65,6 +65,7 @@ class Machines:
         """Nodes that may end by themselves: their disk fails."""
         self._complain = complain
         self._locks = {name: asyncio.Lock() for name in self.names}
+        self._held_since_s: dict[asyncio.Task[Any] | None, float] = {}
         self._up: set[str] = set()
         """Nodes that should run."""
 
@@ -193,6 +194,7 @@ class Machines:
         free = [name for name in self.names if not self._locks[name].locked()]
         name = self._choose(free or self.names, chance, leader)
         async with self._locks[name]:
+            self._note_held()
             yield name
 
     @contextlib.asynccontextmanager
@@ -201,7 +203,15 @@ class Machines:
         async with contextlib.AsyncExitStack() as stack:
             for name in self.names:
                 await stack.enter_async_context(self._locks[name])
+            self._note_held()
             yield
+
+    def held_since_s(self) -> float | None:
+        """Return when the running task got hold of what it asked for, None if it asked for nothing."""
+        return self._held_since_s.pop(asyncio.current_task(), None)
+
+    def _note_held(self) -> None:
+        self._held_since_s[asyncio.current_task()] = time.monotonic()
 
     def led_by(self, name: str) -> list[int]:
         """Return the shards that a node leads."""

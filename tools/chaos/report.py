@@ -23,6 +23,7 @@ PANELS: Mapping[str, Sequence[Kind]] = {
     "strong reads": (Kind.STRONG,),
     "weaker reads": (Kind.RELAXED,),
 }
+OFTEN = 6
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1240px; padding: 0 1em; color: #1c1c22 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .15em .8em .15em 0; text-align: right }
@@ -145,9 +146,12 @@ def _gap_table(requests: Sequence[Request], record: Record) -> str:
 
 def _repeat_table(requests: Sequence[Request]) -> str:
     counted = {kind: repeats(requests, kind) for kind in Kind}
-    most = sorted({attempts for one in counted.values() for attempts in one})
-    rows = [[str(kind), *(str(one.get(attempts, "")) for attempts in most)] for kind, one in counted.items() if one]
-    return _table(["request", *(f"{attempts}x" for attempts in most)], rows)
+    rows = [
+        [str(kind), *(str(one.get(attempts, 0)) for attempts in range(1, OFTEN)),
+         str(sum(count for attempts, count in one.items() if attempts >= OFTEN))]
+        for kind, one in counted.items() if one
+    ]  # fmt: skip
+    return _table(["request", *(f"{attempts}x" for attempts in range(1, OFTEN)), f"{OFTEN}x and more"], rows)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -197,6 +197,7 @@ class Run:
         try:
             async with FAULTS[planned.name].recipe(self.machines, random.Random(planned.seed)) as note:
                 happening.note = note
+                happening.began_s = self.machines.held_since_s() or happening.began_s
                 self.say(f"{planned.name}: {note}, {planned.lasts_s:.1f} s")
                 self.world.trace.write("fault", name=planned.name, note=note, lasts_s=planned.lasts_s)
                 await asyncio.sleep(planned.lasts_s)
