@@ -168,6 +168,22 @@ async def lost_disk(machines: Machines, chance: random.Random) -> AsyncIterator[
         await machines.ready_all()
 
 
+@fault("bit-rot", "kill -9 of a node in whose journal a byte then changes: it takes everything from the others",
+       lasts_s=(0.0, 3.0), needs=Needs.PEERS)  # fmt: skip
+async def bit_rot(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    async with machines.all_held():
+        victim = chance.choice(machines.names)
+        led = _led(machines, victim)
+        await machines.ready_all()
+        await machines.kill(victim)
+        damaged = machines.flip(victim, chance)
+        try:
+            yield f"{led}, {damaged}"
+        finally:
+            machines.revive(victim)
+        await machines.ready_all()
+
+
 # --- the network -------------------------------------------------------------------------------------------------
 
 

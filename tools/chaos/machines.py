@@ -24,6 +24,7 @@ from tools.nodes import Cluster
 
 LEADERS_EVERY_S = 0.25
 STATUS_S_MAX = 1.0
+FLIPPED_BYTES_MIN = 8192
 
 
 class Machines:
@@ -182,6 +183,25 @@ class Machines:
     def wipe(self, name: str) -> None:
         """Remove everything that a node keeps; it must be down."""
         shutil.rmtree(self.data_dir(name))
+
+    def flip(self, name: str, chance: random.Random) -> str:
+        """Change one byte of a node's journal, and say where; it must be down.
+
+        Not near the end of a file: there it could be taken for what a crash has torn.
+        """
+        folder = os.path.join(self.data_dir(name), "journal")
+        sizes = {one: os.path.getsize(os.path.join(folder, one)) for one in sorted(os.listdir(folder))}
+        large = [one for one, size in sizes.items() if size >= FLIPPED_BYTES_MIN]
+        if not large:
+            return "nothing to damage"
+        chosen = chance.choice(large)
+        at = chance.randrange(sizes[chosen] // 2)
+        with open(os.path.join(folder, chosen), "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ (1 << chance.randrange(8))]))
+        return f"{chosen} at {at} of {sizes[chosen]}"
 
     def data_dir(self, name: str) -> str:
         return os.path.join(self.folder, name)

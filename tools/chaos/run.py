@@ -101,6 +101,8 @@ class Run:
         """The same world with the collection that has no model of its own: the registers."""
         self.say = say
         self._chance = random.Random(f"{seed}/fleet")
+        repairing = {"cluster.repair_from_peers": "true"} if nodes > 1 else {}
+        settings = {**settings, **repairing}
         self.machines = Machines(folder, nodes=nodes, settings=settings, complain=self._died, python=python)
         self.fleet = Fleet(self.machines.addresses, self._chance)
         self._ones = {name: Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX)
