@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.clusters import SECRET, Trio, keys_of, put, row
-from tests.process.running import Running, check, free_port, until
+from tests.process.running import PROGRAM, PROJECT, Running, check, clean_environment, free_port, until
 from tests.process.test_damage import flip, journal_files
 
 
@@ -60,6 +61,8 @@ def test_status_shows_every_replica(trio: Trio) -> None:
             states = sorted(one["state"] for one in group["replicas"])
             assert states == ["follower", "follower", "leader"]
     assert len({json.dumps([group["leader"] for group in cluster["groups"]]) for cluster in seen}) == 1
+    status, said = told(trio["n2"])
+    assert status == 0 and "control" in said and said.count("leader") == 5 and said.count("follower") == 10, said
 
 
 def test_a_leader_killed_under_load(trio: Trio) -> None:
@@ -246,6 +249,8 @@ def test_without_a_majority(trio: Trio, tmp_path: Path) -> None:
         other["n2"].kill()
         until(lambda: b"no leader: control, s0, s1, s2, s3" in _readyz(other["n3"]), what="a lost majority")
         assert (other["n3"].get("/readyz")[0], other["n3"].get("/healthz")[0]) == (503, 200)
+        status, said = told(other["n3"])
+        assert status == 1 and "node n2 is unreachable" in said and "s3 has no leader" in said, said
         with other["n3"].socket() as client:
             body = b'{"collectionName": "late", "dimension": 2}'
             head = f"POST /v2/vectordb/collections/create HTTP/1.1\r\nHost: n\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -274,6 +279,13 @@ def test_without_a_majority(trio: Trio, tmp_path: Path) -> None:
     ours.rename(trio["n3"].data)
     trio.start(["n3"])
     assert 8_000_000 in keys_of(trio["n3"], "c")
+
+
+def told(node: Running) -> tuple[int, str]:
+    """Return (exit status, output) of `annulus status` for a node."""
+    command = [*PROGRAM, "status", "--address", f"127.0.0.1:{node.port}"]
+    done = subprocess.run(command, cwd=PROJECT, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    return done.returncode, " ".join(done.stdout.split())
 
 
 def _readyz(node: Running) -> bytes:
