@@ -186,14 +186,14 @@ class RaftGroup:
         if max(applied, ROOT) < log.base_position:
             raise JournalDamaged(
                 f"the log of group {group_id} begins after {log.base_position}, its checkpoint covers only {applied}: "
-                "the entries between are gone. Restore the data directory from a backup."
+                "the entries between are gone."
             )
         if peers and applied_term and not _holds(log, applied, applied_term):
             log.reset(applied, applied_term)
         if applied > log.last_position:
             raise JournalDamaged(
                 f"the log of group {group_id} ends at {log.last_position}, but its checkpoint covers {applied}: "
-                "the journal has lost its end. Restore the data directory from a backup."
+                "the journal has lost its end."
             )
         self._delivered = Position(max(applied, ROOT))
         self._leading_term: int | None = None

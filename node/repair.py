@@ -25,12 +25,12 @@ PARTS: Final = ("journal", "chunks")
 
 
 def advice(settings: Settings) -> str:
-    """Return what to do about damaged data, beside restoring a backup."""
+    """Return what to do about damaged data."""
     if not settings.node.has_peers:
-        return ""
+        return " Keep a copy of the data directory, then restore it from a backup."
     return (
-        " This node has peers: start it with --cluster-repair-from-peers true, and it moves its data aside and takes "
-        "everything from them."
+        " Start this node with --cluster-repair-from-peers true: it moves its data aside and takes everything from its "
+        "peers. Do not give it an old copy."
     )
 
 

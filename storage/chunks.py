@@ -50,10 +50,7 @@ class ChunkFault(ChunkDamaged):
     """A chunk is missing or is not what it was; fetch it from another replica."""
 
     def __init__(self, shard_id: ShardId, digest: bytes, reason: str) -> None:
-        super().__init__(
-            f"chunk {digest.hex()} of shard {shard_id} is damaged ({reason}): this copy is not served. Fetch it from "
-            "another replica, or restore the data directory from a backup"
-        )
+        super().__init__(f"chunk {digest.hex()} of shard {shard_id} is damaged ({reason}): this copy is not served.")
         self.shard_id = shard_id
         self.digest = digest
         self.is_missing = reason == MISSING
@@ -63,7 +60,7 @@ class RecordFault(ChunkDamaged):
     """A record is not what was written."""
 
     def __init__(self, key: bytes, reason: str) -> None:
-        super().__init__(f"{describe(key)} is damaged ({reason}): this replica must be rebuilt from the others")
+        super().__init__(f"{describe(key)} is damaged ({reason}).")
         self.key = key
 
 
@@ -279,10 +276,7 @@ def _open(path: str) -> Any:
             bloom_filter_bits=10,
         )
     except plyvel.CorruptionError as error:
-        raise ChunkDamaged(
-            f"the chunk store {path} cannot be opened ({_text(error)}): move it away, and this node fetches "
-            "its data from the others"
-        ) from error
+        raise ChunkDamaged(f"the chunk store {path} cannot be opened ({_text(error)}).") from error
     except plyvel.Error as error:
         passes = _os_error(error).errno != errno.EIO
         if "LOCK" in _text(error) and "No such file" not in _text(error) and not passes:
@@ -297,10 +291,7 @@ def _refuse_headless(path: str) -> None:
     """Raise ChunkDamaged for tables without CURRENT: LevelDB would take the directory for new and remove them."""
     directory = Path(path)
     if not (directory / "CURRENT").exists() and [*directory.glob("*.ldb"), *directory.glob("*.log")]:
-        raise ChunkDamaged(
-            f"the chunk store {path} has lost its file CURRENT: move it away, and this node fetches its data from the "
-            "others, or restore it from a backup"
-        )
+        raise ChunkDamaged(f"the chunk store {path} has lost its file CURRENT.")
 
 
 def _os_error(error: Exception) -> OSError:

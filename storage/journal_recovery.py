@@ -242,9 +242,8 @@ def verify(disk: Disk, directory: str) -> Iterator[Finding]:
 
 
 def damaged(directory: str, file: str, offset: int, what: str) -> JournalDamaged:
-    """Return the error for damage at a place, with what to do about it."""
+    """Return the error for damage at a place."""
     return JournalDamaged(
         f"the journal is damaged at {directory}/{file} offset {offset}: {what}. Acknowledged writes may be lost, so "
-        "this node does not start. Keep a copy of the directory; then restore it from a backup, or, in a cluster, "
-        "remove this node's data directory and let it join again."
+        "this node does not start."
     )
