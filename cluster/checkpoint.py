@@ -207,6 +207,7 @@ def restore_from(raw: bytes, shard_id: ShardId, store: ChunkStore) -> Shard:
                 for i, f, spec in facts["indexes"]
             },
             None if facts["loaded"] is None else frozenset(facts["loaded"]),
+            truncation=facts.get("truncation", 0),
             history_from=Tick(facts.get("history_from", shard.tick)),
         )
         shard.collections[state.collection_id] = state
@@ -303,6 +304,7 @@ def _collection_facts(state: CollectionState) -> dict[str, Any]:
         "properties": dict(state.properties),
         "indexes": [[one.index_id, one.field_id, one.spec.to_dict()] for one in state.indexes.values()],
         "loaded": None if state.loaded is None else sorted(state.loaded),
+        "truncation": state.truncation,
         "history_from": state.history_from,
     }
 

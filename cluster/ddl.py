@@ -147,10 +147,10 @@ class _Truncate(Ddl):
     name = "truncate_collection"
 
     def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        return {}
+        return {"number": catalog.fresh_id()}
 
     def message(self, collection_id: CollectionId, facts: Facts) -> Message:
-        return TruncateCollection(collection_id)
+        return TruncateCollection(collection_id, facts.get("number", 0))
 
 
 class _Alter(Ddl):

@@ -60,6 +60,8 @@ class TruncateCollection(Message):
 
     kind = "truncate_collection"
     collection_id: CollectionId
+    number: int = 0
+    """Ascends from one truncation to the next: what is told again, however late, removes nothing written since."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ class CollectionState:
     loaded: frozenset[PartitionId] | None = frozenset()
     growing: dict[PartitionId, GrowingSegment] = field(default_factory=dict)
     stored: dict[SegmentId, StoredSegment] = field(default_factory=dict)
+    truncation: int = 0
+    """Number of the last truncation."""
     history_from: Tick = Tick(0)
     """Reads as of this tick or later find everything; of earlier ones, rows that died since are gone for good."""
 
@@ -235,10 +237,8 @@ class Shard(StateMachine):
                 dropped = self.collections.pop(collection_id, None)
                 if dropped is not None:
                     self._drop_rows(dropped)
-            case TruncateCollection(collection_id):
-                state = self.collection(collection_id)
-                self._drop_rows(state)
-                state.history_from = tick
+            case TruncateCollection(collection_id, number):
+                self._truncate(self.collection(collection_id), number, tick)
             case AlterCollection(collection_id, properties):
                 self.collection(collection_id).properties = dict(properties)
             case CreatePartition(collection_id, partition_id):
@@ -436,6 +436,14 @@ class Shard(StateMachine):
                 self.forget(files.digests)
             if dropped is not None:
                 one.segment.drop_index(dropped.field_id)
+
+    def _truncate(self, state: CollectionState, number: int, tick: Tick) -> None:
+        """Remove all rows, unless this very truncation has done so: its outcome may be forgotten by now."""
+        if 0 < number <= state.truncation:
+            return
+        state.truncation = number
+        self._drop_rows(state)
+        state.history_from = tick
 
     def _drop_rows(self, state: CollectionState, partition_id: PartitionId | None = None) -> None:
         for growing in list(state.growing.values()):
