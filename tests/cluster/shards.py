@@ -155,7 +155,7 @@ class World:
         self.model.pop(c, None)
 
     def truncate(self, c: int) -> None:
-        self._known(c, TruncateCollection(CollectionId(c)))
+        self._known(c, TruncateCollection(CollectionId(c), self.sequence + 1))
         if c in self.model:
             self.model[c].rows.clear()
 
@@ -451,7 +451,7 @@ def summary(shard: Shard, *, machine: bool = True) -> Any:
         collections.append(
             (
                 *(state.collection_id, state.schema, state.partitions, dict(state.properties), state.loaded),
-                *(state.indexes, growing, stored),
+                *(state.indexes, state.truncation, growing, stored),
             )
         )
     return collections, shard.next_segment, shard.freeze_machine().to_plain() if machine else None

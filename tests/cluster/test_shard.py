@@ -24,6 +24,7 @@ from cluster.message import (
     Insert,
     Message,
     Seal,
+    TruncateCollection,
 )
 from storage.columns import Batch
 from storage.errors import ChunkDamaged, StorageFault
@@ -141,6 +142,19 @@ def test_a_compaction_that_leaves_no_rows_leaves_no_segment() -> None:
     world.expect({}, Compacted(C, [S1], tick, Tick(0), files.to_dict()))
     assert not world.first.collections[C].stored and not world.first.digests
     assert world.first.garbage >= set(files.digests)
+    world.check()
+
+
+def test_a_truncation_told_again_removes_nothing_that_came_since() -> None:
+    """Its first outcome may be forgotten: by then a repeat counts as a message of its own. The next one counts."""
+    world = world_with(*FLUSHED)
+    world.expect({}, TruncateCollection(C, 7))
+    world.model[C].rows.clear()
+    take(world, ("insert", 10, 1, [4], 0))
+    world.expect({}, TruncateCollection(C, 7))
+    world.check()
+    world.expect({}, TruncateCollection(C, 8))
+    world.model[C].rows.clear()
     world.check()
 
 
