@@ -285,6 +285,11 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         ((Guard, "_counting", lambda self, votes: list(votes)),),
         ("test_an_empty_replica_does_not_vote_what_was_committed_away",),
     ),
+    "confirmed when sent": Mutation(
+        "a stamp counts as heard by a quorum when it leaves",
+        ((Leadership, "confirmed_stamp", property(lambda self: self._stamp())),),
+        ("test_the_confirmed_stamp_is_what_a_quorum_has_heard",),
+    ),
     "unbounded flight": Mutation(
         "a follower that acknowledges nothing is sent everything",
         ((raft_leader, "WINDOW_BYTES", 1 << 40),),

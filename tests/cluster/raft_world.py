@@ -87,7 +87,7 @@ class Server:
         self.history: dict[int, bytes] = {}
         self.terms: dict[int, int] = {}
         self.clock = 0
-        """Of stamps: the greatest that was seen or made."""
+        """Of stamps: the greatest that was seen or made. A restart forgets nothing here: time has passed it."""
         self.busy_until_s = 0.0
         self.slow_disk_until_s = 0.0
         self.poked = False
@@ -314,6 +314,8 @@ class World:
         self.acknowledged: dict[bytes, int] = {}
         self.highest_acknowledged = 0
         self.leaders: dict[int, tuple[str, int]] = {}
+        self.confirmed: dict[int, int] = {}
+        """Term -> the greatest stamp that its leader took for confirmed."""
         self.healed = False
         self.proposals = 0
         self.tokens = 0
@@ -490,6 +492,15 @@ class World:
         owner = self.leaders.setdefault(raft.term, (server.name, server.life))
         if owner != (server.name, server.life):
             raise Violation(f"term {raft.term} is led by {owner} and {server.name}")
+        # A leader's confirmed stamp is in the clocks of a quorum, and whoever leads later stamps above it.
+        confirmed = raft.confirmed_stamp
+        if sum(one.clock >= confirmed for one in self.servers.values()) * 2 <= len(self.servers):
+            raise Violation(f"{server.name} takes {confirmed} for confirmed, which no quorum has heard")
+        if raft.leads:
+            earlier = max((stamp for term, stamp in self.confirmed.items() if term < raft.term), default=0)
+            if server.clock < earlier:
+                raise Violation(f"{server.name} leads and may stamp below the {earlier} that was confirmed before")
+            self.confirmed[raft.term] = max(confirmed, self.confirmed.get(raft.term, 0))
         # While somebody holds a lease, nobody else decides anything.
         for other in self.servers.values():
             guard = None if other.raft is None or not raft.leads else other.raft._guard
@@ -655,7 +666,7 @@ def fuzz(seed: int, servers: int | None = None, seconds: float = 12.0) -> World:
         drift=rng.choice((0.0, 0.05, 0.08)),
         kinds=rng.choice(KINDS),
     )
-    world = World(seed, servers or rng.choice((2, 3, 3, 3, 5)), faults=faults)
+    world = World(seed, servers or rng.choice((2, 3, 3, 3, 4, 5)), faults=faults)
     try:
         world.client(rng.choice((0.02, 0.05, 0.1)))
         world.after(1.0, lambda: world.trouble(seconds))
