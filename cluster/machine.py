@@ -3,8 +3,9 @@
 Invariants
   1. `position` and `tick` ascend strictly; an entry at or below `position` is ignored.
   2. The state after a prefix of the log depends on that prefix alone: no clock, no chance, no network.
-  3. A (producer, sequence) is executed once; a repeat gets the first outcome, as long as it is among the last
-     `REMEMBERED_MAX` outcomes of the shard.
+  3. A (producer, sequence) is executed once; a repeat gets the first outcome if it is among the last
+     `REMEMBERED_MAX` of the shard, and is refused as of unknown outcome after that. A producer's sequences ascend, so
+     the greatest one that is forgotten tells which may be repeats.
   4. A message that cannot be applied answers `Rejected` and changes nothing but `position`, `tick` and the outcomes.
      A local fault (disk, damage, a bug) is raised: it must stop this replica, not become an answer. From then on
      the machine applies nothing and is in no checkpoint, which would be of a state that no prefix of the log gives.
@@ -19,11 +20,14 @@ from typing import Any, Final
 
 from cluster.message import Entry, Message
 from cluster.tick import next_tick
-from storage.errors import AnnulusError, StorageFault, error_from
+from storage.errors import AnnulusError, OutcomeUnknown, StorageFault, error_from
 from storage.types import Position, Tick
 
 REMEMBERED_MAX: Final = 16_384
-"""Outcomes kept for retries: at 5,000 small writes a second still 3 s, and a retry follows a lost leader within 2 s."""
+"""Outcomes kept for retries: at 5,000 small writes a second still 3 s, and a retry follows a lost leader within 2 s.
+It comes later when the node that sends it was held up, or its client has much time."""
+PRODUCERS_MAX: Final = 4_096
+"""Producers of forgotten outcomes that are kept, those last forgotten of: one a process, and one a task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class FrozenMachine:
     position: Position
     tick: Tick
     outcomes: list[tuple[tuple[str, int], Outcome]]
+    forgotten: list[tuple[str, int]]
     term: int | None = None
     """Raft term of the entry at `position`, without which no other replica's log can begin there."""
     reset_log: bool = False
@@ -64,6 +69,7 @@ class FrozenMachine:
             "term": self.term,
             "reset_log": self.reset_log,
             "outcomes": outcomes,
+            "forgotten": [list(one) for one in self.forgotten],
         }
 
 
@@ -84,6 +90,8 @@ class StateMachine:
         self.position = Position(0)
         self.tick = Tick(0)
         self._outcomes: OrderedDict[tuple[str, int], Outcome] = OrderedDict()
+        self._forgotten: OrderedDict[str, int] = OrderedDict()
+        """Producer -> its greatest sequence whose outcome is forgotten."""
         self._fault = ""
 
     def apply(self, position: Position, entry: Entry) -> Acknowledge | None:
@@ -95,12 +103,23 @@ class StateMachine:
         self.tick = next_tick(self.tick, entry.stamp)
         who = (entry.producer, entry.sequence)
         outcome = self._outcomes.get(who)
-        if outcome is None:
+        if outcome is None and entry.sequence <= self._forgotten.get(entry.producer, -1):
+            outcome = Rejected(
+                OutcomeUnknown.code, "it comes too late to tell whether it was made; look before repeating"
+            )
+        elif outcome is None:
             outcome = self._try(entry)
             self._outcomes[who] = outcome
             if len(self._outcomes) > REMEMBERED_MAX:
-                self._outcomes.popitem(last=False)
+                self._forget_oldest()
         return Acknowledge(entry.producer, entry.sequence, outcome, self.tick)
+
+    def _forget_oldest(self) -> None:
+        (producer, sequence), _ = self._outcomes.popitem(last=False)
+        self._forgotten[producer] = max(sequence, self._forgotten.get(producer, -1))
+        self._forgotten.move_to_end(producer)
+        if len(self._forgotten) > PRODUCERS_MAX:
+            self._forgotten.popitem(last=False)
 
     def _try(self, entry: Entry) -> Outcome:
         try:
@@ -125,9 +144,13 @@ class StateMachine:
         term, reset_log  see FrozenMachine
         """
         self._check_whole()
-        return FrozenMachine(self.position, self.tick, list(self._outcomes.items()), term, reset_log)
+        return FrozenMachine(
+            self.position, self.tick, list(self._outcomes.items()), list(self._forgotten.items()), term, reset_log
+        )
 
     def load_machine(self, data: Mapping[str, Any]) -> None:
         self.position, self.tick = Position(data["position"]), Tick(data["tick"])
         for producer, sequence, one in data["outcomes"]:
             self._outcomes[producer, sequence] = Rejected(*one) if isinstance(one, list) else one
+        for producer, sequence in data.get("forgotten", ()):
+            self._forgotten[producer] = sequence

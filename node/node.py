@@ -50,7 +50,7 @@ from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkFault, ChunkStore
 from storage.disk import Disk
-from storage.errors import AnnulusError, JournalDamaged, ReadOnly, Unavailable
+from storage.errors import AnnulusError, JournalDamaged, OutcomeUnknown, ReadOnly, Unavailable
 from storage.journal import Journal
 from storage.keys import record_key
 from storage.types import Position, ShardId
@@ -516,10 +516,16 @@ class Node:
             if facts is not None and facts["task_id"] in self.catalog.tasks:
                 finishing = asyncio.get_running_loop().create_task(self._finish(Task(**facts)))
                 self.keep(finishing)
-                # Whoever asked may have gone; if the lead is lost the next coordinator goes on.
-                finishing.add_done_callback(lambda done: done.cancelled() or done.exception())
+                finishing.add_done_callback(self._note_finished)
                 await asyncio.shield(finishing)
         return self.control.machine.position
+
+    def _note_finished(self, finishing: asyncio.Task[None]) -> None:
+        """See to it that a change goes on which a shard could not be told; whoever asked for it may have gone."""
+        if finishing.cancelled() or finishing.exception() is None:
+            return
+        if self.control.is_leader and (self._coordinator is None or self._coordinator.done()):
+            self._set_role(True)  # else the next leader's coordinator goes on
 
     async def _finish(self, task: Task) -> None:
         told = messages(self.catalog, task)
@@ -531,7 +537,8 @@ class Node:
         written = await self.router.propose(
             shard_id, message, producer=f"task/{task.task_id}", sequence=shard_id, deadline_s=deadline_s
         )
-        if isinstance(written.outcome, Rejected):
+        # A shard that has forgotten its answer was told, and is not told twice.
+        if isinstance(written.outcome, Rejected) and written.outcome.code != OutcomeUnknown.code:
             raise written.outcome.error()
 
     def _set_role(self, leads: bool) -> None:
