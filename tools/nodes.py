@@ -294,7 +294,8 @@ class Cluster:
                 f" Use --nodes {len(known)}, or another --dir"
             )
         running = {node.name for node in read_nodes(directory) if node.is_alive()}
-        ports = free_ports(2 * nodes)
+        clients = range(base_port, base_port + nodes) if base_port else range(0)
+        ports = [port for port in free_ports(3 * nodes) if port not in clients]
         old = {member.name: member for member in known}
         members = []
         for number in range(nodes):
