@@ -7,7 +7,7 @@ Stamping log entries (the hybrid clock) builds on this and lives with the log.
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Clock(Protocol):
@@ -22,11 +22,15 @@ class Clock(Protocol):
         ...
 
 
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 class SystemClock:
     """The machine's clocks."""
 
     def monotonic_s(self) -> float:
-        return time.monotonic()
+        # While a machine is suspended its CLOCK_MONOTONIC stands still: a lease would outlive the sleep.
+        return time.clock_gettime(_CLOCK)
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
