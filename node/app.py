@@ -192,7 +192,10 @@ def why_not_ready(node: Node) -> str:
     """Return why the node should not get traffic yet, or "". While indexes load it answers, exactly but slowly."""
     if node.failed.done():
         return "the node has failed"
-    return node.why_not_ready
+    why, network = node.why_not_ready, node.seams.network
+    if why and isinstance(network, PeerNetwork):
+        why = "; ".join([why, *(f"{peer.name}: {peer.trouble}" for peer in network.states() if not peer.is_up)])
+    return why
 
 
 def observe(node: Node, metrics: Metrics) -> None:

@@ -209,7 +209,11 @@ class PeerNetwork:
                 address,
                 is_up := self.is_up(name),
                 self._round_trips_s.get(name) if is_up else None,
-                "" if is_up else self._troubles.get(name, "not tried yet"),
+                ""
+                if is_up
+                else self._troubles.get(
+                    name, "not tried yet" if name > self._identity.name else "it has yet to dial us"
+                ),
             )
             for name, address in self._addresses.items()
         ]
