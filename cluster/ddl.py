@@ -36,8 +36,9 @@ from cluster.message import (
     ReleaseCollection,
     TruncateCollection,
 )
-from storage.errors import CollectionLimit, Conflict, IndexConflict, IndexNotFound, InvalidParameter
-from storage.schema import CollectionSchema, check_name
+from storage.errors import CollectionLimit, Conflict, FieldNotFound, IndexConflict, IndexNotFound, InvalidParameter
+from storage.evolution import DYNAMIC_PROPERTY, with_dynamic_field, with_field, with_field_params, without_field
+from storage.schema import CollectionSchema, FieldSchema, check_name
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
 Facts = Mapping[str, Any]
@@ -154,20 +155,73 @@ class _Truncate(Ddl):
 
 
 class _Alter(Ddl):
+    """Change properties. One of them is none: it switches the dynamic field on."""
+
     name = "alter_collection"
 
     def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        properties = altered(target.properties, request["changed"], request["dropped"])
+        changed = dict(request["changed"])
+        schema = None
+        dynamic = changed.pop(DYNAMIC_PROPERTY, None)
+        if dynamic is not None:
+            if dynamic.lower() not in ("true", "false"):
+                raise InvalidParameter(f"{DYNAMIC_PROPERTY} is true or false, got {dynamic[:80]!r}")
+            if dynamic.lower() == "true":
+                schema = with_dynamic_field(target.schema)
+            elif target.schema.dynamic is not None:
+                raise InvalidParameter("dynamic schema cannot supported to be disabled: rows have keys that need it")
+        properties = altered(target.properties, changed, request["dropped"])
         check_properties(properties)
-        return {"properties": properties}
+        facts: dict[str, Any] = {"properties": properties}
+        if schema is not None and schema is not target.schema:
+            facts["schema"] = schema.to_dict()
+        return facts
 
     def message(self, collection_id: CollectionId, facts: Facts) -> Message:
-        return AlterCollection(collection_id, facts["properties"])
+        return AlterCollection(collection_id, facts["properties"], facts.get("schema"))
 
     def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
         properties = dict(facts["properties"])
         description = properties.get("collection.description", target.description)
-        catalog.put(replace(target, properties=properties, description=description))
+        schema = CollectionSchema.from_dict(facts["schema"]) if "schema" in facts else target.schema
+        indexes = {name: one for name, one in target.indexes.items() if one.field_id in schema.by_id}
+        catalog.put(replace(target, schema=schema, properties=properties, description=description, indexes=indexes))
+
+
+class _Evolve(_Alter):
+    """Base of the changes of one field: the properties stay, the schema gets its next version."""
+
+    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+        schema = self.next_schema(target.schema, request)
+        if schema is target.schema:
+            return None
+        return {"properties": dict(target.properties), "schema": schema.to_dict()}
+
+    def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
+        raise NotImplementedError  # every kind says what changes
+
+
+class _AddField(_Evolve):
+    name = "add_field"
+
+    def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
+        return with_field(schema, FieldSchema.from_dict(request["field"]))
+
+
+class _DropField(_Evolve):
+    """With the field goes its index."""
+
+    name = "drop_field"
+
+    def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
+        return without_field(schema, request["field_name"], request["field_id"])
+
+
+class _AlterField(_Evolve):
+    name = "alter_field"
+
+    def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
+        return with_field_params(schema, request["field_name"], request["params"])
 
 
 class _CreatePartition(Ddl):
@@ -219,6 +273,8 @@ class _CreateIndex(Ddl):
 
     def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
         asked = IndexDef(IndexId(0), **request["index"])
+        if asked.field_id not in target.schema.by_id:
+            raise FieldNotFound(f"field {asked.field_name} not exist: it was dropped")
         known = target.index_on(asked.field_name)
         if known is not None:
             if (known.name, known.spec) == (asked.name, asked.spec):
@@ -312,8 +368,8 @@ def released(
 KINDS: Mapping[str, Ddl] = {
     one.name: one
     for one in (
-        *(_CreateCollection(), _DropCollection(), _Truncate(), _Alter(), _CreatePartition(), _DropPartition()),
-        *(_CreateIndex(), _DropIndex(), _Load(), _Release()),
+        *(_CreateCollection(), _DropCollection(), _Truncate(), _Alter(), _AddField(), _DropField(), _AlterField()),
+        *(_CreatePartition(), _DropPartition(), _CreateIndex(), _DropIndex(), _Load(), _Release()),
     )
 }
 
@@ -398,7 +454,7 @@ def check_property_count(properties: Mapping[str, str]) -> None:
 
 def _same_parameters(known: Collection, request: Facts) -> bool:
     return (
-        known.schema.to_dict() == request["schema"]
+        known.schema == CollectionSchema.from_dict(request["schema"])
         and len(known.shards) == request["shards"]
         and (known.schema.partition_key is None or sorted(known.partitions) == sorted(request["partitions"]))
         and known.description == request["description"]

@@ -66,11 +66,16 @@ class TruncateCollection(Message):
 
 @dataclass(frozen=True)
 class AlterCollection(Message):
-    """The properties of the collection are these from here on."""
+    """The properties of the collection are these from here on, and so is its schema, if one is given.
+
+    A new version of the schema seals what grows: a segment's rows have the fields of one version. It is
+    `CollectionSchema.to_dict()`; one that is no newer than the collection's changes nothing.
+    """
 
     kind = "alter_collection"
     collection_id: CollectionId
     properties: Mapping[str, str]
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Insert(Message):
     others: Sequence[tuple[PartitionId, int]] = ()
     """More partitions, so that a request is one message a shard: (partition, rows), the body's last rows in order.
     The rows before them belong to `partition_id`."""
+    schema_version: int = 0
+    """Of the schema whose fields the rows have, which must be the collection's; 0 if an older program does not say."""
 
 
 @dataclass(frozen=True)

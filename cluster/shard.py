@@ -59,7 +59,7 @@ from cluster.parse import (
 from index.protocol import VectorIndex
 from index.spec import IndexSpec
 from storage.columns import Batch
-from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, PartitionNotFound
+from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, PartitionNotFound, SchemaMismatch
 from storage.growing import GrowingSegment
 from storage.key_lookup import Keys, KeySet, batch_keys
 from storage.schema import CollectionSchema
@@ -239,8 +239,11 @@ class Shard(StateMachine):
                     self._drop_rows(dropped)
             case TruncateCollection(collection_id, number):
                 self._truncate(self.collection(collection_id), number, tick)
-            case AlterCollection(collection_id, properties):
-                self.collection(collection_id).properties = dict(properties)
+            case AlterCollection(collection_id, properties, schema):
+                state = self.collection(collection_id)
+                if schema is not None:
+                    self._evolve(state, parse_schema(schema))
+                state.properties = dict(properties)
             case CreatePartition(collection_id, partition_id):
                 self.collection(collection_id).partitions.add(partition_id)
             case DropPartition(collection_id, partition_id):
@@ -267,6 +270,11 @@ class Shard(StateMachine):
 
     def _insert(self, message: Insert, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         state = self.collection(message.collection_id)
+        if message.schema_version not in (0, state.schema.version):
+            raise SchemaMismatch(
+                f"the rows are of version {message.schema_version} of the schema of collection "
+                f"{message.collection_id}, which has version {state.schema.version}: try again"
+            )
         batch = parse_rows(body, state.schema)
         parts = parse_parts(message.partition_id, message.others, batch.rows)
         for partition_id, _ in parts:
@@ -324,6 +332,18 @@ class Shard(StateMachine):
             del state.growing[one.partition_id]
             state.stored[one.segment_id] = StoredSegment(SealedSegment.from_growing(one), one.spilled_files)
         return {"segments": [one.segment_id for one in chosen]}
+
+    def _evolve(self, state: CollectionState, schema: CollectionSchema) -> None:
+        """Go on with another version of the schema: what grows is sealed, and indexes of dropped fields go."""
+        if schema.version <= state.schema.version:
+            return
+        self._seal(state.collection_id, None)
+        state.schema = schema
+        for one in state.stored.values():
+            one.segment.adopt(schema)
+        for index in list(state.indexes.values()):
+            if index.field_id not in schema.by_id:
+                self._drop_index(state, index.index_id)
 
     def _flushed(self, collection_id: CollectionId, segment_id: SegmentId, data: Any) -> Mapping[str, Any]:
         rows = self._handed_rows.pop((segment_id,), None)

@@ -32,7 +32,7 @@ from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import merge
 from storage.errors import InvalidParameter, StorageFault
 from storage.sealed import SealedRows, prepare, prepare_from_files
-from storage.segment_files import Chunks, SegmentFiles, write_segment
+from storage.segment_files import TICK_FIELD, Chunks, SegmentFiles, write_segment
 from storage.types import Tick
 from storage.view import SegmentView
 
@@ -234,7 +234,8 @@ class Provisioner:
     def _merge_again(
         self, views: list[SegmentView], as_of: Tick, expire_before: Tick, files: SegmentFiles
     ) -> SealedRows:
-        rows = prepare(*merge(views, as_of, expire_before), views[0].schema)
+        field_ids = files.fields.keys() - {TICK_FIELD}  # the schema may have changed since the leader merged
+        rows = prepare(*merge(views, as_of, expire_before, field_ids=field_ids), views[0].schema)
         if not self._put(rows, files):
             raise ChunkFault(self._shard().shard_id, files.digests[0], "no replica has it, nor the rows it was made of")
         return rows

@@ -490,6 +490,7 @@ class Upkeep:
             full_ratio_min=1.0,
             garbage_ratio_min=1e-9,
             inputs_min=2,
+            renew=True,
         )
         while (state := self.shard.collections.get(collection_id)) and (plans := self._plans(state, eager)):
             if not self.leads:

@@ -49,6 +49,7 @@ the journal behind its position.
 | module                                    | holds                                                                |
 |-------------------------------------------|----------------------------------------------------------------------|
 | `types`, `errors`, `schema`               | ids and ticks; the error tree; field types and their limits          |
+| `evolution`                               | from one version of a collection's schema to the next                |
 | `columns`, `strings` (door to pyarrow)    | rows as immutable columns, and their bytes                           |
 | `disk`, `journal*`                        | the disk seam; the log on disk                                       |
 | `chunks` (door to plyvel), `keys`         | chunks and records in LevelDB; the layout of its keys                |

@@ -15,7 +15,7 @@ again by primary key (`view.deletes.after(tick)` says which).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ import numpy as np
 from storage.columns import Batch
 from storage.deletes import Ticks
 from storage.merging import key_order
-from storage.types import PartitionId, SegmentId, Tick
+from storage.segment_files import TICK_FIELD
+from storage.types import FieldId, PartitionId, SegmentId, Tick
 from storage.view import NEVER, SegmentView
 
 
@@ -42,6 +43,8 @@ class CompactionSettings:
     inputs_min: int = 4
     """Segments that a merge must join if its result is not full."""
     inputs_max: int = 30
+    renew: bool = False
+    """Rewrite segments that have other fields than the schema."""
 
     def __post_init__(self) -> None:
         assert 0 < self.small_ratio_max < self.full_ratio_min <= 1, "a full segment is not small"
@@ -58,6 +61,8 @@ class SegmentFacts:
     live_rows: int
     """Neither deleted nor expired."""
     nbytes: int
+    outdated: bool = False
+    """It lacks fields of the schema, or has some that were dropped."""
 
     @property
     def garbage_ratio(self) -> float:
@@ -79,7 +84,9 @@ class Plan:
 
 def facts_of(view: SegmentView, nbytes: int, *, tick: Tick, expire_before: Tick = NEVER) -> SegmentFacts:
     """Return the facts of a segment at a tick; `nbytes` is what its rows take in chunks."""
-    return SegmentFacts(view.segment_id, view.partition_id, view.rows, view.visible_count(tick, expire_before), nbytes)
+    live = view.visible_count(tick, expire_before)
+    outdated = view.stored is not None and {*view.stored} - {TICK_FIELD} != {*view.schema.by_id}
+    return SegmentFacts(view.segment_id, view.partition_id, view.rows, live, nbytes, outdated)
 
 
 def choose(segments: Iterable[SegmentFacts], settings: CompactionSettings) -> list[Plan]:
@@ -90,15 +97,21 @@ def choose(segments: Iterable[SegmentFacts], settings: CompactionSettings) -> li
     return [plan for partition in sorted(by_partition) for plan in _choose(by_partition[partition], settings)]
 
 
-def merge(views: Sequence[SegmentView], tick: Tick, expire_before: Tick = NEVER) -> tuple[Batch, Ticks]:
+def merge(
+    views: Sequence[SegmentView],
+    tick: Tick,
+    expire_before: Tick = NEVER,
+    *,
+    field_ids: Collection[FieldId] | None = None,
+) -> tuple[Batch, Ticks]:
     """Return the rows of the segments that live at the tick, sorted by insert tick, then primary key, and their ticks.
 
-    All fields, as they were inserted. The views are of sealed segments of one partition. Raises ChunkDamaged where
-    vectors have to be read.
+    All fields of the schema, or these, as they were inserted. The views are of sealed segments of one partition, with
+    one version of the schema. Raises ChunkDamaged where vectors have to be read.
     """
     ordered = sorted(views, key=lambda view: view.segment_id)
     schema = ordered[0].schema
-    fields = [one.id for one in schema.fields]
+    fields = [one.id for one in schema.fields] if field_ids is None else sorted(field_ids)
     batches, ticks = [], []
     for view in ordered:
         offsets = np.flatnonzero(view.visible(tick, expire_before))
@@ -130,11 +143,11 @@ def _choose(segments: list[SegmentFacts], settings: CompactionSettings) -> list[
             waiting = [one for one in waiting if one.segment_id not in planned]
         else:
             waiting = waiting[1:]  # too large to be merged with what there is
-    plans += [
-        _plan([one], f"{one.garbage_ratio:.0%} of its rows are dead or expired")
-        for one in segments
-        if one.segment_id not in planned and one.garbage_ratio >= settings.garbage_ratio_min
-    ]
+    for one in segments:
+        if one.segment_id not in planned and one.garbage_ratio >= settings.garbage_ratio_min:
+            plans.append(_plan([one], f"{one.garbage_ratio:.0%} of its rows are dead or expired"))
+        elif one.segment_id not in planned and one.outdated and settings.renew:
+            plans.append(_plan([one], "it has other fields than the schema"))
     return sorted(plans, key=lambda plan: plan.inputs)
 
 

@@ -12,7 +12,7 @@
     ├── Unavailable                nothing is wrong with the request; it may succeed later
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
     │   ├── OutcomeUnknown         ├── NotFresh              ├── PeerUnreachable
-    │   ├── Conflict               └── ReadOnly              (the disk is full)
+    │   ├── Conflict               ├── SchemaMismatch        └── ReadOnly              (the disk is full)
     └── StorageFault               this replica cannot trust its own disk; it stops loudly
         ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
 
@@ -205,6 +205,12 @@ class Conflict(Unavailable):
     """A precondition of the write no longer holds; reading again and repeating is safe."""
 
     code, deterministic = "conflict", True
+
+
+class SchemaMismatch(Unavailable):
+    """Rows, or a read, are of another version of the collection's schema than it has now; nothing was changed."""
+
+    code, deterministic = "schema_mismatch", True
 
 
 class ReadOnly(Unavailable):

@@ -161,6 +161,8 @@ class CollectionSchema:
 
     fields: tuple[FieldSchema, ...]
     version: int = 1
+    next_field_id: int = 0
+    """Ids below it are taken, also by fields that were dropped; 0 while the schema is as it was made."""
 
     @cached_property
     def by_name(self) -> Mapping[str, FieldSchema]:
@@ -186,6 +188,11 @@ class CollectionSchema:
     def user_fields(self) -> tuple[FieldSchema, ...]:
         return tuple(one for one in self.fields if not one.dynamic)
 
+    @property
+    def fresh_field_id(self) -> FieldId:
+        """The id of the next field that is added: one that no field of the collection ever had."""
+        return FieldId(max(self.next_field_id, 1 + max(one.id for one in self.fields)))
+
     @cached_property
     def partition_key(self) -> FieldSchema | None:
         return next((one for one in self.fields if one.partition_key), None)
@@ -198,11 +205,13 @@ class CollectionSchema:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": self.version, "fields": [one.to_dict() for one in self.fields]}
+        fields = [one.to_dict() for one in self.fields]
+        return {"version": self.version, "fields": fields, "next_field_id": self.next_field_id}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CollectionSchema:
-        return cls(tuple(FieldSchema.from_dict(one) for one in data["fields"]), data["version"])
+        fields = tuple(FieldSchema.from_dict(one) for one in data["fields"])
+        return cls(fields, data["version"], data.get("next_field_id", 0))
 
 
 def make_schema(fields: list[FieldSchema], *, dynamic: bool, version: int = 1) -> CollectionSchema:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from storage.growing import GrowingSegment
 from storage.key_lookup import KeyLookup, Keys, KeySet, sorted_lookup
 from storage.schema import CollectionSchema
 from storage.segment_files import GetChunk, SegmentFiles, read_column, read_rows, read_segment
-from storage.stats import batch_stats
+from storage.stats import absent_stats, batch_stats
 from storage.types import FieldId, PartitionId, SegmentId, Tick
 from storage.view import Part, ReadColumn, SegmentView, as_unit_rows
 
@@ -59,11 +60,13 @@ def prepare(batch: Batch, ticks: Ticks, schema: CollectionSchema) -> SealedRows:
 def prepare_from_files(
     files: SegmentFiles, get: GetChunk, schema: CollectionSchema, *, released: bool = False
 ) -> SealedRows:
-    """Return the rows read back from chunks; of a released segment the primary keys and ticks only.
+    """Return the rows read back from chunks, as far as the schema has their fields; of a released segment the primary
+    keys and ticks only.
 
     Statistics of a released segment are those of its keys. Raises ChunkDamaged.
     """
-    batch, ticks = read_segment(files, get, [schema.primary.id] if released else None)
+    wanted = [schema.primary.id] if released else [one.id for one in schema.fields if one.id in files.fields]
+    batch, ticks = read_segment(files, get, wanted)
     return prepare(batch, ticks, schema)
 
 
@@ -136,7 +139,7 @@ class SealedSegment:
         segment = cls(segment_id, partition_id, schema, parts=(), ticks=rows.ticks, keys=rows.keys, deletes=log)
         segment._take_rows(rows)
         segment.files, segment._get = files, get
-        segment.released = any(one.id not in rows.batch.columns for one in schema.fields)
+        segment.released = any(one.id not in rows.batch.columns for one in schema.vectors)  # which every row has
         return segment
 
     @classmethod
@@ -236,6 +239,21 @@ class SealedSegment:
             (part,) = self._parts
             self._parts = (Part(Batch({**part.batch.columns, field_id: column}, self.rows), 0),)
 
+    def adopt(self, schema: CollectionSchema) -> None:
+        """Answer under another version of the collection's schema from now on; rows stay as they are.
+
+        What is in memory of dropped fields goes, unless it is yet to be flushed: replicas write the same chunks
+        whenever they do so.
+        """
+        self.schema = schema
+        self._view = None
+        for field_id in [one for one in self.indexes if one not in schema.by_id]:
+            del self.indexes[field_id]
+        if self.files is not None:
+            gone = {one for part in self._parts for one in part.batch.columns if one not in schema.by_id}
+            if gone:
+                self._drop_columns(sorted(gone))
+
     def release(self) -> None:
         """Keep only primary keys, ticks and deletes in memory. The segment must be flushed."""
         assert self.files is not None, "a segment is flushed before it is released"
@@ -259,6 +277,9 @@ class SealedSegment:
     def view(self) -> SegmentView:
         """Return what readers may see from now on; the same object until something changes."""
         if self._view is None:
+            stored = self._stored()
+            lacking = [one for one in self.schema.fields if one.id not in stored]
+            stats = {one.id: found for one in lacking if (found := absent_stats(one, self.rows))}
             self._view = SegmentView(
                 segment_id=self.segment_id,
                 partition_id=self.partition_id,
@@ -269,16 +290,25 @@ class SealedSegment:
                 keys=self._keys,
                 indexes=dict(self.indexes),
                 original=frozenset(i for i in self.indexes if self._holds_originals(i)),
-                stats=self._stats,
+                stats={**self._stats, **stats} if stats and self._stats else self._stats,
                 sealed=True,
                 read_column=_reader(self.files, self._get) if self.files is not None else None,
+                stored=stored,
             )
         return self._view
+
+    def _stored(self) -> Mapping[FieldId, Any]:
+        """Return the fields that the rows have."""
+        if self.files is not None:
+            return self.files.fields
+        held = self._parts[0].batch.columns if self._parts else self.schema.by_id
+        return {**held, **self.indexes}
 
     def _take_rows(self, rows: SealedRows) -> None:
         self._ticks, self._keys = rows.ticks, rows.keys
         self._stats, self._unit = rows.stats, rows.unit
-        self._parts = (Part(rows.batch, 0),)
+        held = [one for one in rows.batch.columns if one in self.schema.by_id]
+        self._parts = (Part(rows.batch if len(held) == len(rows.batch.columns) else rows.batch.select(held), 0),)
         for field_id in list(self.indexes):
             self.install_index(field_id, self.indexes[field_id])
         self._view = None

@@ -14,8 +14,8 @@ the immutable thing it belongs to. Two threads may both compute it; they get the
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -37,6 +37,7 @@ from storage.columns import (
     concat_columns,
 )
 from storage.deletes import Deletes, Ticks
+from storage.errors import SchemaMismatch
 from storage.filter import CompiledFilter, FieldStats
 from storage.key_lookup import KeyLookup, Keys, KeySet
 from storage.schema import CollectionSchema, DataType, FieldSchema
@@ -49,6 +50,8 @@ _MASKS_KEPT: Final = 4
 """Of the rows visible at a moment, for each view."""
 _FILTER_MASKS_KEPT: Final = 8
 """For each part: 8 bytes a row, as much as its ticks take."""
+_WIDENED_KEPT: Final = 4
+"""Of the rows with fields that they lack, for each view."""
 _BLOCK_VALUES: Final = 1 << 16
 """Components taken to float64 at once: half a MiB, which stays in the cache."""
 NEVER: Final = Tick(0)
@@ -94,6 +97,25 @@ def empty_column(one: FieldSchema) -> Column:
             return ArrayColumn(np.zeros(1, np.int64), items)
         case _:
             return ScalarColumn(np.empty(0, NUMPY_TYPES[one.type]))
+
+
+def absent_column(one: FieldSchema, rows: int) -> Column:
+    """Return a column of rows that say nothing about a field: its default, or null.
+
+    Raises SchemaMismatch for vectors, which every row has: whoever asks does not know yet that the field was dropped.
+    """
+    if one.type.is_vector:
+        raise SchemaMismatch(f"field {one.name} was dropped, and rows have been rewritten without it; try again")
+    valid = None if one.default is not None else np.zeros(rows, np.bool_)
+    if one.type in (DataType.VARCHAR, DataType.JSON):
+        text = b"" if one.default is None else str(one.default).encode()
+        ends = np.arange(rows + 1, dtype=np.int64) * len(text)
+        return StringColumn(StringArray.from_buffers(ends, text * rows), valid)
+    if one.type is DataType.ARRAY:
+        empty = empty_column(one)
+        assert isinstance(empty, ArrayColumn)
+        return ArrayColumn(np.zeros(rows + 1, np.int64), empty.items, valid)
+    return ScalarColumn(np.full(rows, 0 if one.default is None else one.default, NUMPY_TYPES[one.type]), valid)
 
 
 class Part:
@@ -174,7 +196,11 @@ class SegmentView:
     """Of sealed segments."""
     sealed: bool = False
     read_column: ReadColumn | None = None
+    stored: Collection[FieldId] | None = None
+    """The fields that its rows have, None for all of the schema: of one that was added later they have null or its
+    default."""
     _masks: dict[tuple[int, int, int], tuple[Mask, int]] = field(default_factory=dict, repr=False)
+    _widened: dict[tuple[FieldId, ...], Sequence[Part]] = field(default_factory=dict, repr=False)
 
     @property
     def rows(self) -> int:
@@ -229,7 +255,7 @@ class SegmentView:
         return Batch({one: self._take(one, offsets) for one in field_ids}, len(offsets))
 
     def whole(self) -> Batch:
-        """Return all rows with all their fields, as they were inserted: what is written to chunks."""
+        """Return all rows with all fields of the schema."""
         return Batch({one.id: self.column(one.id) for one in self.schema.fields}, self.rows)
 
     def take(self, field_id: FieldId, offsets: Offsets) -> Column:
@@ -242,15 +268,31 @@ class SegmentView:
 
     def holds(self, field_id: FieldId) -> bool:
         """Return whether this field is in memory as it was inserted: whether reading rows of it reads no chunk."""
-        if all(field_id in part.batch.columns for part in self.parts):
+        if all(field_id in part.batch.columns for part in self.parts) or self.lacks(field_id):
             return True
         return field_id in self.original and field_id in self.indexes
+
+    def lacks(self, field_id: FieldId) -> bool:
+        """Return whether the field was added to the schema after these rows."""
+        return self.stored is not None and field_id not in self.stored
+
+    def under(self, schema: CollectionSchema) -> SegmentView:
+        """Return the view as another version of the collection's schema has it."""
+        stored = self.schema.by_id if self.stored is None else self.stored
+        return replace(self, schema=schema, stored=stored, _widened={})
 
     def columns(self, field_ids: Sequence[FieldId]) -> Sequence[Part]:
         """Return the parts with these fields in memory, reading what is not: what a filter evaluates."""
         if all(one in part.batch.columns for part in self.parts for one in field_ids):
             return self.parts
-        return (Part(Batch({one: self.column(one) for one in field_ids}, self.rows), 0),)
+        known = self._widened.get(tuple(field_ids))
+        if known is None:
+            known = (Part(Batch({one: self.column(one) for one in field_ids}, self.rows), 0),)
+            if all(self.lacks(one) or all(one in part.batch.columns for part in self.parts) for one in field_ids):
+                while len(self._widened) >= _WIDENED_KEPT:
+                    self._widened.pop(next(iter(self._widened), ()), None)
+                self._widened[tuple(field_ids)] = known
+        return known
 
     def _take(self, field_id: FieldId, offsets: Offsets | None) -> Column:
         if self.rows == 0:
@@ -261,6 +303,8 @@ class SegmentView:
         if index is not None and field_id in self.original:
             vectors = index.vectors()
             return VectorColumn(vectors if offsets is None else vectors[offsets])
+        if self.lacks(field_id):
+            return absent_column(self.schema.by_id[field_id], self.rows if offsets is None else len(offsets))
         assert self.read_column is not None, f"field {field_id} of segment {self.segment_id} is nowhere"
         return self.read_column(field_id, offsets)
 

@@ -6,14 +6,16 @@ chunks, never a hand-over and never a checkpoint; `archive` keeps for it every c
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
 import numpy as np
 
+from cluster.checkpoint import rows_from
 from cluster.ddl import TTL_PROPERTY
 from cluster.machine import Outcome, Rejected
 from cluster.message import (
@@ -40,13 +42,28 @@ from cluster.shard import Shard, StoredSegment
 from cluster.tick import next_tick
 from index.engines import build
 from index.spec import parse_index_spec
-from storage.columns import Batch
+from storage.columns import NUMPY_TYPES, Batch, Column, ScalarColumn, StringColumn
 from storage.compaction import merge
 from storage.deletes import Ticks
-from storage.schema import DataType
+from storage.evolution import with_field, with_field_params, without_field
+from storage.filter.compiled import compile_filter
+from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.sealed import prepare, prepare_from_files
+from storage.search import count
 from storage.segment_files import Chunks, SegmentFiles, write_blob, write_segment
-from storage.types import TICK_MAX, CollectionId, IndexId, PartitionId, Position, SegmentId, ShardId, Tick, tick_from_ms
+from storage.strings import StringArray
+from storage.types import (
+    TICK_MAX,
+    CollectionId,
+    FieldId,
+    IndexId,
+    PartitionId,
+    Position,
+    SegmentId,
+    ShardId,
+    Tick,
+    tick_from_ms,
+)
 from storage.view import SegmentView
 from tests.sim.chunks import SimChunks
 from tests.storage.rows import DIM, GROUP, META, NOTE, PK, VECTOR, as_keys, make_batch, make_collection
@@ -56,7 +73,7 @@ KEYS: Final = 6
 FIELDS: Final = (PK, GROUP, NOTE, VECTOR, META)
 
 Row = tuple[Any, ...]
-"""(partition, key, group, note, vector, meta, inserted tick)."""
+"""(partition, its fields in the order of the schema, inserted tick)."""
 
 
 @dataclass
@@ -65,6 +82,8 @@ class ModelRow:
     number: int
     version: int
     inserted: int
+    schema: CollectionSchema
+    """For which it was inserted."""
     deleted: int = TICK_MAX
 
 
@@ -72,6 +91,7 @@ class ModelRow:
 class ModelCollection:
     """What a collection's rows are, by scanning a list."""
 
+    schema: CollectionSchema
     partitions: set[int]
     rows: list[ModelRow] = field(default_factory=list)
     ttl_s: int = 0
@@ -109,7 +129,7 @@ class World:
         self.log: list[tuple[Position, bytes]] = []
         self.ms = 1_000_000
         self.sequence = 0
-        self._values: dict[tuple[int, int], Row] = {}
+        self._values: dict[tuple[int, int], Mapping[FieldId, Any]] = {}
         self.busy = False
         """A checkpoint is under way, so nobody writes chunks for messages."""
 
@@ -148,7 +168,7 @@ class World:
     def create(self, c: int) -> None:
         schema = self.schema.to_dict()
         self.expect({}, CreateCollection(CollectionId(c), schema, [PartitionId(1)], {}))
-        self.model.setdefault(c, ModelCollection({1}))
+        self.model.setdefault(c, ModelCollection(self.schema, {1}))
 
     def drop(self, c: int) -> None:
         self.expect({}, DropCollection(CollectionId(c)))
@@ -178,15 +198,35 @@ class World:
         self._known(c, ReleaseCollection(CollectionId(c), _ids(partitions)))
 
     def alter(self, c: int, ttl_s: int) -> None:
-        self._known(c, AlterCollection(CollectionId(c), {TTL_PROPERTY: str(ttl_s)} if ttl_s else {}))
+        self._known(c, AlterCollection(CollectionId(c), _lifetime(ttl_s)))
         if c in self.model:
             self.model[c].ttl_s = ttl_s
+
+    def evolve(self, c: int, what: str, pick: int) -> None:
+        """Add a field, drop one, or let one grow; or tell the shard a schema again that it has."""
+        known = self.model.get(c)
+        schema = self._schema(c)
+        name = f"x{pick % 3}"
+        if what == "drop":
+            droppable = [one.name for one in schema.fields if one.id not in (PK, VECTOR, META)]
+            schema = without_field(schema, droppable[pick % len(droppable)]) if droppable else schema
+        elif what == "grow":
+            longest = {"max_length": str(2_000 + schema.version)}
+            schema = with_field_params(schema, "note", longest) if "note" in schema.by_name else schema
+        elif what != "again" and name not in schema.by_name:
+            schema = with_field(schema, replace(ADDED[what], name=name))
+        self._known(c, AlterCollection(CollectionId(c), _lifetime(known.ttl_s if known else 0), schema.to_dict()))
+        if known is not None:
+            known.schema = schema
 
     def create_index(self, c: int, number: int) -> None:
         self._known(c, CreateIndex(CollectionId(c), IndexId(number), VECTOR, self.spec.to_dict()))
 
     def drop_index(self, c: int, number: int) -> None:
         self._known(c, DropIndex(CollectionId(c), IndexId(number)))
+
+    def _schema(self, c: int) -> CollectionSchema:
+        return self.model[c].schema if c in self.model else self.schema
 
     def _known(self, c: int, message: Message) -> None:
         self.expect({} if c in self.model else "collection_not_found", message)
@@ -196,18 +236,27 @@ class World:
     def insert(self, c: int, p: int, numbers: list[int], version: int) -> None:
         self._insert(c, p, numbers, version, Insert(CollectionId(c), PartitionId(p)), kills=False)
 
+    def insert_late(self, c: int, p: int, numbers: list[int], version: int, by: int) -> None:
+        """Insert rows of another version of the schema, as one who has not heard of the change does."""
+        known = self.model.get(c)
+        body = rows_of(self, numbers, version).to_bytes()
+        number = by + (known.schema.version if known else 1)
+        refused = "collection_not_found" if known is None else "schema_mismatch"
+        if number:
+            self.expect(refused, Insert(CollectionId(c), PartitionId(p), schema_version=number), body)
+
     def insert_both(self, c: int, numbers: list[int], version: int, replace: bool) -> None:
         """Say the rows of two partitions in one message: the last one's in partition 2, all others' in 1."""
         known = self.model.get(c)
         message = Insert(CollectionId(c), PartitionId(1), replace, others=[(PartitionId(2), 1)])
-        body = rows_of(self, numbers, version).to_bytes()
+        body = rows_of(self, numbers, version, self._schema(c)).to_bytes()
         if known is None or not known.partitions >= {1, 2}:
             self.expect("collection_not_found" if known is None else "partition_not_found", message, body)
             return
         outcome, tick = self.say(message, body)
         assert outcome == {"rows": len(numbers), "deleted": known.kill(numbers, tick) if replace else 0}
-        known.rows += [ModelRow(1, one, version, tick) for one in numbers[:-1]]
-        known.rows.append(ModelRow(2, numbers[-1], version, tick))
+        known.rows += [ModelRow(1, one, version, tick, known.schema) for one in numbers[:-1]]
+        known.rows.append(ModelRow(2, numbers[-1], version, tick, known.schema))
 
     def upsert(self, c: int, p: int, numbers: list[int], version: int) -> None:
         self._insert(c, p, numbers, version, Insert(CollectionId(c), PartitionId(p), True), kills=True)
@@ -236,11 +285,12 @@ class World:
         kills: bool,
         refused: str | None = None,
     ) -> None:
-        body = rows_of(self, numbers, version).to_bytes()
         known = self.model.get(c)
+        body = rows_of(self, numbers, version, self._schema(c)).to_bytes()
         if known is None:
             self.expect("collection_not_found", message, body)
             return
+        message = replace(message, schema_version=known.schema.version * (version % 2))
         if p not in known.partitions:
             self.expect("partition_not_found", message, body)
             return
@@ -250,7 +300,7 @@ class World:
         outcome, tick = self.say(message, body)
         killed = known.kill(numbers, tick) if kills else 0
         assert outcome == {"rows": len(numbers), "deleted": killed}
-        known.rows += [ModelRow(p, number, version, tick) for number in numbers]
+        known.rows += [ModelRow(p, number, version, tick, known.schema) for number in numbers]
 
     def delete(self, c: int, numbers: list[int], partitions: list[int] | None) -> None:
         keys = as_keys(self.schema, numbers)
@@ -276,7 +326,7 @@ class World:
         if one is None or self.busy:
             return
         view = one.segment.view()
-        rows = prepare(view.whole(), view.ticks, self.schema)
+        rows = prepare(*rows_from(view, 0), view.schema)
         files = self.put_rows(rows.batch, rows.ticks)
         if handed:
             self.first.hand_over_rows((view.segment_id,), rows)
@@ -317,7 +367,7 @@ class World:
             getattr(self, name)(c, *arguments)
         files = self.put_rows(batch, ticks) if batch.rows else SegmentFiles(0, {})
         if handed:
-            self.first.hand_over_rows(ids, prepare(batch, ticks, self.schema))
+            self.first.hand_over_rows(ids, prepare(batch, ticks, views[0].schema))
         there = state is self.first.collections.get(CollectionId(c)) and all(one in state.stored for one in ids)
         outcome, _ = self.say(Compacted(CollectionId(c), ids, as_of, expire_before, files.to_dict()))
         assert ("segment" in outcome) == (there and files.rows > 0)  # type: ignore[operator]
@@ -334,7 +384,7 @@ class World:
             segment = one.segment
             if state is not None and segment.released and state.is_loaded(segment.partition_id):
                 assert segment.files is not None
-                segment.load(prepare_from_files(segment.files, self._get, self.schema))
+                segment.load(prepare_from_files(segment.files, self._get, segment.schema))
 
     def repeat(self, back: int) -> None:
         """Append an entry again that is in the log already, as a retry does: nothing happens twice."""
@@ -368,10 +418,15 @@ class World:
         assert set(self.first.collections) == set(self.model)
         for c, known in self.model.items():
             state = self.first.collections[CollectionId(c)]
-            assert state.partitions == known.partitions
+            assert (state.partitions, state.schema) == (known.partitions, known.schema)
             tick = self.first.tick
-            wanted = sorted(self.expected(row) for row in known.live(tick))
-            assert sorted(rows_at(self.first.views(CollectionId(c)), tick)) == wanted
+            live = known.live(tick)
+            wanted = sorted((self.expected(row, known.schema) for row in live), key=repr)
+            assert sorted(rows_at(self.first.views(CollectionId(c)), tick), key=repr) == wanted
+            for one in known.schema.fields:
+                if one.id > META:
+                    self.check_filter(f"{one.name} is null", c, one)
+                    self.check_filter(f"{one.name} == {default_text(one)}", c, one)
             for at, expire_before in (
                 (tick, state.expire_before(tick)),
                 (max(known.floor, tick - 1), 0),
@@ -387,30 +442,85 @@ class World:
             for state in shard.collections.values():
                 assert all(one.rows for one in state.segments()), "no segment is without rows"
 
-    def expected(self, row: ModelRow) -> Row:
+    def expected(self, row: ModelRow, schema: CollectionSchema) -> Row:
+        """Return the row as the schema shows it: what it was inserted with, else the default or null."""
         what = (row.number, row.version)
         if what not in self._values:
-            (self._values[what],) = values_of(rows_of(self, [row.number], row.version))
-        return (row.partition, *self._values[what], row.inserted)
+            (values,) = values_of(rows_of(self, [row.number], row.version), FIELDS)
+            self._values[what] = dict(zip(FIELDS, values, strict=True))
+        return (row.partition, *(self.value(row, one) for one in schema.fields), row.inserted)
+
+    def value(self, row: ModelRow, one: FieldSchema) -> Any:
+        if one.id not in row.schema.by_id:
+            return one.default
+        known = self._values.get((row.number, row.version), {})
+        return known[one.id] if one.id <= META else added_value(one, row.number, row.version)
+
+    def check_filter(self, text: str, c: int, one: FieldSchema) -> None:
+        """A filter on a field that was added sees what a reader does, in segments of every age."""
+        known, tick = self.model[c], self.first.tick
+        values = [self.value(row, one) for row in known.live(tick)]
+        matching = sum(value is None if "null" in text else value == default_of(one) for value in values)
+        row_filter = compile_filter(text, known.schema)
+        assert count(self.first.views(CollectionId(c)), row_filter, tick=tick) == matching, text
 
 
-def rows_of(world: World, numbers: Sequence[int], version: int) -> Batch:
+ADDED: Final = {
+    "number": FieldSchema("", DataType.INT64, nullable=True),
+    "flag": FieldSchema("", DataType.BOOL, default=True),
+    "text": FieldSchema("", DataType.VARCHAR, nullable=True, default="défaut", max_bytes=100),
+}
+
+
+def default_of(one: FieldSchema) -> Any:
+    return 7 if one.default is None else one.default
+
+
+def default_text(one: FieldSchema) -> str:
+    return json.dumps(default_of(one), ensure_ascii=False)
+
+
+def added_value(one: FieldSchema, number: int, version: int) -> Any:
+    """Return what a row has in a field that was added: null where that may be, the default, or something else."""
+    if (number + one.id) % 3 == 0:
+        return None if one.nullable else one.default
+    if one.type is DataType.BOOL:
+        return bool((number + version) % 2)
+    return 7 * (number % 2) + version if one.type is DataType.INT64 else f"{one.id} {number}"
+
+
+def rows_of(world: World, numbers: Sequence[int], version: int, schema: CollectionSchema | None = None) -> Batch:
     """Return rows made from their numbers and a version, so that equal rows come again in other segments."""
     vectors = np.array([[n, version, *[1] * (DIM - 2)] for n in numbers], np.float32)
-    return make_batch(world.schema, numbers, [None if n == 2 else n % 2 + version for n in numbers], vectors)
+    batch = make_batch(world.schema, numbers, [None if n == 2 else n % 2 + version for n in numbers], vectors)
+    if schema is None or schema.version == world.schema.version:
+        return batch
+    columns: dict[FieldId, Column] = {}
+    columns |= {one.id: batch.columns[one.id] for one in schema.fields if one.id in batch.columns}
+    for one in schema.fields:
+        if one.id not in columns:
+            values = [added_value(one, number, version) for number in numbers]
+            valid = np.array([value is not None for value in values], np.bool_)
+            if one.type is DataType.VARCHAR:
+                texts = StringArray.from_strings([value or "" for value in values])
+                columns[one.id] = StringColumn(texts, None if valid.all() else valid)
+            else:
+                array = np.array([value or 0 for value in values], NUMPY_TYPES[one.type])
+                columns[one.id] = ScalarColumn(array, None if valid.all() else valid)
+    return Batch(columns, len(numbers))
 
 
-def values_of(batch: Batch) -> Iterator[Row]:
-    columns = [batch.columns[one].to_list() for one in FIELDS]
-    for key, group, note, vector, meta in zip(*columns, strict=True):
-        yield key, -1 if group is None else group, note, tuple(vector.tolist()), meta or ""
+def values_of(batch: Batch, fields: Sequence[FieldId]) -> Iterator[Row]:
+    for row in zip(*(batch.columns[one].to_list() for one in fields), strict=True):
+        yield tuple(tuple(value.tolist()) if isinstance(value, np.ndarray) else value for value in row)
 
 
 def rows_at(views: Sequence[SegmentView], tick: int) -> Iterator[Row]:
     for view in views:
         offsets = np.flatnonzero(view.visible(Tick(tick)))
         inserted = view.ticks[offsets].tolist()
-        for row, at in zip(values_of(view.fetch(offsets, FIELDS)), inserted, strict=True):
+        fields = [one.id for one in view.schema.fields]
+        for row, at in zip(values_of(view.fetch(offsets, fields), fields), inserted, strict=True):
             yield (view.partition_id, *row, at)
 
 
@@ -459,10 +569,16 @@ def summary(shard: Shard, *, machine: bool = True) -> Any:
 
 def _facts(view: SegmentView) -> Any:
     everything = np.arange(view.rows, dtype=np.int64)
+    fields = [one.id for one in view.schema.fields]
+    rows = list(values_of(view.fetch(everything, fields), fields))
     return (
-        *(view.segment_id, view.partition_id, view.sealed, view.ticks.tolist()),
-        *(view.deletes.offsets.tolist(), view.deletes.ticks.tolist(), list(values_of(view.fetch(everything, FIELDS)))),
+        *(view.segment_id, view.partition_id, view.sealed, view.schema, view.ticks.tolist()),
+        *(view.deletes.offsets.tolist(), view.deletes.ticks.tolist(), rows),
     )
+
+
+def _lifetime(ttl_s: int) -> dict[str, str]:
+    return {TTL_PROPERTY: str(ttl_s)} if ttl_s else {}
 
 
 def _ids(partitions: list[int] | None) -> list[PartitionId] | None:
@@ -477,6 +593,7 @@ Step = tuple[Any, ...]
 WEIGHTS: Final = {
     "insert": 16, "upsert": 10,
     "insert_both": 4, "upsert_expecting": 3, "delete": 8, "seal": 12, "flush": 16, "index": 8, "compact": 12,
+    "evolve": 4, "insert_late": 1,
     "load": 3, "release": 3, "bring": 3, "create_index": 2, "drop_index": 1, "alter": 2, "wait": 5, "repeat": 3,
     "create": 1, "drop": 0.5, "create_partition": 2, "drop_partition": 0.6, "truncate": 1,
 }  # fmt: skip
@@ -502,6 +619,10 @@ def _arguments(dice: Random, name: str) -> tuple[Any, ...]:
             return (dice.randrange(30),)
         case "insert":
             return c, p, doubled, dice.randrange(2)
+        case "insert_late":
+            return c, p, distinct, dice.randrange(2), dice.choice([-1, 1])
+        case "evolve":
+            return c, dice.choice([*ADDED, *ADDED, "drop", "drop", "grow", "again"]), dice.randrange(12)
         case "insert_both":
             return c, distinct, dice.randrange(2), handed
         case "upsert":
@@ -517,7 +638,7 @@ def _arguments(dice: Random, name: str) -> tuple[Any, ...]:
         case "index":
             return c, dice.randrange(4), dice.choice([1, 1, 2]), dice.choice([0, 0, 1]), handed
         case "compact":
-            weights = {"delete": 5, "upsert": 4, "alter": 1, "drop_partition": 0.2, "truncate": 0.2}
+            weights = {"delete": 5, "upsert": 4, "alter": 1, "evolve": 2, "drop_partition": 0.2, "truncate": 0.2}
             names = dice.choices(list(weights), list(weights.values()), k=dice.randint(0, 2))
             return c, p, dice.randint(1, 3), [(one, *_arguments(dice, one)[1:]) for one in names], handed
         case "load" | "release":

@@ -23,6 +23,7 @@ from cluster.message import (
     ReleaseCollection,
     TruncateCollection,
 )
+from storage.schema import FIELDS_MAX, CollectionSchema, DataType, FieldSchema
 from storage.types import FieldId, IndexId, PartitionId
 from tests.cluster.controls import (
     KEYED,
@@ -41,6 +42,34 @@ INDEX = ("create_index", "a", new_index())
 PARTITION = ("create_partition", "a", {"partition": "p"})
 LOAD: Sequence[Any] = ("load", "a", {"partitions": []})
 LOAD_P = ("load", "a", {"partitions": ["p"]})
+DYNAMIC = {"changed": {"dynamicfield.enabled": "true"}, "dropped": []}
+
+
+def adding(name: str, kind: DataType, **more: Any) -> Any:
+    """Return the request that adds a field."""
+    return "add_field", "a", {"field": FieldSchema(name, kind, **more).to_dict()}
+
+
+def dropping(name: str = "", field_id: int = 0) -> Any:
+    return "drop_field", "a", {"field_name": name, "field_id": field_id}
+
+
+def altering(name: str, **params: Any) -> Any:
+    return "alter_field", "a", {"field_name": name, "params": {k.replace("__", "."): v for k, v in params.items()}}
+
+
+def longer(length: int) -> Any:
+    return altering("text", max_length=str(length))
+
+
+NUMBER, DROP_NUMBER = adding("number", DataType.INT32, nullable=True), dropping("number")
+TEXT = adding("text", DataType.VARCHAR, default="x", max_bytes=8, params={"max_length": "8"})
+TEXTS = adding(
+    "texts", DataType.ARRAY, element=DataType.VARCHAR, nullable=True, max_bytes=8, capacity=4,
+    params={"max_length": "8", "max_capacity": "4"},
+)  # fmt: skip
+TWO = ("create_collection", "a", new_collection(schema=TWO_VECTORS.to_dict()))
+KEYED_A = ("create_collection", "a", new_collection(schema=KEYED.to_dict()))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +81,10 @@ LOAD_P = ("load", "a", {"partitions": ["p"]})
         pytest.param(
             [A], ("alter_collection", "a", {"changed": {"k": "v"}, "dropped": []}), AlterCollection, id="alter"
         ),
+        pytest.param([A], ("alter_collection", "a", DYNAMIC), AlterCollection, id="switch the dynamic field on"),
+        pytest.param([A], NUMBER, AlterCollection, id="add a field"),
+        pytest.param([A, NUMBER], DROP_NUMBER, AlterCollection, id="drop a field"),
+        pytest.param([A, TEXT], longer(9), AlterCollection, id="alter a field"),
         pytest.param([A], PARTITION, CreatePartition, id="create a partition"),
         pytest.param([A, PARTITION], ("drop_partition", "a", {"partition": "p"}), DropPartition, id="drop a partition"),
         pytest.param([A], INDEX, CreateIndex, id="create an index"),
@@ -84,7 +117,7 @@ def test_all_kinds_are_in_the_table_above() -> None:
     """A new kind of change comes with its row."""
     assert set(KINDS) == {
         *("create_collection", "truncate_collection", "drop_collection", "alter_collection", "create_partition"),
-        *("drop_partition", "create_index", "drop_index", "load", "release"),
+        *("drop_partition", "create_index", "drop_index", "load", "release", "add_field", "drop_field", "alter_field"),
     }
 
 
@@ -95,6 +128,7 @@ def test_all_kinds_are_in_the_table_above() -> None:
         pytest.param([A], A, id="create the same collection again"),
         pytest.param([A, PARTITION], PARTITION, id="create a partition again"),
         pytest.param([A], ("drop_partition", "a", {"partition": "p"}), id="drop a partition that does not exist"),
+        pytest.param([A, TEXT], longer(8), id="alter a field to what it is"),
         pytest.param([A, INDEX], INDEX, id="create the same index again"),
         pytest.param([A, INDEX, LOAD], LOAD, id="load what is loaded"),
         pytest.param([A, INDEX, PARTITION, LOAD_P], LOAD_P, id="load a loaded partition"),
@@ -265,6 +299,70 @@ def test_a_repeat_succeeds_and_does_nothing(before: list[Any], change: Any) -> N
             id="release no partition",
         ),
         pytest.param([A], ("paint", "a", {}), "invalid_parameter", "paint", id="a kind that there is not"),
+        pytest.param([], NUMBER, "collection_not_found", "can't find collection", id="add a field to none"),
+        *(
+            pytest.param([A], adding("n", kind, **more), code, text, id=f"add a field: {text}")
+            for kind, more, code, text in (
+                (DataType.INT64, {}, "invalid_parameter", "added field must be nullable or have a default value"),
+                (DataType.INT64, {"primary": True}, "invalid_parameter", "not support to add pk field"),
+                (DataType.INT64, {"partition_key": True}, "invalid_parameter", "not support to add partition key"),
+                (DataType.INT64, {"nullable": True, "auto_id": True}, "invalid_parameter", "AutoID"),
+                (DataType.FLOAT_VECTOR, {"dim": 2}, "invalid_parameter", "not support to add vector field"),
+                (DataType.VARCHAR, {"nullable": True}, "invalid_parameter", "max_length"),
+                (DataType.INT8, {"default": 128}, "invalid_parameter", "does not take 128"),
+            )
+        ),
+        pytest.param(
+            [A], adding("not ok", DataType.BOOL, nullable=True), "name_invalid", "Invalid field name", id="add: name"
+        ),
+        pytest.param(
+            [A], adding("$meta", DataType.JSON, nullable=True), "name_invalid", "Invalid field name", id="add $meta"
+        ),
+        pytest.param([A, NUMBER], NUMBER, "invalid_parameter", "duplicate field name: number", id="add it again"),
+        pytest.param([A], DROP_NUMBER, "field_not_found", "field number not exist; fields: id, v", id="drop no field"),
+        pytest.param([A], dropping(field_id=9), "field_not_found", "id 9 not exist", id="drop no field by id"),
+        pytest.param([A, NUMBER, DROP_NUMBER], DROP_NUMBER, "field_not_found", "number not exist", id="drop it again"),
+        pytest.param([A], dropping("id"), "invalid_parameter", "it is the primary key", id="drop the primary key"),
+        pytest.param([A], dropping("v"), "invalid_parameter", "it is the only vector field", id="drop the only vector"),
+        pytest.param([A], dropping("$meta"), "invalid_parameter", "it is the dynamic field", id="drop $meta"),
+        pytest.param([KEYED_A], dropping("owner"), "invalid_parameter", "the partition key", id="drop the owner"),
+        *(
+            pytest.param([A, TEXT, TEXTS], change, "invalid_parameter", text, id=f"alter a field: {text}")
+            for change, text in (
+                (longer(7), "max_length of field text can only grow: it is 8"),
+                (longer(65_536), "should be in (0, 65535], got 65536"),
+                (altering("text", max_length="x"), "is a whole number, got 'x'"),
+                (altering("text", max_length="-9"), "is a whole number"),
+                (altering("text", max_capacity="9"), "max_capacity of field text, which is VarChar, can not be"),
+                (altering("texts", max_capacity="3"), "max_capacity of field texts can only grow"),
+                (altering("texts", max_capacity="4097"), "should be in (0, 4096]"),
+                (altering("v", dim="4"), "dim of field v, which is FloatVector, can not be altered"),
+                (altering("id", max_length="4"), "max_length of field id, which is Int64, can not be altered"),
+                (altering("v", mmap__enabled="perhaps"), "mmap.enabled of field v is true or false"),
+            )
+        ),
+        pytest.param([A], longer(9), "field_not_found", "field text not exist", id="alter no field"),
+        pytest.param(
+            [A],
+            ("alter_collection", "a", {"changed": {"dynamicfield.enabled": "false"}, "dropped": []}),
+            "invalid_parameter",
+            "dynamic schema cannot supported to be disabled",
+            id="switch the dynamic field off",
+        ),
+        pytest.param(
+            [A],
+            ("alter_collection", "a", {"changed": {"dynamicfield.enabled": "1"}, "dropped": []}),
+            "invalid_parameter",
+            "dynamicfield.enabled is true or false, got '1'",
+            id="switch the dynamic field somewhere",
+        ),
+        pytest.param(
+            [TWO, dropping("w")],
+            ("create_index", "a", new_index("w", "w")),
+            "field_not_found",
+            "field w not exist: it was dropped",
+            id="an index on a dropped field",
+        ),
     ],
 )
 def test_it_is_refused(before: list[Any], change: Any, code: str, text: str) -> None:
@@ -273,6 +371,55 @@ def test_it_is_refused(before: list[Any], change: Any, code: str, text: str) -> 
     state = one.control.catalog.to_bytes()
     refused(one.begin(*change), code, text)
     assert one.control.catalog.to_bytes() == state
+
+
+def test_each_change_of_a_field_is_the_next_version() -> None:
+    """Shards are told the schema that the catalogue has in the end. Ids of dropped fields are not given again, nor after
+    a restart; a dropped vector takes its index along; nothing else of the collection changes."""
+    one = driver(TWO, ("create_index", "a", new_index("v", "v")), ("create_index", "a", new_index("w", "w")), LOAD)
+    before = one.find("a")
+    ids = []
+    for version, change in enumerate((NUMBER, DROP_NUMBER, NUMBER, TEXT, longer(64), TEXTS, dropping("w")), 2):
+        told = one.carry(*change)
+        one.control = restored(one.control)
+        found = one.find("a")
+        assert found.schema.version == version
+        assert [message.schema for _, message in told] == [found.schema.to_dict()] * 2
+        assert CollectionSchema.from_dict(found.schema.to_dict()) == found.schema
+        ids.append([known.id for known in found.schema.fields])
+    assert ids[1:4] == [[100, 101, 102], [100, 101, 102, 104], [100, 101, 102, 104, 105]]
+    assert ids[-1] == [100, 101, 104, 105, 106]
+    assert (found.schema.field("text").max_bytes, found.schema.field("text").params) == (64, {"max_length": "64"})
+    assert list(found.indexes) == ["v"] and found.indexes["v"] == before.indexes["v"]
+    assert (found.loaded, found.properties, found.partitions) == (None, before.properties, before.partitions)
+    one.carry(*altering("texts", max_capacity="5", max_length="9", mmap__enabled="true"))
+    texts = one.find("a").schema.field("texts")
+    assert (texts.capacity, texts.max_bytes) == (5, 9)
+    assert texts.params == {"max_length": "9", "max_capacity": "5", "mmap.enabled": "true"}
+    by_id = one.carry(*dropping(field_id=texts.id))
+    assert by_id and "texts" not in one.find("a").schema.by_name
+
+
+def test_the_dynamic_field_is_switched_on_once() -> None:
+    """As a property that is none: it is the schema that tells, and asking again changes no schema."""
+    one = driver(TWO)
+    for schema_told in (True, False):
+        ((_, message), _) = one.carry("alter_collection", "a", DYNAMIC)
+        assert (message.schema is not None, message.properties) == (schema_told, {})
+    found = one.find("a")
+    assert found.schema.version == 2 and found.schema.dynamic is not None and found.schema.dynamic.id == 103
+    assert one.carry("alter_collection", "a", {"changed": {"k": "v", **DYNAMIC["changed"]}, "dropped": []})  # type: ignore
+    assert one.find("a").properties == {"k": "v"} and one.find("a").schema == found.schema
+
+
+def test_there_are_only_so_many_fields() -> None:
+    """The limit is that of a new collection; dropping one makes room."""
+    one = driver(A)
+    for i in range(FIELDS_MAX - 2):
+        assert one.carry(*adding(f"f{i}", DataType.BOOL, nullable=True))
+    refused(one.begin(*NUMBER), "invalid_parameter", "reached the maximum value 256")
+    one.carry(*dropping("f7"))
+    assert one.carry(*NUMBER)
 
 
 def test_there_are_only_so_many_partitions() -> None:
