@@ -70,6 +70,7 @@ from storage.errors import (
     NoLeader,
     PartitionNotFound,
     PartitionNotLoaded,
+    SchemaMismatch,
     Unavailable,
     UnsupportedOperation,
 )
@@ -340,6 +341,19 @@ class Database:
         request = {"changed": dict(changed), "dropped": list(dropped)}
         await self._router.ddl("alter_collection", database, (await self._find(database, name)).name, request)
 
+    async def add_field(self, database: str, name: str, field: FieldSchema) -> None:
+        await self._router.ddl(
+            "add_field", database, (await self._find(database, name)).name, {"field": field.to_dict()}
+        )
+
+    async def drop_field(self, database: str, name: str, field_name: str, field_id: int = 0) -> None:
+        asked = {"field_name": field_name, "field_id": field_id}
+        await self._router.ddl("drop_field", database, (await self._find(database, name)).name, asked)
+
+    async def alter_field(self, database: str, name: str, field_name: str, params: Mapping[str, str]) -> None:
+        asked = {"field_name": field_name, "params": dict(params)}
+        await self._router.ddl("alter_field", database, (await self._find(database, name)).name, asked)
+
     async def describe_segments(self, collection_id: int, segment_ids: Sequence[int]) -> list[Mapping[str, Any]]:
         await self._router.refresh_catalog()
         found = self._node.catalog.collections.get(CollectionId(collection_id))
@@ -462,7 +476,7 @@ class Database:
                 return 0
             return await self._writer.delete_keys(found, keys, None if chosen is None else sorted(chosen))
 
-        return await self._with(database, collection, delete, GONE)
+        return await self._with(database, collection, delete, (*GONE, SchemaMismatch))  # it reads before it writes
 
     async def get(self, database: str, collection: str, ids: Sequence[int | str], options: ReadOptions) -> Rows:
         return await self._with(database, collection, lambda found: self._reader.get(found, ids, options))
@@ -570,7 +584,7 @@ class Database:
         database: str,
         name: str,
         work: Callable[[Collection], Awaitable[T]],
-        refused: tuple[type[BadRequest], ...] = (BadRequest,),
+        refused: tuple[type[AnnulusError], ...] = (BadRequest, SchemaMismatch),
     ) -> T:
         """Return `work(collection)`; what is refused once is tried again if the newest catalogue says otherwise.
 
@@ -580,7 +594,7 @@ class Database:
         try:
             return await work(found)
         except refused as error:
-            if self._node.mesh is None:
+            if self._node.mesh is None and not isinstance(error, SchemaMismatch):
                 raise
             if not await self._router.refresh_catalog():
                 if isinstance(error, MAY_BE_OLD):
@@ -589,7 +603,8 @@ class Database:
             again = self._node.catalog.find(database, name)
             if again == found:
                 raise
-            if refused is GONE and again.schema != found.schema:  # for which the rows were decoded
+            replaced = again.collection_id != found.collection_id
+            if refused is GONE and replaced and again.schema != found.schema:  # for which the rows were decoded
                 raise Conflict(f"collection {name} was replaced by another one meanwhile; try again") from None
             return await work(again)
 

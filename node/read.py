@@ -45,6 +45,7 @@ from storage.errors import (
     MissingParameter,
     NotFresh,
     PartitionNotLoaded,
+    SchemaMismatch,
     SnapshotGone,
     StorageFault,
     Unavailable,
@@ -131,6 +132,8 @@ class _Target:
     schema: CollectionSchema
     shards: tuple[ShardId, ...]
     at: Tick | None = None
+    any_schema: bool = False
+    """Whether the replicas may have a newer schema than this one."""
 
 
 @dataclass
@@ -285,7 +288,29 @@ class Reader:
         options: ReadOptions,
         level: Consistency | None = None,
     ) -> Answer:
-        """Return the answer of the collection's shards at the request's level, or this one."""
+        """Return the answer of the collection's shards at the request's level, or this one.
+
+        Raises SchemaMismatch if this node's catalogue has a newer version of the schema by now. Until a change of it
+        has come to its end, reads are by the schema from before, also on replicas that have the new one.
+        """
+        try:
+            return await self._answer(collection, question, row_filter, options, level)
+        except SchemaMismatch:
+            await self._node.router.refresh_catalog()
+            found = self._node.catalog.collections.get(collection.collection_id)
+            if found is None or found.schema.version != collection.schema.version:
+                raise
+            question = replace(question, any_schema=True)
+            return await self._answer(collection, question, row_filter, options, level)
+
+    async def _answer(
+        self,
+        collection: Collection,
+        question: Question,
+        row_filter: CompiledFilter | None,
+        options: ReadOptions,
+        level: Consistency | None,
+    ) -> Answer:
         needs = self._fresh.needs(collection, options, level)
         deadline_s = self._node.router.deadline_s()
         answer = None
@@ -346,7 +371,8 @@ class Reader:
         while True:
             try:
                 if peers is not None:
-                    return await self._away(question, needs, peers, deadline_s)
+                    asked = replace(question, schema_version=schema.version)
+                    return await self._away(asked, needs, peers, deadline_s)
                 return await self._here(question, schema, row_filter, needs)
             except StorageFault as fault:  # only the replicas here raise it
                 if len(needs) > 1:
@@ -360,6 +386,8 @@ class Reader:
                     raise
                 log.warning("another replica is asked, the one here is damaged shard=%s: %s", next(iter(needs)), fault)
                 damaged = True
+            except SchemaMismatch:
+                raise
             except Unavailable as error:
                 attempt += 1
                 if not await router.pause(attempt, give_up_s):
@@ -396,12 +424,28 @@ class Reader:
                 raise NotFresh(f"the replica of {name_of(shard_id)} is behind what is asked for")
         machines = [self._node.shards[shard_id].machine for shard_id in needs]
         states = (machine.collections.get(question.collection_id) for machine in machines)
-        schema = next((state.schema for state in states if state is not None), None)
-        if schema is None:
+        schemas = [state.schema for state in states if state is not None]
+        if not schemas:
             ticks = {shard_id: self._node.shards[shard_id].machine.tick for shard_id in needs}
             return {}, Answer.nothing(question, None, ticks).to_blobs()
+        schema = self._schema_of(question, schemas)
         row_filter = self._compiled(question.collection_id, schema, question.filter, question.templates)
         return {}, (await self._here(question, schema, row_filter, needs)).to_blobs()
+
+    def _schema_of(self, question: Question, schemas: Sequence[CollectionSchema]) -> CollectionSchema:
+        """Return the version of the schema by which another node asks, out of those that replicas here have.
+
+        Raises NotFresh if it is newer, SchemaMismatch if it is older than what this node knows.
+        """
+        found = self._node.catalog.collections.get(question.collection_id)
+        known = [*schemas, *([found.schema] if found is not None else [])]
+        asked = question.schema_version
+        schema = next((one for one in known if one.version == asked), None)
+        if schema is not None:
+            return schema
+        if all(one.version < asked for one in known):
+            raise NotFresh(f"version {asked} of the collection's schema is not known here yet")
+        raise SchemaMismatch(f"version {asked} of the collection's schema is an old one: try again")
 
     # here
 
@@ -414,7 +458,8 @@ class Reader:
             part = question.part()
             answers = await _all(self._here(part, schema, row_filter, {one: needs[one]}) for one in needs)
             return merge_answers(question, schema, answers)
-        target = _Target(question.collection_id, schema, tuple(needs), next(iter(exactly.values()), None))
+        at = next(iter(exactly.values()), None)
+        target = _Target(question.collection_id, schema, tuple(needs), at, question.any_schema)
         if question.near is not None:
             return await self._gather(target, question, row_filter)
         seen = self.snapshot(target, question.partitions, growing=question.growing)
@@ -434,7 +479,8 @@ class Reader:
     def snapshot(self, target: _Target, partitions: frozenset[PartitionId] | None, *, growing: bool = True) -> Snapshot:
         """Return what a read that begins now sees: everything that the replicas here have applied, or as of a tick.
 
-        Raises NotFresh if a replica is not here any more, SnapshotGone if it no longer has what was there at the tick.
+        Raises NotFresh if a replica is not here any more, SnapshotGone if it no longer has what was there at the tick,
+        SchemaMismatch if it has a newer schema and that matters.
         """
         views: list[SegmentView] = []
         ticks: dict[ShardId, Tick] = {}
@@ -456,7 +502,15 @@ class Reader:
                     "been removed for good; begin again without the snapshot token"
                 )
             is_known = True
-            views += shard.views(target.collection_id, chosen, growing=growing)
+            found = shard.views(target.collection_id, chosen, growing=growing)
+            if state.schema.version != target.schema.version:
+                if state.schema.version > target.schema.version and not target.any_schema:
+                    raise SchemaMismatch(
+                        f"the schema of collection {target.collection_id} has version {state.schema.version}, the read "
+                        f"is of version {target.schema.version}: try again"
+                    )
+                found = [one.under(target.schema) for one in found]
+            views += found
             expire_before = state.expire_before(target.at or self._node.hybrid.stamp())
         tick = max(ticks.values())
         return Snapshot(target.schema, views, tick, expire_before, ticks, is_known)
@@ -465,7 +519,8 @@ class Reader:
         near = question.near
         assert near is not None and question.limit is not None, "a search has vectors and a limit"
         kind = (
-            target.collection_id, target.shards, target.at, question.partitions, near.field_id, near.metric,
+            target.collection_id, target.schema.version, target.any_schema, target.shards, target.at,
+            question.partitions, near.field_id, near.metric,
             near.params, question.limit, question.offset, question.filter, question.growing,
             repr(question.templates) if question.templates else "", question.field_ids,
         )  # fmt: skip

@@ -40,6 +40,7 @@ from storage.errors import (
     OutcomeUnknown,
     Overloaded,
     PeerUnreachable,
+    SchemaMismatch,
     Unavailable,
     UnsupportedOperation,
     error_from,
@@ -268,11 +269,19 @@ class Router:
             scope.saw(shard_id, tick)
         return outcome
 
-    async def change_all(self, changes: Sequence[tuple[ShardId, Message, Blob]]) -> list[Mapping[str, Any]]:
-        """Make several changes at once and return their outcomes. Raises one error for all that failed."""
+    async def change_all(
+        self,
+        changes: Sequence[tuple[ShardId, Message, Blob]],
+        change: Callable[[ShardId, Message, Blob], Awaitable[Mapping[str, Any]]] | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Make several changes at once and return their outcomes. Raises one error for all that failed.
+
+        change  how each is made, by `change` if nothing is said
+        """
+        change = change or self.change
         if len(changes) == 1:
-            return [await self.change(*changes[0])]
-        results = await asyncio.gather(*(self.change(*one) for one in changes), return_exceptions=True)
+            return [await change(*changes[0])]
+        results = await asyncio.gather(*(change(*one) for one in changes), return_exceptions=True)
         made = [one for one in results if not isinstance(one, BaseException)]
         if len(made) < len(results):
             raise one_error([one for one in results if isinstance(one, BaseException)], partly=bool(made))
@@ -405,7 +414,7 @@ class Router:
         """Return the first good answer of these peers, asked in their order.
 
         The next one is asked when one fails, and once also when an answer takes longer than that peer's usually do.
-        Raises the error of a bad request at once, else Unavailable with what each peer said.
+        Raises the error of a bad request, or of an old schema, at once, else Unavailable with what each peer said.
         """
         waiting = [one for one in peers if self.is_up(one)]
         faults = {one: "it is down" for one in peers if one not in waiting}
@@ -431,7 +440,7 @@ class Router:
                     peer = running.pop(task)
                     try:
                         return task.result()
-                    except BadRequest:
+                    except (BadRequest, SchemaMismatch):
                         raise
                     except (AnnulusError, TimeoutError) as error:
                         faults[peer] = str(error) or "time is up"

@@ -216,6 +216,18 @@ class Service(Protocol):
         self, database: str, name: str, changed: Mapping[str, str], dropped: Sequence[str]
     ) -> None: ...
 
+    async def add_field(self, database: str, name: str, field: FieldSchema) -> None:
+        """Add a field, whose id is not given yet: rows that are there have null or its default."""
+        ...
+
+    async def drop_field(self, database: str, name: str, field_name: str, field_id: int = 0) -> None:
+        """Drop the field of this name, or if that is empty of this id, and its index."""
+        ...
+
+    async def alter_field(self, database: str, name: str, field_name: str, params: Mapping[str, str]) -> None:
+        """Change type parameters of a field: max_length and max_capacity, which only grow, and mmap.enabled."""
+        ...
+
     async def describe_segments(self, collection_id: int, segment_ids: Sequence[int]) -> list[Mapping[str, Any]]: ...
 
     # partitions

@@ -73,6 +73,10 @@ class Question:
     """Of a get: whether the ticks at which the rows were inserted are wanted too."""
     near: Nearness | None = None
     """Of a search."""
+    schema_version: int = 0
+    """Of the schema by which fields and filter are meant; set where the question leaves its node."""
+    any_schema: bool = False
+    """Whether replicas may answer by that schema although they have a newer one."""
 
     def part(self) -> Question:
         """Return the question for some of the shards: what is skipped is known only when all have answered."""
@@ -84,6 +88,7 @@ class Question:
             "partitions": None if self.partitions is None else sorted(self.partitions), "growing": self.growing,
             "filter": self.filter, "templates": dict(self.templates), "fields": list(self.field_ids),
             "limit": self.limit, "offset": self.offset, "inserted": self.inserted,
+            "schema": [self.schema_version, self.any_schema],
             "needs": [[shard_id, need.to_plain()] for shard_id, need in needs.items()],
         }  # fmt: skip
         body: Blob = b""
@@ -126,6 +131,7 @@ class Question:
                 keys,
                 head["inserted"],
                 near,
+                *head["schema"],
             )
             needs = {ShardId(shard_id): Need.from_plain(plain) for shard_id, plain in head["needs"]}
         except _UNREADABLE as error:

@@ -2,11 +2,16 @@
 
 One request is atomic per shard, not across shards. Messages go to the shards' leaders, wherever they are; the router
 repeats one under its own producer and sequence, so a write whose outcome was unknown is never applied twice.
+
+Each message names the version of the schema that its rows have. A shard whose schema has changed refuses it; then that
+message is made again, for that shard, when this node's catalogue has the new schema too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +25,13 @@ from node.network import Blob
 from node.node import Node
 from node.read import Reader
 from node.service import WriteResult
-from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, Column, ScalarColumn, StringColumn, concat_columns
-from storage.errors import BadRow, Conflict, InvalidParameter
+from storage.columns import Batch, Column, ScalarColumn, StringColumn, concat_columns
+from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, SchemaMismatch
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import PartitionId, ShardId
+from storage.view import absent_column
 
 CONFLICT_RETRIES_MAX = 16
 
@@ -40,7 +46,7 @@ class Writer:
     async def insert(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
         """Add the rows; return when they are durable and visible."""
         self._check(batch)
-        batch, keys = self._with_keys(collection, batch)
+        batch, keys = self._with_keys(collection, fitted(batch, collection.schema))
         outcomes = await self._send(collection, batch, self._partitions_of(collection, batch, partition))
         rows = sum(int(one["rows"]) for one in outcomes)
         self._node.metrics.rows_inserted(rows)
@@ -54,7 +60,7 @@ class Writer:
             raise BadRow(f"upsert needs the primary key field {primary.name} in every row")
         if partial:
             return await self._upsert_partial(collection, _last_of_each_key(batch, primary), partition)
-        batch = _last_of_each_key(batch, primary)
+        batch = _last_of_each_key(fitted(batch, collection.schema), primary)
         if primary.auto_id:
             return await self._upsert_generated(collection, batch, partition)
         keys = batch_keys(batch, primary.id)
@@ -131,11 +137,47 @@ class Writer:
                 delete_keys,
                 None if expected is None else expected[rows].tolist(),
                 [(partition_id, len(offsets)) for partition_id, offsets in parts[1:]],
+                collection.schema.version,
             )
             whole = len(rows) == batch.rows and len(parts) == 1
             body = (batch if whole else batch.take(rows)).to_bytes()
             proposals.append((shard_id, message, body))
-        return await self._node.router.change_all(proposals)
+        return await self._node.router.change_all(proposals, partial(self._insert_at, collection))
+
+    async def _insert_at(
+        self, collection: Collection, shard_id: ShardId, message: Message, body: Blob
+    ) -> Mapping[str, Any]:
+        """Propose an insert, and again when it is refused as the schema has changed, with the rows as that has them.
+
+        They are then as if inserted just before the change: what it adds is null or the default in them. Raises
+        SchemaMismatch if the change does not come to its end in time.
+        """
+        deadline_s = self._node.router.deadline_s()
+        while True:
+            try:
+                return await self._node.router.change(shard_id, message, body)
+            except SchemaMismatch as mismatch:
+                collection = await self._newer(collection, mismatch, deadline_s)
+                assert isinstance(message, Insert)
+                message = replace(message, schema_version=collection.schema.version)
+                body = fitted(Batch.from_bytes(body), collection.schema).to_bytes()
+
+    async def _newer(self, collection: Collection, mismatch: SchemaMismatch, deadline_s: float) -> Collection:
+        """Return the collection when this node's catalogue has a newer version of its schema.
+
+        A shard has one before the catalogue, which has it when all shards do. Raises the mismatch if that takes long.
+        """
+        router, attempt = self._node.router, 0
+        while True:
+            await router.refresh_catalog()
+            found = self._node.catalog.collections.get(collection.collection_id)
+            if found is None:
+                raise CollectionNotFound(collection.database, collection.name)
+            if found.schema.version > collection.schema.version:
+                return found
+            attempt += 1
+            if not await router.pause(attempt, deadline_s):
+                raise mismatch
 
     def _check(self, batch: Batch) -> None:
         if self._node.mesh is None:
@@ -194,7 +236,11 @@ class Writer:
         """Merge the given fields into the rows that exist; whoever changes them meanwhile makes us read again."""
         keys = batch_keys(batch, collection.schema.primary.id)
         for attempt in range(CONFLICT_RETRIES_MAX):
-            old, inserted = await self._reader.stored_rows(collection, keys)
+            try:
+                old, inserted = await self._reader.stored_rows(collection, keys)
+            except SchemaMismatch as mismatch:
+                collection = await self._newer(collection, mismatch, self._node.router.deadline_s())
+                continue
             merged, expected = await self._node.read(_merge_partial, collection.schema, batch, old, inserted)
             groups = self._partitions_of(collection, merged, partition)
             try:
@@ -210,6 +256,7 @@ def _merge_partial(
     schema: CollectionSchema, batch: Batch, old: Batch, inserted: npt.NDArray[np.int64]
 ) -> tuple[Batch, npt.NDArray[np.int64]]:
     """Return (whole rows, for each the insert tick of the row it replaces, 0 if it is new)."""
+    batch = _without_unknown(batch, schema)
     wanted = key_list(batch_keys(batch, schema.primary.id))
     at = {key: offset for offset, key in enumerate(key_list(batch_keys(old, schema.primary.id)))}
     places = np.array([at.get(key, -1) for key in wanted], np.int64)
@@ -245,19 +292,27 @@ def _merge_documents(given: Sequence[str | None], replaced: Sequence[str | None]
     return StringColumn(StringArray.from_strings(merged))
 
 
-def absent_column(one: FieldSchema, rows: int) -> Column:
-    """Return a column of rows that say nothing about a field: its default, or null."""
-    valid = None if one.default is not None else np.zeros(rows, np.bool_)
-    if one.type in (DataType.VARCHAR, DataType.JSON):
-        text = "" if one.default is None else str(one.default)
-        return StringColumn(StringArray.from_strings([text] * rows), valid)
-    if one.type is DataType.ARRAY:
-        items: ScalarColumn | StringColumn = StringColumn(StringArray.from_strings([]))
-        if one.element is not DataType.VARCHAR:
-            assert one.element is not None
-            items = ScalarColumn(np.zeros(0, NUMPY_TYPES[one.element]))
-        return ArrayColumn(np.zeros(rows + 1, np.int64), items, valid)
-    return ScalarColumn(np.full(rows, 0 if one.default is None else one.default, NUMPY_TYPES[one.type]), valid)
+def fitted(batch: Batch, schema: CollectionSchema) -> Batch:
+    """Return whole rows that were made for another version of the schema, as this one has them.
+
+    Raises BadRow for a field that they should have.
+    """
+    if batch.columns.keys() == schema.by_id.keys():
+        return batch
+    batch = _without_unknown(batch, schema)
+    columns = dict(batch.columns)
+    for one in schema.fields:
+        if one.id not in columns and not one.auto_id:
+            if not one.nullable and one.default is None:
+                raise BadRow(f"the rows have no field {one.name}")
+            columns[one.id] = absent_column(one, batch.rows)
+    return Batch(columns, batch.rows)
+
+
+def _without_unknown(batch: Batch, schema: CollectionSchema) -> Batch:
+    """Return the rows without fields that have been dropped."""
+    known = [one for one in batch.columns if one in schema.by_id]
+    return batch if len(known) == len(batch.columns) else batch.select(known)
 
 
 def partition_number(name: str) -> int:

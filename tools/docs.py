@@ -71,7 +71,7 @@ def routes() -> str:
     groups: dict[str, list[str]] = {}
     for route in ROUTES:
         if not route.unsupported:
-            _, group, verb = route.path.split("/")
+            _, group, verb = route.path.split("/", 2)
             groups.setdefault(group, []).append(verb)
     rows = [(f"`/{group}/`", ", ".join(f"`{verb}`" for verb in verbs)) for group, verbs in groups.items()]
     return table(("`/v2/vectordb` +", "routes that are served"), rows)

@@ -9,7 +9,15 @@ from typing import Any, Final
 
 from node.api.calls import Call, Handler
 from node.api.replies import success
-from node.api.schemas import collection_request, describe_collection, describe_index, index_requests, pairs, texts
+from node.api.schemas import (
+    collection_request,
+    describe_collection,
+    describe_index,
+    field_of,
+    index_requests,
+    pairs,
+    texts,
+)
 from node.service import LoadState
 from storage.errors import CollectionNotFound, DatabaseNotFound, MissingParameter
 
@@ -166,6 +174,27 @@ async def alter_collection(call: Call) -> Envelope:
     return success({})
 
 
+async def add_field(call: Call) -> Envelope:
+    await call.service.add_field(call.database, call.collection, field_of(call.values["schema"]))
+    return success({})
+
+
+async def alter_field(call: Call) -> Envelope:
+    params = texts("fieldParams", call.values["fieldParams"] or {})
+    if not params:
+        raise MissingParameter("missing required parameters, error: fieldParams is required and names none")
+    await call.service.alter_field(call.database, call.collection, call.values["fieldName"], params)
+    return success({})
+
+
+async def drop_field(call: Call) -> Envelope:
+    name, field_id = call.values["fieldName"], call.values["fieldId"]
+    if bool(name) == (field_id > 0):
+        raise MissingParameter("missing required parameters, error: exactly one of fieldName and fieldId is required")
+    await call.service.drop_field(call.database, call.collection, name, field_id)
+    return success({})
+
+
 # --- partitions --------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +302,9 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "compact": compact,
     "compaction_state": compaction_state,
     "alter_collection": alter_collection,
+    "add_field": add_field,
+    "alter_field": alter_field,
+    "drop_field": drop_field,
     "list_partitions": list_partitions,
     "create_partition": create_partition,
     "drop_partition": drop_partition,

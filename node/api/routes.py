@@ -7,7 +7,7 @@ it is not its request that is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from node.api.requests import Field, Kind, Shape
@@ -116,6 +116,10 @@ FIELD_SCHEMA = Shape(
         Field("fields", Kind.ANY, "struct fields: not supported"),
         _text("externalField", "not supported"),
     ),
+)
+NEW_FIELD = Shape(
+    "FieldSchema",
+    tuple(replace(one, required=one.name in ("fieldName", "dataType")) for one in FIELD_SCHEMA.fields),
 )
 SCHEMA = Shape(
     "CollectionSchema",
@@ -314,7 +318,7 @@ _SERVED: Final = (
     Route(
         "/collections/alter_properties",
         Shape("CollectionReqWithProperties", (DB, COLLECTION, PROPERTIES)),
-        "Set properties, such as collection.ttl.seconds.",
+        "Set properties, such as collection.ttl.seconds; dynamicfield.enabled switches the dynamic field on.",
         "alter_collection",
         mutates=True,
     ),
@@ -323,6 +327,46 @@ _SERVED: Final = (
         Shape("DropCollectionPropertiesReq", (DB, COLLECTION, PROPERTY_KEYS)),
         "Drop properties.",
         "alter_collection",
+        mutates=True,
+    ),
+    Route(
+        "/collections/fields/add",
+        Shape(
+            "CollectionFieldReqWithSchema",
+            (DB, COLLECTION, Field("schema", Kind.OBJECT, "the field", None, required=True, shape=NEW_FIELD)),
+        ),
+        "Add a scalar field that is nullable or has a default; rows that are there have null or the default.",
+        "add_field",
+        mutates=True,
+    ),
+    Route(
+        "/collections/fields/alter_properties",
+        Shape(
+            "CollectionFieldReqWithParams",
+            (
+                DB,
+                COLLECTION,
+                _text("fieldName", "field", required=True),
+                Field("fieldParams", Kind.MAP, "max_length and max_capacity, which only grow, and mmap.enabled", {}),
+            ),
+        ),
+        "Let a field take longer values.",
+        "alter_field",
+        mutates=True,
+    ),
+    Route(
+        "/collections/fields/drop",
+        Shape(
+            "CollectionFieldReq",
+            (
+                DB,
+                COLLECTION,
+                _text("fieldName", "field"),
+                Field("fieldId", Kind.INT64, "instead of its name: its id", 0),
+            ),
+        ),
+        "Drop a field and its index; not a key, nor the only vector field.",
+        "drop_field",
         mutates=True,
     ),
     # partitions
@@ -431,10 +475,7 @@ _UNSUPPORTED: Final[Mapping[str, str]] = {
     "hybrid search is not supported by this server: search each field and merge the hits by rank": (
         "/entities/hybrid_search /entities/advanced_search"
     ),
-    "a collection's fields are fixed when it is created: create a new collection and insert the rows there": (
-        "/collections/fields/add /collections/fields/alter_properties /collections/fields/drop "
-        "/collections/struct_fields/add"
-    ),
+    "struct fields are not supported by this server: use a field of type JSON": "/collections/struct_fields/add",
     "functions are not supported by this server: compute vectors before inserting them": (
         "/collections/add_function /collections/alter_function /collections/drop_function "
         "/collections/add_function_field /collections/drop_function_field /common/run_analyzer"

@@ -55,7 +55,7 @@ def collection_request(given: Mapping[str, Any]) -> CollectionRequest:
         fields, indexes = _quick(given, params)
         dynamic = parse_bool(params.get("enabledynamicfield", True), "params.enableDynamicField")
     else:
-        fields = _with_auto_id([_field(one) for one in schema["fields"]], bool(schema["autoID"]))
+        fields = _with_auto_id([field_of(one) for one in schema["fields"]], bool(schema["autoID"]))
         indexes = index_requests(given["indexParams"] or [], [one.name for one in fields])
         dynamic = bool(schema["enableDynamicField"])
     keyed = any(one.partition_key for one in fields)
@@ -144,7 +144,8 @@ def _quick(given: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[list[Fi
     return fields, [IndexRequest(vector_name, vector_name, "AUTOINDEX", metric or "COSINE")]
 
 
-def _field(given: Mapping[str, Any]) -> FieldSchema:
+def field_of(given: Mapping[str, Any]) -> FieldSchema:
+    """Return the field that a `FieldSchema` of a request describes. Raises errors of bad requests."""
     name = given["fieldName"] or ""
     kind = data_type(given["dataType"] or "")
     element = None

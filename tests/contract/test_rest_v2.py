@@ -215,6 +215,89 @@ def test_schema_refusals(body: dict[str, Any], code: int, words: str) -> None:
     serve(script)
 
 
+def test_fields_come_and_go() -> None:
+    """A field that is added shows with the next id; a dropped one does not show, and its id is not given again; lengths
+    and capacities grow, with numbers as well as text (collections/fields)."""
+
+    async def script(client: Client) -> None:
+        await described(client, schema(field("t", "VarChar", elementTypeParams={"max_length": 8})))
+        names = {"collectionName": "c"}
+        texts = field(
+            "tags", "Array", elementDataType="VarChar", nullable=True,
+            elementTypeParams={"max_length": "8", "max_capacity": 2},
+        )  # fmt: skip
+        for path, body in (
+            ("add", {"schema": field("year", "Int32", nullable=True)}),
+            ("add", {"schema": field("lent", "Bool", defaultValue=False, description="words")}),
+            ("drop", {"fieldName": "year"}),
+            ("add", {"schema": field("year", "Float", nullable=True, defaultValue=1.5)}),
+            ("add", {"schema": texts}),
+            ("drop", {"fieldId": 104}),
+            ("alter_properties", {"fieldName": "t", "fieldParams": {"max_length": 9}}),
+            ("alter_properties", {"fieldName": "tags", "fieldParams": {"max_capacity": "3", "mmap.enabled": True}}),
+        ):
+            reply = await client.post(f"/collections/fields/{path}", names | body)
+            assert reply == {"code": 0, "data": {}}, (path, body, reply)
+        data = (await client.post("/collections/describe", names))["data"]
+        shown = {one["name"]: one for one in data["fields"]}
+        assert {name: one["id"] for name, one in shown.items()} == {
+            "id": 100,
+            "v": 101,
+            "t": 102,
+            "year": 105,
+            "tags": 106,
+        }
+        assert shown["t"]["params"] == [{"key": "max_length", "value": "9"}]
+        assert {one["key"]: one["value"] for one in shown["tags"]["params"]} == {
+            "max_length": "8",
+            "max_capacity": "3",
+            "mmap.enabled": "true",
+        }
+        assert (shown["year"]["type"], shown["year"]["nullable"]) == ("Float", True)
+        assert shown["year"]["defaultValue"] == {"Data": {"FloatData": 1.5}}
+
+    serve(script)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "words"),
+    [
+        ("add", {}, 1802, "Schema"),
+        ("add", {"schema": {"dataType": "Int64", "nullable": True}}, 1802, "FieldName"),
+        ("add", {"schema": {"fieldName": "n", "nullable": True}}, 1802, "DataType"),
+        ("add", {"schema": field("n", "int64", nullable=True)}, 1100, "invalid(case sensitive)"),
+        ("add", {"schema": field("n", "Int64")}, 1100, "added field must be nullable"),
+        ("add", {"schema": field("n", "FloatVector", elementTypeParams={"dim": 2})}, 1100, "add vector field"),
+        ("add", {"schema": field("n", "Int64", isPrimary=True)}, 1100, "add pk field"),
+        ("add", {"schema": field("n", "Int8", defaultValue=128)}, 1100, "does not take 128"),
+        ("add", {"schema": field("t", "Int64", nullable=True)}, 1100, "duplicate field name: t"),
+        ("add", {"schema": field("n", "VarChar", nullable=True)}, 1100, "max_length"),
+        ("drop", {}, 1802, "exactly one of fieldName and fieldId"),
+        ("drop", {"fieldName": "t", "fieldId": 102}, 1802, "exactly one of fieldName and fieldId"),
+        ("drop", {"fieldId": -1}, 1802, "exactly one of fieldName and fieldId"),
+        ("drop", {"fieldName": "n"}, 1700, "field n not exist"),
+        ("drop", {"fieldId": 999}, 1700, "id 999 not exist"),
+        ("drop", {"fieldName": "id"}, 1100, "the primary key"),
+        ("drop", {"fieldName": "v"}, 1100, "the only vector field"),
+        ("alter_properties", {"fieldParams": {"max_length": 9}}, 1802, "FieldName"),
+        ("alter_properties", {"fieldName": "t"}, 1802, "fieldParams"),
+        ("alter_properties", {"fieldName": "t", "fieldParams": {"max_length": 7}}, 1100, "can only grow"),
+        ("alter_properties", {"fieldName": "t", "fieldParams": {"nullable": True}}, 1100, "can not be altered"),
+        ("alter_properties", {"fieldName": "n", "fieldParams": {"max_length": 9}}, 1700, "field n not exist"),
+    ],
+)
+def test_fields_refused(path: str, body: dict[str, Any], code: int, words: str) -> None:
+    """What cannot be changed is refused with Milvus's codes, and the collection stays as it was."""
+
+    async def script(client: Client) -> None:
+        before = await described(client, schema(field("t", "VarChar", elementTypeParams={"max_length": 8})))
+        reply = await client.post(f"/collections/fields/{path}", {"collectionName": "c", **body})
+        assert reply["code"] == code and words in reply["message"], reply
+        assert (await client.post("/collections/describe", {"collectionName": "c"}))["data"] == before
+
+    serve(script)
+
+
 def test_administration() -> None:
     """Each route of databases, collections, partitions, indexes and aliases answers in its shape."""
 

@@ -42,7 +42,8 @@ from storage.errors import (
     InvalidParameter,
     PartitionNotFound,
 )
-from storage.schema import CollectionSchema, make_schema
+from storage.evolution import with_field, with_field_params, without_field
+from storage.schema import CollectionSchema, FieldSchema, make_schema
 from storage.types import Tick
 
 T = TypeVar("T")
@@ -191,6 +192,18 @@ class FakeService:
         kept.properties |= changed
         for key in dropped:
             kept.properties.pop(key, None)
+
+    async def add_field(self, database: str, name: str, field: FieldSchema) -> None:
+        kept = self.find(database, name)
+        kept.schema = with_field(kept.schema, field)
+
+    async def drop_field(self, database: str, name: str, field_name: str, field_id: int = 0) -> None:
+        kept = self.find(database, name)
+        kept.schema = without_field(kept.schema, field_name, field_id)
+
+    async def alter_field(self, database: str, name: str, field_name: str, params: Mapping[str, str]) -> None:
+        kept = self.find(database, name)
+        kept.schema = with_field_params(kept.schema, field_name, params)
 
     async def describe_segments(self, collection_id: int, segment_ids: Sequence[int]) -> list[Mapping[str, Any]]:
         return [{"segmentID": one, "collectionID": collection_id} for one in segment_ids]
