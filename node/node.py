@@ -528,6 +528,8 @@ class Node:
             self._set_role(True)  # else the next leader's coordinator goes on
 
     async def _finish(self, task: Task) -> None:
+        if task.task_id not in self.catalog.tasks:
+            return  # somebody else has finished it, and its collection may be gone
         told = messages(self.catalog, task)
         await asyncio.gather(*(self._tell(shard_id, message, task) for shard_id, message in told))
         await self.control.change(EndDdl(task.task_id))

@@ -46,6 +46,20 @@ def test_a_change_goes_on_when_a_shard_is_back(monkeypatch: pytest.MonkeyPatch) 
     on_a_cluster(script)
 
 
+def test_a_change_that_another_has_finished_needs_nothing() -> None:
+    """Who wants to finish a drop when the collection is gone already finds nothing to do."""
+
+    async def script(site: Site) -> None:
+        await site.create()
+        node = site.node(next(name for name in ("n1", "n2", "n3") if site.node(name).control.is_leader))
+        task = Task(99, "drop_collection", next(iter(node.catalog.collections)), {})
+        await node.ddl("drop_collection", "default", "c", {})
+        assert not node.catalog.collections
+        await node._finish(task)
+
+    on_a_cluster(script)
+
+
 def test_a_shard_that_has_forgotten_what_it_was_told_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change is finished all the same, and rows that were written meanwhile stay."""
     monkeypatch.setattr(machine, "REMEMBERED_MAX", 2)
