@@ -1,6 +1,6 @@
 """What nodes say to each other: Raft messages by group, calls with deadlines, and the hybrid clock on every frame.
 
-    raft     {"s", "t": "raft",   "g": group, "h": header}            blobs of the message
+    raft     {"s", "t": "raft",   "r": [[group, header], ...]}        blobs of the message, if there is only one
     call     {"s", "t": "call",   "c": id, "m": method, "a": arguments, "d": milliseconds left}      blobs
     cancel   {"s", "t": "cancel", "c": id}                            the caller no longer waits
     reply    {"s", "t": "reply",  "c": id, "a": answer}               blobs
@@ -87,6 +87,8 @@ class Mesh:
         self._outstanding: dict[int, _Outstanding] = {}
         self._last_call_id = 0
         self._desks: dict[tuple[str, Link], _Desk] = {}
+        self._waiting: dict[str, list[list[Any]]] = {}
+        """Messages of groups, (group, header), that go to a peer at the end of this turn."""
         self._said: set[tuple[str, str]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._types: Final[Mapping[str, Callable[[str, Link, dict[str, Any], Sequence[memoryview]], None]]] = {
@@ -125,8 +127,25 @@ class Mesh:
         self._groups[group_id] = handler
 
     def send_raft(self, group_id: int, peer: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> bool:
-        """Queue a group's message; False if there is no session or too much is queued."""
-        return self._send(peer, Link.SMALL, {"t": "raft", "g": group_id, "h": header}, blobs)
+        """Queue a group's message; False if there is no session or too much is queued.
+
+        What groups say in one turn of the loop travels in one frame, for all groups beat at the same instants: a frame
+        costs more than what it says. Messages with blobs have frames of their own, and none overtakes another.
+        """
+        if not self._network.is_up(peer):
+            return False
+        if blobs:
+            self._send_waiting(peer)
+            return self._send(peer, Link.SMALL, {"t": "raft", "r": [[group_id, header]]}, blobs)
+        waiting = self._waiting.setdefault(peer, [])
+        if not waiting:
+            asyncio.get_running_loop().call_soon(self._send_waiting, peer)
+        waiting.append([group_id, header])
+        return True
+
+    def _send_waiting(self, peer: str) -> None:
+        if messages := self._waiting.pop(peer, None):
+            self._send(peer, Link.SMALL, {"t": "raft", "r": messages})
 
     # calls
 
@@ -208,6 +227,7 @@ class Mesh:
     # what comes in
 
     def session_changed(self, peer: str, up: bool) -> None:
+        self._waiting.pop(peer, None)
         if not up:
             for waiting in list(self._outstanding.values()):
                 if waiting.peer == peer:
@@ -248,10 +268,18 @@ class Mesh:
         act(peer, link, header, blobs)
 
     def _on_raft(self, peer: str, link: Link, header: dict[str, Any], blobs: Sequence[memoryview]) -> None:
-        group_id, message = header.get("g"), header.get("h")
-        if type(group_id) is not int or type(message) is not dict:
-            self._refuse(peer, "malformed", "a Raft message without group or header")
+        messages = header.get("r")
+        if type(messages) is not list or (blobs and len(messages) != 1):
+            self._refuse(peer, "malformed", "a frame of Raft without messages")
             return
+        for one in messages:
+            match one:
+                case [int(group_id), dict(message)]:
+                    self._hear_group(peer, group_id, message, blobs)
+                case _:
+                    self._refuse(peer, "malformed", "a Raft message without group or header")
+
+    def _hear_group(self, peer: str, group_id: int, message: dict[str, Any], blobs: Sequence[memoryview]) -> None:
         handler = self._groups.get(group_id)
         if handler is None:  # usual while this node starts: its groups open later than its network
             self._count("unknown_group")

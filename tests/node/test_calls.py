@@ -449,6 +449,33 @@ def test_raft_messages_find_their_group(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.records and all(record.levelno >= logging.WARNING for record in caplog.records)
 
 
+def test_groups_share_frames() -> None:
+    """What groups say in one turn is one frame; what goes with blobs has its own, and nothing overtakes it."""
+
+    async def story() -> None:
+        async with pair() as both:
+            heard: list[tuple[int, Any, list[bytes]]] = []
+            for group in (1, 2):
+                both.two.on_raft(
+                    group,
+                    lambda peer, header, blobs, group=group: heard.append(
+                        (group, header["n"], list(map(bytes, blobs)))
+                    ),
+                )
+            for group, number, blobs in ((1, 1, []), (2, 2, []), (1, 3, [b"entry"]), (2, 4, []), (1, 5, [])):
+                assert both.one.send_raft(group, "n2", {"n": number}, blobs)
+            await until(lambda: len(heard) == 5)
+            assert heard == [(1, 1, []), (2, 2, []), (1, 3, [b"entry"]), (2, 4, []), (1, 5, [])]
+            assert [len(frame["r"]) for frame in both.wires[0].sent] == [2, 1, 2]
+            assert both.one.send_raft(1, "n2", {"n": 6})
+            both.session(False)
+            both.session(True)
+            await asyncio.sleep(0.01)
+            assert len(heard) == 5, "nothing of an old session"
+
+    run(story())
+
+
 SANE = tick_from_ms(NOW_MS)
 ODD = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3) | st.lists(st.integers(0, 3), max_size=2)
 KEYED = st.fixed_dictionaries(
@@ -456,8 +483,7 @@ KEYED = st.fixed_dictionaries(
     optional={
         "t": st.sampled_from(["raft", "call", "cancel", "reply", "error", "later"]) | ODD,
         "s": st.sampled_from([SANE, -1, 1 << 63, (1 << 63) - 1, True]) | ODD,
-        "g": st.sampled_from([0, 1]) | ODD,
-        "h": st.dictionaries(st.text(max_size=2), ODD, max_size=2) | ODD,
+        "r": st.lists(st.lists(st.sampled_from([0, 1, {}]) | ODD, max_size=3), max_size=2) | ODD,
         "c": st.sampled_from([1, 2]) | ODD,
         "m": st.sampled_from(["echo", "", "__init__"]) | ODD,
         "a": st.dictionaries(st.text(max_size=2), ODD, max_size=2) | ODD,
@@ -604,6 +630,7 @@ def test_stamps_are_ticks() -> None:
     async def story() -> None:
         async with pair() as both:
             both.one.send_raft(1, "n2", {})
+            await asyncio.sleep(0)
             (header,) = both.wires[0].sent
             assert Tick(header["s"]) >= tick_from_ms(NOW_MS)
 
