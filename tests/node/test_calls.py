@@ -455,13 +455,14 @@ def test_groups_share_frames() -> None:
     async def story() -> None:
         async with pair() as both:
             heard: list[tuple[int, Any, list[bytes]]] = []
-            for group in (1, 2):
+
+            def hear(group: int) -> None:
                 both.two.on_raft(
-                    group,
-                    lambda peer, header, blobs, group=group: heard.append(
-                        (group, header["n"], list(map(bytes, blobs)))
-                    ),
+                    group, lambda _, header, blobs: heard.append((group, header["n"], [*map(bytes, blobs)]))
                 )
+
+            hear(1)
+            hear(2)
             for group, number, blobs in ((1, 1, []), (2, 2, []), (1, 3, [b"entry"]), (2, 4, []), (1, 5, [])):
                 assert both.one.send_raft(group, "n2", {"n": number}, blobs)
             await until(lambda: len(heard) == 5)
