@@ -164,15 +164,28 @@ class Snapshots:
         self._dice = dice
         self._groups = groups
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._waits_for: dict[int, str] = {}
+        """Group -> the node that was asked for its checkpoint and has not answered yet."""
         self._farewells: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self.progress: dict[int, Progress] = {}
         """Of each group whose chunks are being fetched."""
         mesh.serve("snapshot/manifest", self._serve_manifest)
         mesh.serve("snapshot/keep", self._serve_keep)
 
     def begin(self, group_id: int, at_least: int, source: str) -> None:
-        """Begin to install a checkpoint at or above a position, unless that is being done; try `source` first."""
-        if group_id not in self._tasks:
+        """Begin to install a checkpoint at or above a position, unless that is being done; try `source` first.
+
+        Who waits for another node's word turns to this one, which has just shown that it lives.
+        """
+        if self._is_closed:
+            return
+        waits_for = self._waits_for.get(group_id)
+        if waits_for is not None and waits_for != source:
+            asking = self._tasks[group_id]
+            if asking.cancel():
+                asking.add_done_callback(lambda _: self.begin(group_id, at_least, source))
+        elif group_id not in self._tasks:
             task = asyncio.get_running_loop().create_task(self.install_snapshot(group_id, at_least, source))
             self._tasks[group_id] = task
             task.add_done_callback(lambda done: self._ended(group_id, done))
@@ -184,6 +197,7 @@ class Snapshots:
 
     async def close(self) -> None:
         """End what is under way; the next start goes on with it."""
+        self._is_closed = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -214,9 +228,13 @@ class Snapshots:
     async def _install_from(self, group: SnapshotGroup, peer: str, at_least: int) -> None:
         """Do the steps with a peer's checkpoint; `at_least` may be reached otherwise meanwhile."""
         arguments = {"group": group.group_id, "at_least": at_least}
-        answer, blobs = await self._mesh.call(
-            peer, "snapshot/manifest", arguments, timeout_s=CALL_S, link=Link.BULK
-        )  # fmt: skip
+        self._waits_for[group.group_id] = peer
+        try:
+            answer, blobs = await self._mesh.call(
+                peer, "snapshot/manifest", arguments, timeout_s=CALL_S, link=Link.BULK
+            )  # fmt: skip
+        finally:
+            del self._waits_for[group.group_id]
         raw, term, lease = _parse_manifest(peer, answer, blobs)
         position, sizes = await self._executor.run(Lane.DISK, _examine, group, raw)
         if position < at_least:
