@@ -20,6 +20,7 @@ from storage.journal import GroupLog
 from tests.sim.disk import SimFile
 from tests.sim.history import Violation
 from tests.sim.plan import Plan, plan_of
+from tests.sim.shrink import shrink
 from tests.sim.simulate import play, simulate
 from tools.sim import leave_script
 
@@ -44,9 +45,11 @@ def test_a_failing_seed_leaves_a_script(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         _acknowledge_before_sync(patch)
         seed = next(seed for seed in range(SEEDS_TO_FIND) if _fails(plan_of(seed, nodes=1)))
-        path = leave_script(plan_of(seed, nodes=1), tmp_path, shrink_s=10.0)
+        whole = plan_of(seed, nodes=1)
+        shorter = shrink(whole, _fails, attempts_max=12)
+        path = leave_script(shorter, tmp_path, shrink_s=0)
         plan = Plan.from_script(path.read_text(encoding="utf-8"))
-        assert _fails(plan) and len(plan.steps) < len(plan_of(seed, nodes=1).steps)
+        assert _fails(plan) and len(plan.steps) < len(whole.steps)
     assert not _fails(plan)
 
 
