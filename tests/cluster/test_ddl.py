@@ -374,8 +374,8 @@ def test_it_is_refused(before: list[Any], change: Any, code: str, text: str) -> 
 
 
 def test_each_change_of_a_field_is_the_next_version() -> None:
-    """Shards are told the schema that the catalogue has in the end. Ids of dropped fields are not given again, nor after
-    a restart; a dropped vector takes its index along; nothing else of the collection changes."""
+    """Shards are told the schema that the catalogue has in the end. Ids of dropped fields are not given again, nor
+    after a restart; a dropped vector takes its index along; nothing else of the collection changes."""
     one = driver(TWO, ("create_index", "a", new_index("v", "v")), ("create_index", "a", new_index("w", "w")), LOAD)
     before = one.find("a")
     ids = []
