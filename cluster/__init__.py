@@ -46,7 +46,8 @@ comes back as the next message; its product is handed to the replica that made i
      started from which checkpoint.
   2. *apply is total.* Every message that can be decoded is answered. A refusal changes nothing but position, tick and
      outcomes. Only a fault of this replica is raised, and after it the machine applies nothing and is in no checkpoint.
-  3. *Once.* A message is executed once however often it is in the log, as long as its outcome is remembered.
+  3. *Once.* A message is executed once however often it is in the log. A repeat gets the first outcome, or, when that
+     is long forgotten, a refusal which says that the outcome is not known.
   4. *Each row once.* A live row is in exactly one segment of its collection, at every position, whatever is merged,
      flushed or restored; a delete that arrives while its row is being merged reaches the merged segment.
   5. *A manifest has its chunks.* The commit of a checkpoint is one synced batch. Every chunk that the committed
@@ -56,6 +57,8 @@ comes back as the next message; its product is handed to the replica that made i
      come or a replica that copies it, or known to be garbage, which the next checkpoint removes.
   7. *A change is seen whole.* A collection is visible when all its shards have it; what a task checked when it began
      holds until it ends.
+  8. *A segment's rows are of one version of the schema.* A change of it seals what grows, at one position of each shard's
+     log; an insert of another version is refused there. Old segments answer by the newest version.
 
 What is asked of the caller: chunks that are written for a message stay until it is applied, though none of them is
 needed yet. They go by their bytes, so what is being written may be the garbage that a checkpoint is removing; a lease
