@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import cbor2
 import pytest
@@ -274,6 +274,29 @@ def test_the_best_checkpoint_is_found(loop: SimLoop) -> None:
     run(loop, scenario())
     assert summary(lagging.shard) == scene.new and lagging.installing == [True, False]
     assert empty.shard.position == 0
+
+
+def test_a_source_that_says_nothing_is_left_for_the_leader(loop: SimLoop) -> None:
+    """A node that hangs may have been asked; once another leads, that one is asked at once."""
+    scene, wire = Scene(), Wire()
+    scene.leader(wire, loop)
+    hung = Replica("n3", wire, loop, SimDisk(Random(1)), SimChunks(Random(1)))
+
+    async def never(peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Any:
+        await asyncio.Event().wait()
+
+    hung.mesh.serve("snapshot/manifest", never)
+    lagging = scene.start(wire, loop)
+
+    async def scenario() -> None:
+        lagging.snapshots.begin(GROUP, scene.position, "n3")
+        await asyncio.sleep(1)
+        for _ in range(2):
+            lagging.snapshots.begin(GROUP, scene.position, "n1")
+        await asyncio.sleep(5)
+
+    run(loop, scenario())
+    assert summary(lagging.shard) == scene.new and lagging.installing == [True, False, True, False]
 
 
 def test_an_interrupted_copy_goes_on(loop: SimLoop) -> None:
