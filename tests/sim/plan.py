@@ -232,10 +232,12 @@ def _faults(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[St
     if kinds is None:
         # Most worlds see a few kinds of faults only, so that each kind also meets quiet surroundings.
         kinds = rng.sample(list(possible), min(len(possible), rng.choice((0, 1, 2, 3, 4, len(possible)))))
+        every_s = rng.choice((1.0, 2.0, 4.0))
+    else:
+        every_s = 1.0
     weights = {name: possible[name] for name in kinds}
     if not weights:
         return
-    every_s = rng.choice((1.0, 2.0, 4.0))
     at_s = rng.uniform(0.0, 2.0)
     while at_s < plan.duration_s:
         name = _weighted(rng, weights)

@@ -38,7 +38,6 @@ class Mutation:
     plant: Patches
     kinds: tuple[str, ...]
     seeds: int
-    slow: bool = False
 
 
 def _replaced(target: Any, name: str, replacement: Any) -> Patches:
@@ -66,10 +65,6 @@ def _apply_again(self: StateMachine, position: Position, entry: Any) -> Any:
     return _apply(self, position, entry)
 
 
-async def _provide_nothing(self: Any, message: Any) -> None:
-    """Chunks need not be here."""
-
-
 MUTATIONS: Final[dict[str, Mutation]] = {
     "acknowledges before fsync": Mutation(
         _replaced(GroupLog, "durable_position", property(lambda self: self.last_position)), ("blackout",), 10
@@ -79,13 +74,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "Strong reads without a barrier": Mutation(_replaced(Router, "barrier", _no_barrier), ("slow",), 10),
     "barriers without a round": Mutation(_replaced(GroupHost, "barrier", _barrier_of_any_leader), ("cut", "pause"), 40),
     "repeats are new writes": Mutation(_replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), 20),
-    "no normaliser": Mutation(_of_raft("no normaliser"), ("reset", "slow", "pause", "crash"), 40),
-    "acknowledgements without term": Mutation(_of_raft("acknowledgements without term"), ("cut", "pause", "crash"), 40),
-    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), 40),
-    "forgets its vote": Mutation(_of_raft("forgets its vote"), ("blackout", "cut", "crash"), 40),
-    "log's end is committed": Mutation(_of_raft("log's end is committed"), ("crash", "cut"), 40),
-    "install wipes the log": Mutation(_of_raft("install wipes the log"), ("crash", "pause"), 40),
-    "empty replicas vote": Mutation(_of_raft("empty replicas vote"), ("lose-disk", "crash"), 40),
+    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), 10),
 }
 
 

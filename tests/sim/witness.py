@@ -119,17 +119,18 @@ def _stored(one: StoredSegment) -> Any:
     return [*_rows(one.segment), files, {str(i): blob.to_dict() for i, blob in sorted(one.indexes.items())}]
 
 
-_contents: WeakKeyDictionary[Any, tuple[int, bytes]] = WeakKeyDictionary()
-"""Segment -> (rows, digest of their values): rows never change, so they are looked at once."""
+_contents: WeakKeyDictionary[Any, tuple[tuple[int, int], bytes]] = WeakKeyDictionary()
+"""Segment -> (rows and version of the schema, digest of the values): rows never change, so they are read once."""
 
 
 def _rows(segment: GrowingSegment | SealedSegment) -> list[Any]:
     view = segment.view()
     known = _contents.get(segment)
-    if known is None or known[0] != view.rows:
+    seen = (view.rows, view.schema.version)
+    if known is None or known[0] != seen:
         everything = np.arange(view.rows, dtype=np.int64)
         rows = view.fetch(everything, [one.id for one in view.schema.fields]).to_bytes()
-        known = _contents[segment] = (view.rows, blake2b(rows, digest_size=16).digest())
+        known = _contents[segment] = (seen, blake2b(rows, digest_size=16).digest())
     deletes = view.deletes
     return [
         *(view.segment_id, view.partition_id, view.sealed, view.rows, known[1]),
