@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from tools.bench.wire import BASE_PATH, Address
 from tools.chaos.__main__ import main
-from tools.chaos.failover import resumed_s
+from tools.chaos.failover import outage
 from tools.chaos.faults import FAULTS, plan
 from tools.chaos.figures import gaps, longest_gap_s, percentile, rates, repeats
 from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request, Session
@@ -545,17 +545,17 @@ def test_percentiles_are_of_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("acknowledged", "resumed"),
+    ("acknowledged", "paused", "resumed"),
     [
-        ([9.9, 10.25, 11.5, 11.75, 12.0, 12.5, 12.9], 1.5),
-        ([9.9, 10.25, 10.5, 10.75, 11.5, 12, 12.5], 1.5),
-        ([9.9, 10.25], 3.0),
-        ([9.9], 3.0),
+        ([9.9, 10.25, 11.5, 11.75, 12.0, 12.5, 12.9], 1.25, 1.5),
+        ([9.9, 10.25, 10.5, 10.75, 11.5, 12, 12.5], 0.75, 1.5),
+        ([9.9, 10.25], 2.75, 3.0),
+        ([9.9], 3.0, 3.0),
     ],
 )
-def test_writes_resume_when_the_longest_outage_ends(acknowledged: list[float], resumed: float) -> None:
+def test_writes_resume_when_the_longest_outage_ends(acknowledged: list[float], paused: float, resumed: float) -> None:
     """After the leader went at 10 s: one late acknowledgement does not end the outage; without more it lasts to 13."""
-    assert resumed_s(acknowledged, 10.0, 13.0) == pytest.approx(resumed)
+    assert outage(acknowledged, 10.0, 13.0) == pytest.approx((paused, resumed))
 
 
 def test_the_figures_are_those_of_the_requests() -> None:

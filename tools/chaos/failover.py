@@ -2,8 +2,9 @@
 
 The collection has one virtual channel for each shard. Writers insert single rows into each channel, so that whatever
 group loses its leader, somebody waits for just that one; readers search at Bounded meanwhile. A channel's outage is the
-longest time without an acknowledgement after the leader went, measured from that moment. Clients send to any node and
-know of a dead one only that it refuses connections.
+longest time without an acknowledgement after the leader was told to go: a kill costs what passes until its end, a stop,
+during which the old leader still serves, the time itself. Clients send to any node and know of a dead one only that it
+refuses connections.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ class Outages:
     def lines(self) -> list[str]:
         """Return the figures for people."""
 
-        def told(what: str, values: Sequence[float]) -> str:
+        def told(what: str, values: Sequence[float], then: str) -> str:
             shares = ", ".join(f"{label} {percentile(values, share):.2f} s" for label, share in SHARES)
-            return f"{what}: {len(values)} times, writes resumed after {shares}"
+            return f"{what}: {len(values)} times, {then} {shares}"
 
         more = sum(count for attempts, count in self.read_repeats.items() if attempts > 2)
         return [
-            told("kill -9 of a leader", self.kills_s),
-            told("SIGTERM of a leader", self.stops_s),
+            told("kill -9 of a leader", self.kills_s, "writes resumed after"),
+            told("SIGTERM of a leader", self.stops_s, "writes paused for"),
             f"Bounded reads: {self.reads}, attempts needed {self.read_repeats}, {more} more than one repeat",
             f"{self.acknowledged} rows acknowledged, {', '.join(self.lost) or 'each there once, on every node'}",
         ]
@@ -105,16 +106,18 @@ class Failover:
         """End leaders so often; the figures are in `found`."""
         async with self._load():
             for number in range(kills):
-                outage_s = await self._outage(self._machines.kill)
-                self.found.kills_s.append(outage_s)
-                self._say(f"kill {number + 1}: writes resumed after {outage_s:.2f} s")
+                _, resumed_s = await self._outage(self._machines.kill)
+                self.found.kills_s.append(resumed_s)
+                self._say(f"kill {number + 1}: writes resumed after {resumed_s:.2f} s")
             for number in range(stops):
-                outage_s = await self._outage(self._machines.terminate)
-                self.found.stops_s.append(outage_s)
-                self._say(f"stop {number + 1}: writes resumed after {outage_s:.2f} s")
+                paused_s, resumed_s = await self._outage(self._machines.terminate)
+                self.found.stops_s.append(paused_s)
+                self._say(
+                    f"stop {number + 1}: writes paused for {paused_s:.2f} s, until {resumed_s:.2f} s after SIGTERM"
+                )
 
-    async def _outage(self, end: Callable[[str], Coroutine[None, None, None]]) -> float:
-        """End a node that leads a shard, start it again, and return how long the unluckiest channel waited."""
+    async def _outage(self, end: Callable[[str], Coroutine[None, None, None]]) -> tuple[float, float]:
+        """End a node that leads a shard, start it again, and return the `outage` of the unluckiest channel."""
         machines = self._machines
         await machines.ready_all()
         await asyncio.sleep(self._chance.uniform(*CALM_S))
@@ -127,9 +130,9 @@ class Failover:
                     break
                 await asyncio.sleep(0.02)
             await ending
-            outage_s = max(resumed_s(times, ended_s, time.monotonic()) for times in self._acknowledged)
+            worst = max(outage(times, ended_s, time.monotonic()) for times in self._acknowledged)
             machines.revive(victim)
-        return outage_s
+        return worst
 
     @contextlib.asynccontextmanager
     async def _load(self) -> AsyncIterator[None]:
@@ -222,11 +225,11 @@ def _channels() -> list[list[int]]:
     return [part.tolist() for part in split(keys, SHARDS)]
 
 
-def resumed_s(times: Sequence[float], ended_s: float, now_s: float) -> float:
-    """Return when the longest time without an acknowledgement since `ended_s` was over, from there."""
+def outage(times: Sequence[float], ended_s: float, now_s: float) -> tuple[float, float]:
+    """Return the longest time without an acknowledgement since `ended_s`, and when it was over, from there."""
     moments = [ended_s, *(at_s for at_s in times if at_s > ended_s), now_s]
-    _, until_s = max((b - a, b) for a, b in pairwise(moments))
-    return until_s - ended_s
+    paused_s, until_s = max((b - a, b) for a, b in pairwise(moments))
+    return paused_s, until_s - ended_s
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:
