@@ -512,7 +512,7 @@ def test_three_nodes_under_all_faults(tmp_path: Path) -> None:
     """A short run of the command itself: three real nodes, every kind of fault, a report, and 0 in the end."""
     report = tmp_path / "run.html"
     command = [sys.executable, "-m", "tools.chaos", "--seed", "1", "--minutes", "0.5", "--report", str(report)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every promise kept" in report.read_text(encoding="utf-8")
 
