@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import cbor2
 
@@ -13,6 +13,9 @@ from cluster.ddl import BeginDdl, EndDdl, begin, end
 from cluster.machine import FrozenMachine, StateMachine
 from cluster.message import Message
 from storage.types import Tick
+
+CONTROL_GROUP: Final = 0
+"""The Raft group of all nodes. Nothing is promised to a client but on the ground of what it has decided."""
 
 
 @dataclass(frozen=True)

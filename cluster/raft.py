@@ -53,7 +53,6 @@ ENTRY_COST_BYTES: Final = 200
 """What an event costs in memory beside its payload, so that a slice of tiny entries is bounded too."""
 
 _NO_OP: Final = b"\x01"
-_BLANK: Final = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +202,7 @@ class RaftGroup:
         # PySyncObj would find that out entry by entry in its first tick, and block the loop for seconds. With peers
         # only the checkpoint is known to be committed.
         committed = self._delivered if peers else log.last_position
-        adapter = _LogAdapter(log, committed=committed, has_peers=bool(peers))
+        adapter = _LogAdapter(log, committed=committed)
         _WORLD.enter(*self._world)
         self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), [_Node(peer) for peer in peers])
         self._guard: Guard | None = None
@@ -268,7 +267,7 @@ class RaftGroup:
     @property
     def is_new(self) -> bool:
         """Whether this replica has never voted, nor heard of a leader, as far as it knows."""
-        return self._core.is_blank and self._log.last_term == 0
+        return self.term == 0 and self._log.last_term == 0
 
     @property
     def confirmed_stamp(self) -> int:
@@ -554,14 +553,9 @@ class _Entries(Sequence[tuple[_Stored, int, int]]):
 class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no types
     """A GroupLog as the list that PySyncObj wants: its first element stands for the base."""
 
-    def __init__(self, log: GroupLog, *, committed: int, has_peers: bool) -> None:
+    def __init__(self, log: GroupLog, *, committed: int) -> None:
         self._log = log
         self._committed = committed
-        state = log.hard_state
-        self.is_blank = has_peers and (state.term == 0 or (state.vote or "").startswith(_BLANK))
-        """Nothing here remembers a vote or a leader. It outlives restarts: it is written before the vote."""
-        self.is_candidate_empty = True
-        """Of the candidate that is looked at just now; the default is for ourselves."""
 
     def __len__(self) -> int:
         return self._log.last_position - self._log.base_position + 1
@@ -588,18 +582,13 @@ class _LogAdapter(_JournalBase):  # type: ignore[misc]  # the library has no typ
         self._log.truncate_from(self._log.base_position + entryFrom)
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:  # noqa: N802, N803
-        if votedForNodeId is not None and self.is_candidate_empty and self._log.last_term == 0:
-            self.is_blank = False
-        if self.is_blank:
-            votedForNodeId = _BLANK + (votedForNodeId or "")  # noqa: N806
         self._log.set_hard_state(term, votedForNodeId)
 
     def getCurrentTerm(self) -> int:  # noqa: N802
         return self._log.hard_state.term
 
     def getVotedForNodeId(self) -> str | None:  # noqa: N802
-        vote = self._log.hard_state.vote
-        return None if vote is None else vote.removeprefix(_BLANK) or None
+        return self._log.hard_state.vote
 
     def getRaftCommitIndex(self) -> int:  # noqa: N802
         """Known from the start, not remembered: a stored commit index may be newer than a log that lost its end."""
@@ -722,23 +711,12 @@ class _Core(SyncObj):  # type: ignore[misc]
         )
         return self.accepted
 
-    @property
-    def is_blank(self) -> bool:
-        return self.adapter.is_blank
-
-    def remember(self, leader: str) -> None:
-        # As if we had voted for it: in a life before we may have voted in this very term.
-        self.adapter.is_blank = False
-        self._SyncObj__setCurrentTerm(self.term, leader)
-
     def adopt(self, peer: str, term: int) -> None:
         # A candidate whom nobody can vote for.
         self._hear(peer, type="request_vote", term=term, last_log_index=-1, last_log_term=-1)
 
     def asked_for_vote(self, peer: str, term: int, last: int, last_term: int) -> None:
-        self.adapter.is_candidate_empty = last_term == 0
         self._hear(peer, type="request_vote", term=term, last_log_index=last, last_log_term=last_term)
-        self.adapter.is_candidate_empty = True
 
     def got_vote(self, peer: str, term: int) -> None:
         self._hear(peer, type="response_vote", term=term)

@@ -13,12 +13,9 @@ and what it says is sent only when it holds. The rules, beside those of a leader
      that nor a vote is granted within `election_s_min` of hearing a leader, or of a start, before which one may have
      been heard. Leases rest on this. The leader itself may lift it (`Campaign`).
   5. **Members only, votes once each.** Who is of an older term is told so; what does not fit is counted, not raised.
-  6. **Who has lost its disk does not vote what was committed away.** A replica that has neither voted nor followed a
-     leader is *blank*: it is new, or its disk is. A blank one says so when it votes, and its vote counts only beside
-     so many of members that remember that one of them has whatever was committed: all but a quorum, and one more.
-     It ceases to be blank when its log holds an entry of the leader's own term that is committed, and so everything
-     older that is; or when it votes while its own log and the candidate's are empty, which is how a group begins.
-     Blank and with a log it does not stand for election.
+  6. **Who has lost its disk takes no part in elections** before its log reaches to where it was told (`abstains`):
+     there it has again all that it had confirmed. Who tells it, and how it knows that it has voted for nobody who
+     may still count on it, is the caller's affair (`node/forming.py`).
 
 A message is handled when it comes; answers leave in `speak`, once for all that came before it.
 """
@@ -90,8 +87,6 @@ class Core(Protocol):
     def leader(self) -> str | None: ...
     @property
     def election_at_s(self) -> float: ...
-    @property
-    def is_blank(self) -> bool: ...
 
     def hear(self, leader: str, term: int, commit: int) -> None:
         """The leader of `term` lives; the log was compared with its up to `commit`."""
@@ -113,10 +108,6 @@ class Core(Protocol):
         """There is a higher term."""
         ...
 
-    def remember(self, leader: str) -> None:
-        """The log has caught up with the leader of this term: be blank no more."""
-        ...
-
     def asked_for_vote(self, peer: str, term: int, last: int, last_term: int) -> None: ...
     def got_vote(self, peer: str, term: int) -> None: ...
     def told_to_campaign(self, leader: str, term: int) -> None: ...
@@ -131,8 +122,8 @@ class PreVote:
 
     def __init__(self, term: int, nonce: int, until_s: float) -> None:
         self.term, self.nonce, self.until_s = term, nonce, until_s
-        self.granted: dict[str, bool] = {}
-        """Who would vote for us, and whether it is blank."""
+        self.granted: set[str] = set()
+        """Who would vote for us."""
 
 
 class Guard:
@@ -180,10 +171,8 @@ class Guard:
         self._campaign_term = 0
         """The leader has asked us to stand for election in this term."""
         self._votes_term = 0
-        self._votes: dict[str, bool] = {}
-        """Who voted for us in that term, and whether it is blank."""
-        self._counted: set[str] = set()
-        """Whose votes PySyncObj knows."""
+        self._votes: set[str] = set()
+        """Who voted for us in that term."""
         self._held: deque[tuple[int, str, Message]] = deque(maxlen=HELD_MAX)
         """(term, to whom, what) waits until our term and vote are durable."""
         self._told_commit = 0
@@ -240,10 +229,10 @@ class Guard:
                 self._answered(peer, message.term, lambda lead: lead.on_reject(peer, message))
             case AskPreVote():
                 self._hear_pre_vote(peer, message)
-            case GrantPreVote(of_term, nonce, is_blank):
+            case GrantPreVote(of_term, nonce):
                 asked = self._pre_vote
                 if asked is not None and (asked.term, asked.nonce) == (of_term, nonce):
-                    asked.granted[peer] = is_blank
+                    asked.granted.add(peer)
                     self.core_due = True
             case AskVote():
                 self._hear_candidate(peer, message)
@@ -254,7 +243,7 @@ class Guard:
                     self._core.adopt(peer, of_term)
                     self.core_due = True
             case Campaign(of_term):
-                if of_term == term and self._core.leader == peer and not self._core.is_blank:
+                if of_term == term and self._core.leader == peer and self.remembers:
                     self._campaign_term = term + 1
                     self._core.told_to_campaign(peer, term)
                     self.core_due = True
@@ -282,10 +271,6 @@ class Guard:
             heard_s = max(heard_s, self.leadership.heard_quorum_at_s())
         return now - heard_s < self._election_s_min
 
-    def _has_vote(self) -> bool:
-        """Whether this replica remembers, or has got back, all that it ever confirmed."""
-        return self._log.durable_position >= self._abstains
-
     @property
     def hears_leader(self) -> bool:
         """Whether a leader has been heard for as long as followers wait before they campaign."""
@@ -293,25 +278,25 @@ class Guard:
 
     @property
     def remembers(self) -> bool:
-        """Whether this replica may vouch for what the group has decided and whom it has voted for."""
-        return self._has_vote() and not self._core.is_blank
+        """Whether this replica remembers, or has got back, all that it ever confirmed; else it has no vote."""
+        return self._log.durable_position >= self._abstains
 
     def _hear_pre_vote(self, peer: str, ask: AskPreVote) -> None:
         if ask.term <= self._core.term:
             self._say(peer, HigherTerm(self._core.term))
-        elif self._has_vote() and not self._protects_leader(self._clock()) and (ask.last_term, ask.last) >= self._end():
-            self._send(peer, GrantPreVote(ask.term, ask.nonce, self._core.is_blank))
+        elif self.remembers and not self._protects_leader(self._clock()) and (ask.last_term, ask.last) >= self._end():
+            self._send(peer, GrantPreVote(ask.term, ask.nonce))
 
     def _hear_candidate(self, peer: str, ask: AskVote) -> None:
         if ask.term < self._core.term:
             self._say(peer, HigherTerm(self._core.term))
-        elif self._has_vote() and (ask.is_transfer or not self._protects_leader(self._clock())):
+        elif self.remembers and (ask.is_transfer or not self._protects_leader(self._clock())):
             self._core.asked_for_vote(peer, ask.term, ask.last, ask.last_term)
             self.core_due = True
 
     def grant_vote(self, peer: str, term: int) -> None:
         """PySyncObj votes for a candidate."""
-        self._say(peer, GrantVote(term, self._core.is_blank))
+        self._say(peer, GrantVote(term))
 
     def _end(self) -> tuple[int, int]:
         return self._log.last_term, self._log.last_position
@@ -321,14 +306,14 @@ class Guard:
     def may_campaign(self) -> bool:
         """Return whether an election may begin now that PySyncObj's timer has run out; ask the others if need be."""
         term, now, asked = self._core.term, self._clock(), self._pre_vote
-        if not self._has_vote():
+        if not self.remembers:
             return False
         if self._campaign_term == term + 1:
             return True
         if not self._may_ask() or now < self._patience_s - ALMOST_S:
             return False
         if asked is not None and asked.term == term + 1 and now < asked.until_s - ALMOST_S:
-            if len(self._counting(asked.granted)) + 1 < self._quorum:
+            if len(asked.granted) + 1 < self._quorum:
                 return False
             self._pre_vote = None
             return True
@@ -342,17 +327,7 @@ class Guard:
 
     def _may_ask(self) -> bool:
         """Whether the last candidacy is not still on its way, and ours would be a good one."""
-        if not self._has_vote() or (self._core.is_blank and self._log.last_term > 0):
-            return False
-        return self._log.is_hard_state_durable and not self._held
-
-    def _counting(self, votes: Mapping[str, bool]) -> list[str]:
-        """Return those whose votes count now: the blank ones not before enough others."""
-        remembering = [peer for peer, is_blank in votes.items() if not is_blank]
-        enough = len(self._peers) + 1 - self._quorum + 1
-        if len(remembering) + 1 >= enough or self._log.last_term == 0:
-            return list(votes)
-        return remembering
+        return self.remembers and self._log.is_hard_state_durable and not self._held
 
     def ask_vote(self, peer: str, term: int, last: int, last_term: int) -> None:
         """PySyncObj is a candidate."""
@@ -362,13 +337,11 @@ class Guard:
         if vote.term != self._core.term:
             return
         if self._votes_term != vote.term:
-            self._votes_term, self._votes, self._counted = vote.term, {}, set()
-        self._votes[peer] = vote.is_blank
-        for voter in self._counting(self._votes):
-            if voter not in self._counted:
-                self._counted.add(voter)
-                self._core.got_vote(voter, vote.term)
-                self.core_due = True
+            self._votes_term, self._votes = vote.term, set()
+        if peer not in self._votes:
+            self._votes.add(peer)
+            self._core.got_vote(peer, vote.term)
+            self.core_due = True
 
     # ---- as a follower
 
@@ -429,10 +402,7 @@ class Guard:
             assert accepted, "PySyncObj refuses what was compared"
             previous += len(entries)
         self._accepted = max(self._accepted, previous)
-        settled = min(message.commit, previous)
-        self._told_commit = max(self._told_commit, settled)
-        if core.is_blank and settled > own.base_position and own.term_at(settled) == term:
-            core.remember(peer)
+        self._told_commit = max(self._told_commit, min(message.commit, previous))
 
     def _conflict(self, message: Append, at: int) -> None:
         """Our entry at `at` is not the leader's: name a place where the logs may meet."""

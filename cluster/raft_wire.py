@@ -89,8 +89,6 @@ class AskPreVote:
 class GrantPreVote:
     term: int
     nonce: int
-    is_blank: bool
-    """The voter does not know what it had before; see `raft_guard.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,6 @@ class AskVote:
 @dataclass(frozen=True, slots=True)
 class GrantVote:
     term: int
-    is_blank: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +136,7 @@ _KINDS: Final[dict[type[Message], str]] = {
     HigherTerm: "ht",
     Campaign: "ca",
 }
-_FLAGS: Final = {"is_blank", "is_transfer"}
+_FLAGS: Final = {"is_transfer"}
 """Fields that are true or false; they come last. The others in a header's list are whole numbers."""
 _LISTED: Final = {
     make: [field.name for field in fields(make) if field.name not in ("terms", "payloads", "note")] for make in _KINDS

@@ -8,11 +8,11 @@ from pathlib import Path
 import cbor2
 
 from cluster.checkpoint import covered, manifest_key, referenced, resets_log
-from cluster.control import Control
+from cluster.control import CONTROL_GROUP, Control
 from cluster.raft_wire import ROOT
 from node.disk import OsDisk
 from node.identity import IDENTITY_KEY
-from node.node import CATALOG_KEY, CONTROL_GROUP, group_of
+from node.node import CATALOG_KEY, group_of
 from storage.chunks import LevelDbChunks
 from storage.errors import ChunkDamaged
 from storage.journal_recovery import Severity, Survey

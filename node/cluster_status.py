@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
+from cluster.control import CONTROL_GROUP
 from node.calls import Mesh
 from storage.errors import AnnulusError
 from storage.types import Tick, tick_ms
 
 REPLICAS: Final = "status/replicas"
 ASK_S_MAX: Final = 1.0
-CONTROL_GROUP: Final = 0
 
 
 class ReplicaRole(StrEnum):

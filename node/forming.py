@@ -5,7 +5,10 @@ disk was lost or set aside; in the second case the node once voted and confirmed
 node whose directory holds no votes yet (`Identity.is_seated`) asks the others first:
 
     one of them knows the cluster's id      there is a cluster: come back as one that forgot
-    a majority answers, and none knows one  nothing has been promised to any client: found it
+    a majority answers, and all are new     nothing has been promised to any client: found it
+
+Who is new has neither voted nor heard of a leader in the group of all nodes. A quorum of them takes part in whatever is
+promised, so where a majority is new nothing has been. Where one is not, the first leader is about to give the id.
 
 **Coming back.** For each of its groups the node waits until all other voters answer, so many of them remember that
 every quorum has one, and these are of one term, with its leader among them. Then
@@ -26,6 +29,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from cluster.control import CONTROL_GROUP
 from node.calls import Mesh
 from storage.errors import AnnulusError, NoLeader
 from storage.types import Position
@@ -96,11 +100,12 @@ class Forming:
                 if isinstance(answer, dict) and answer["cluster_id"]:
                     log.info("found the cluster=%s by peer=%s", answer["cluster_id"], peer)
                     return str(answer["cluster_id"])
-            here = [peer for peer, answer in answers.items() if isinstance(answer, dict)]
-            if len(here) + 1 >= quorum:
-                log.info("founding a cluster with peers=%s", ",".join(here))
+            here = {peer: answer for peer, answer in answers.items() if isinstance(answer, dict)}
+            new = [peer for peer, answer in here.items() if answer["is_new"]]
+            if self._is_new(CONTROL_GROUP) and len(new) == len(here) and len(new) + 1 >= quorum:
+                log.info("founding a cluster with peers=%s", ",".join(new))
                 return ""
-            missing = ", ".join(peer for peer in self._others if peer not in here)
+            missing = ", ".join(peer for peer in self._others if peer not in new)
             self.why = f"waiting for {missing}: {quorum} of {len(self._others) + 1} nodes form a cluster"
             await asyncio.sleep(ASK_S)
 
@@ -182,7 +187,7 @@ class Forming:
     async def _greet(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
-        return {"cluster_id": self._cluster_id()}, ()
+        return {"cluster_id": self._cluster_id(), "is_new": self._is_new(CONTROL_GROUP)}, ()
 
     async def _tell_standing(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]

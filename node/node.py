@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 
 from cluster.catalog import Catalog, Task
 from cluster.checkpoint import begin_log, manifest_key, restore
-from cluster.control import Control, FrozenControl, SetClusterId
+from cluster.control import CONTROL_GROUP, Control, FrozenControl, SetClusterId
 from cluster.ddl import BeginDdl, EndDdl, messages
 from cluster.machine import Rejected, StateMachine
 from cluster.message import Message
@@ -60,7 +60,6 @@ Arguments = TypeVarTuple("Arguments")
 
 log = logging.getLogger(__name__)
 
-CONTROL_GROUP: Final = 0
 WATCH_S: Final = 0.5
 """How often disk room, memory and checkpoints are looked at."""
 RECLAIM_S: Final = 2.0
@@ -769,7 +768,7 @@ class Node:
 
     def _standing(self, group_id: int) -> Standing | None:
         host = self._groups.get(group_id)
-        if host is None or not host.raft.remembers:
+        if host is None or not host.raft.remembers or host.raft.is_new:
             return None
         return Standing(host.raft.term, host.raft.leads, host.raft.last_position)
 

@@ -32,7 +32,7 @@ class Actor:
         self.journal: Journal
         self.alive = False
         self.events: list[RaftEvent] = []
-        self.applied, self.applied_term = 0, 0
+        self.applied, self.applied_term, self.abstains = 0, 0, 0
         self.stamps = 0
         self.speed = 1.0
 
@@ -73,6 +73,7 @@ class Actor:
             config=self.stage.config,
             transport=self,
             stamp=self.stamp,
+            abstains=self.abstains,
         )
         self.calm()
 

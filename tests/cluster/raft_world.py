@@ -79,6 +79,10 @@ class Server:
         self.disk = SimDisk(world.rng)
         self.checkpoint = Checkpoint()
         """Durable, beside the journal."""
+        self.has_forgotten = False
+        """Its disk is a new one, and nobody has told it yet what to begin with."""
+        self.abstains = 0
+        """Durable too."""
         self.speed = 1.0
         self.life = 0
         self.raft: RaftGroup | None = None
@@ -122,6 +126,7 @@ class Server:
             config=world.config,
             transport=self,
             stamp=self.stamp,
+            abstains=self.abstains,
         )
         self.batch, self.poked, self.busy_until_s, self.installing = None, False, 0.0, False
         self.proposed, self.barriers, self.timer_at_s = {}, {}, float("inf")
@@ -432,21 +437,37 @@ class World:
         server.crash()
 
     def wipe(self, name: str, back_after_s: float) -> None:
-        """Lose a disk, unless another server has not recovered from losing its own."""
+        """Lose a disk, unless another server has not recovered from losing its own; two have no copy to spare."""
         hosted = [server.raft for server in self.servers.values()]
-        if any(raft is None or raft._core.is_blank for raft in hosted):
+        if len(hosted) == 2 or any(raft is None or not raft.remembers for raft in hosted):
             return
         self.stats["wiped"] += 1
         self.crash(name)
         server = self.servers[name]
-        server.disk = SimDisk(self.rng)
+        server.disk, server.has_forgotten = SimDisk(self.rng), True
         if self.rng.random() < 0.5:
             server.checkpoint = Checkpoint()
         self.after(back_after_s, lambda: self.start(name))
 
+    def find_seat(self, server: Server) -> bool:
+        """Let a server that forgot begin as `node/forming.py` has it, if all others are of one term with its leader."""
+        rafts = [other.raft for other in self.servers.values() if other is not server]
+        hosted = [raft for raft in rafts if raft is not None and raft.remembers]
+        leaders = [raft for raft in hosted if raft.leads]
+        if len(hosted) < len(rafts) or len(leaders) != 1 or len({raft.term for raft in hosted}) != 1:
+            return False
+        journal = Journal.open(server.disk, "journal", file_bytes_max=self.file_bytes_max)
+        journal.group(0).set_hard_state(leaders[0].term, leaders[0].me)
+        journal.write_now()
+        journal.close()
+        server.has_forgotten, server.abstains = False, leaders[0].last_position
+        return True
+
     def start(self, name: str) -> None:
         server = self.servers[name]
-        if server.raft is None:
+        if server.has_forgotten and not self.find_seat(server):
+            self.after(0.1, lambda: self.start(name))
+        elif server.raft is None:
             server.start()
             for other in self.servers:
                 if self.is_up(name, other):

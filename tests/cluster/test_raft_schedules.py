@@ -12,7 +12,9 @@ from cluster.raft import Behind, LostLeadership, NotLeader, RaftConfig
 from cluster.raft_leader import WINDOW_BYTES
 from cluster.raft_wire import Ack, Append, AskVote, Campaign, GrantVote, HigherTerm, Malformed, decode, encode
 from storage.errors import StorageFault
+from storage.journal import Journal
 from tests.cluster.raft_stage import Stage
+from tests.sim.disk import SimDisk
 
 CONFIG = RaftConfig()
 
@@ -250,7 +252,7 @@ def test_a_vote_counts_once_and_only_a_member_has_one() -> None:
         stage.deliver(f"{name}a")
     stage["a"].sync()
     assert stage["a"].raft.term == 1
-    vote = encode(GrantVote(1, is_blank=False))
+    vote = encode(GrantVote(1))
     for voter in ("b", "b", "z", "a"):
         stage["a"].raft.receive(voter, *vote)
         stage["a"].tick()
@@ -710,68 +712,65 @@ def test_only_the_leader_may_call_for_a_campaign() -> None:
 # ---- lost disks
 
 
-def test_an_empty_replica_does_not_vote_what_was_committed_away() -> None:
-    """`a` and `c` have an entry, `b` does not; `c` loses its disk, `a` is away: `b` must not lead with its help."""
+def lose_disk(stage: Stage, name: str, *, term: int, leader: str, abstains: int) -> None:
+    """Have a server come back with an empty disk, and what `node/forming.py` gives it to begin with."""
+    actor = stage[name]
+    actor.disk, actor.abstains = SimDisk(Random(5)), abstains
+    journal = Journal.open(actor.disk, "journal", file_bytes_max=1 << 20)
+    journal.group(0).set_hard_state(term, leader)
+    journal.write_now()
+    journal.close()
+    stage.start(name)
+
+
+def test_who_lost_its_disk_has_no_vote_until_it_has_caught_up() -> None:
+    """Neither does it vote, nor stand, nor vouch for others, also after a restart; caught up, it does all three."""
     stage = led()
-    stage["a"].raft.propose(b"x")
-    stage["a"].sync()
-    stage.deliver("ac")
-    stage["c"].sync()
-    stage.deliver("ca")
-    assert stage["a"].delivered == [b"x"]
+    for payload in (b"x", b"y", b"z"):
+        stage["a"].raft.propose(payload)
+        stage["a"].sync()
+        stage.deliver("ac")
+        stage["c"].sync()
+        stage.deliver("ca")
+    assert stage["a"].delivered == [b"x", b"y", b"z"]
+    term, last = stage["a"].raft.term, stage["a"].raft.last_position
     stage.crash("a", "c")
-    stage["c"].disk = type(stage["c"].disk)(Random(5))
-    stage.start("c")
-    assert not stage.elect("b", "c")
+    lose_disk(stage, "c", term=term, leader="a", abstains=last)
+    for _ in range(2):
+        assert not stage["c"].raft.remembers
+        assert not stage.elect("b", "c")
+        assert not stage.elect("c", "b")
+        stage.crash("c")
+        stage.start("c")
     stage.start("a")
     stage.lead("a", "bc")
     stage.settle()
-    assert stage["c"].delivered == [b"x"]
+    assert stage["c"].delivered == [b"x", b"y", b"z"]
+    assert stage["c"].raft.remembers
     stage.crash("a")
-    stage.lead("c", "b")  # it remembers again
+    stage.lead("c", "b")
 
 
-def test_a_restart_does_not_make_an_empty_replica_remember() -> None:
-    """Blankness outlives restarts, votes and terms, until the log has caught up."""
+def test_what_it_was_told_outlives_a_leader_that_is_gone() -> None:
+    """It keeps abstaining under a new leader whose log does not reach as far; the next entries bring it there."""
     stage = led()
-    stage.crash("c")
-    stage["c"].disk = type(stage["c"].disk)(Random(5))
-    stage.start("c")
-    stage.wait(2)
-    stage.hand("bc", encode(AskVote(5, 100, 4, False)))  # type: ignore[arg-type]
-    stage["c"].sync()
-    assert [header for header, _ in stage.links["c", "b"] if header["m"] == "vg"] == [{"m": "vg", "v": [5, True]}]
-    stage.crash("c")
-    stage.start("c")
-    assert stage["c"].raft._core.is_blank
-    assert stage["c"].raft._core._SyncObj__votedForNodeId == "b"
-    stage["a"].raft.receive("c", *encode(HigherTerm(5)))
-    stage.lead("a", "bc")
-    stage.settle()
-    assert not stage["c"].raft._core.is_blank
-
-
-def test_of_two_the_one_that_remembers_may_lead_with_the_empty_one() -> None:
-    """Whatever two replicas committed both have, so one that lost its disk cannot hold up the other."""
-    stage = led(2)
     stage["a"].raft.propose(b"x")
     stage.settle()
-    stage.crash("a", "b")
-    stage["b"].disk = type(stage["b"].disk)(Random(5))
-    stage.start("a", "b")
-    assert not stage.elect("b", "a")
-    stage.lead("a", "b")
-    assert stage["b"].delivered == [b"x"]
+    term, last = stage["a"].raft.term, stage["a"].raft.last_position
+    stage.crash("c")
+    lose_disk(stage, "c", term=term, leader="a", abstains=last + 3)
+    stage.settle()
+    assert not stage["c"].raft.remembers
+    for payload in (b"1", b"2", b"3"):
+        stage["a"].raft.propose(payload)
+    stage.settle()
+    assert stage["c"].raft.remembers
 
 
-@pytest.mark.parametrize("why", ["it lost its disk", "it abstains"])
-def test_who_may_not_campaign_sleeps(why: str) -> None:
+def test_who_has_no_vote_sleeps() -> None:
     """A replica that has no vote and hears no leader asks for no tick, whatever its timer says."""
     stage = led()
-    if why == "it abstains":
-        stage["c"].raft._guard._abstains = 100  # type: ignore[union-attr]
-    else:
-        stage["c"].raft._core.adapter.is_blank = True
+    stage["c"].raft._guard._abstains = 100  # type: ignore[union-attr]
     stage.wait(5)
     stage["c"].ring()
     stage["c"].events += stage["c"].raft.tick()
@@ -829,5 +828,5 @@ def test_messages_survive_the_wire(seed: int) -> None:
             if b"".join(map(bytes, wrong)) != b"".join(map(bytes, blobs)):
                 with pytest.raises(Malformed):
                     decode(header, wrong)
-    for plain in (Ack(1, 2, 3, 4), AskVote(1, 2, 3, True), GrantVote(5, False), HigherTerm(6), Campaign(7)):
+    for plain in (Ack(1, 2, 3, 4), AskVote(1, 2, 3, True), GrantVote(5), HigherTerm(6), Campaign(7)):
         assert decode(*encode(plain)) == plain

@@ -43,9 +43,11 @@ class HallMesh:
 class Voter:
     """One node: the id it knows and where it stands in each group."""
 
-    def __init__(self, hall: Hall, name: str, cluster_id: str = "", **standings: Standing) -> None:
+    def __init__(
+        self, hall: Hall, name: str, cluster_id: str = "", is_new: bool = False, **standings: Standing
+    ) -> None:
         self.cluster_id = cluster_id
-        self.is_new = False
+        self.is_new = is_new
         self.standings = {int(key[1:]): one for key, one in standings.items()}
         mesh: Any = HallMesh(hall, name)
         self.forming = Forming(
@@ -86,9 +88,9 @@ def test_a_majority_founds() -> None:
 
     async def scenario() -> None:
         hall = Hall()
-        first = Voter(hall, "n1")
+        first = Voter(hall, "n1", is_new=True)
         finding = await waits(first, first.forming.find_cluster(), "waiting for n2, n3: 2 of 3 nodes form a cluster")
-        second = Voter(hall, "n2")
+        second = Voter(hall, "n2", is_new=True)
         assert await soon(second.forming.find_cluster()) == ""
         assert await soon(finding) == ""
 
@@ -103,6 +105,24 @@ def test_a_cluster_that_is_there_is_found() -> None:
         Voter(hall, "n2", "the id")
         Voter(hall, "n3")
         assert await soon(Voter(hall, "n1").forming.find_cluster()) == "the id"
+
+    asyncio.run(scenario())
+
+
+def test_those_who_have_promised_something_found_nothing() -> None:
+    """Who comes late does not count one that has voted, or that has forgotten, though it knows no id yet; it waits."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        first = Voter(hall, "n1")
+        Voter(hall, "n2", is_new=True)
+        third = Voter(hall, "n3", is_new=True)
+        finding = await waits(third, third.forming.find_cluster(), "waiting for n1")
+        first.cluster_id = "the id"
+        assert await soon(finding) == "the id"
+        first.cluster_id = ""
+        finding = await waits(first, first.forming.find_cluster(), "2 of 3 nodes form a cluster")
+        finding.cancel()
 
     asyncio.run(scenario())
 

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, TypeVar
 
+from cluster.control import CONTROL_GROUP
 from cluster.machine import StateMachine
 from node.database import Database
 from node.group import GroupHost
-from node.node import CONTROL_GROUP, Node, group_of
+from node.node import Node, group_of
 from node.service import Consistency, ReadOptions
 from node.upkeep import SWEEP_AFTER_S
 from storage.errors import AnnulusError, Unavailable
