@@ -57,8 +57,8 @@ comes back as the next message; its product is handed to the replica that made i
      come or a replica that copies it, or known to be garbage, which the next checkpoint removes.
   7. *A change is seen whole.* A collection is visible when all its shards have it; what a task checked when it began
      holds until it ends.
-  8. *A segment's rows are of one version of the schema.* A change of it seals what grows, at one position of each shard's
-     log; an insert of another version is refused there. Old segments answer by the newest version.
+  8. *A segment's rows are of one version of the schema.* A change of it seals what grows, at one position of each
+     shard's log; an insert of another version is refused there. Old segments answer by the newest version.
 
 What is asked of the caller: chunks that are written for a message stay until it is applied, though none of them is
 needed yet. They go by their bytes, so what is being written may be the garbage that a checkpoint is removing; a lease

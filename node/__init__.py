@@ -73,7 +73,8 @@ checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken f
 
 **A change of the catalogue** that shards must see (a collection, a partition, an index): `Node.ddl` proposes its
 beginning to the control group, its messages to the shards, its end to the control group. A crash in between leaves a
-task, which the next start finishes.
+task, which the next start finishes. Shards so have a new schema before the catalogue: until the change ends, inserts
+that they refuse wait (`write.py`), and reads are by the catalogue's schema, whatever a replica has (`read.py`).
 
 **Invariants**
   1. A write is acknowledged after it is durable here and applied, never before.

@@ -101,6 +101,8 @@ class SealedSegment:
         self._keys = keys
         self._stats: Mapping[FieldId, FieldStats] = {}
         self._unit: frozenset[FieldId] = frozenset()
+        self._lacking: Mapping[FieldId, FieldStats] | None = None
+        """Statistics of fields of the schema that the rows lack; None until somebody asks."""
         self._get: GetChunk | None = None
         self._view: SegmentView | None = None
 
@@ -246,7 +248,7 @@ class SealedSegment:
         whenever they do so.
         """
         self.schema = schema
-        self._view = None
+        self._view = self._lacking = None
         for field_id in [one for one in self.indexes if one not in schema.by_id]:
             del self.indexes[field_id]
         if self.files is not None:
@@ -278,8 +280,9 @@ class SealedSegment:
         """Return what readers may see from now on; the same object until something changes."""
         if self._view is None:
             stored = self._stored()
-            lacking = [one for one in self.schema.fields if one.id not in stored]
-            stats = {one.id: found for one in lacking if (found := absent_stats(one, self.rows))}
+            if self._lacking is None:
+                lacking = [one for one in self.schema.fields if one.id not in stored]
+                self._lacking = {one.id: found for one in lacking if (found := absent_stats(one, self.rows))}
             self._view = SegmentView(
                 segment_id=self.segment_id,
                 partition_id=self.partition_id,
@@ -290,7 +293,7 @@ class SealedSegment:
                 keys=self._keys,
                 indexes=dict(self.indexes),
                 original=frozenset(i for i in self.indexes if self._holds_originals(i)),
-                stats={**self._stats, **stats} if stats and self._stats else self._stats,
+                stats={**self._stats, **self._lacking} if self._lacking and self._stats else self._stats,
                 sealed=True,
                 read_column=_reader(self.files, self._get) if self.files is not None else None,
                 stored=stored,

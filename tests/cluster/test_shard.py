@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cluster.catalog import CreateDatabase
 from cluster.checkpoint import freeze
 from cluster.message import (
+    AlterCollection,
     Compacted,
     CreateCollection,
     CreateIndex,
@@ -110,6 +111,8 @@ def rows(**changed: Any) -> bytes:
         pytest.param(Insert(C, P, others=[(P, 3)]), rows(), "bad_row", id="more rows of another partition than rows"),
         pytest.param(Insert(C, P, others=[(P, -1)]), rows(), "bad_row", id="fewer rows than none"),
         pytest.param(Insert(C, P, others=[P]), rows(), "bad_row", id="no rows of another partition"),  # type: ignore
+        pytest.param(Insert(C, P, schema_version=2), rows(), "schema_mismatch", id="rows of another schema"),
+        pytest.param(AlterCollection(C, {}, {"fields": 1}), b"", "invalid_parameter", id="no schema to change to"),
         pytest.param(Insert(C, P, True, ["a"]), rows(), "bad_primary_key", id="text for integer keys of an upsert"),
         pytest.param(Insert(C, P, True, [1 << 63]), rows(), "bad_primary_key", id="a key beyond int64"),
         pytest.param(Delete(C, ["a"]), b"", "bad_primary_key", id="text for integer keys"),
