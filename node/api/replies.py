@@ -125,6 +125,8 @@ def _rows(rows: Rows, style: Style, scores: Any = None) -> list[dict[str, Any]]:
             if text and text != "{}":
                 document = orjson.loads(text)
                 if rows.dynamic_keys is None:
+                    if schema.version > 1:  # a field may have the name of a key that rows had before
+                        document = {key: value for key, value in document.items() if key not in schema.by_name}
                     row.update(document)
                 else:
                     row.update((key, document[key]) for key in rows.dynamic_keys if key in document)

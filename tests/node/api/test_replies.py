@@ -13,8 +13,11 @@ import pytest
 from node.api.replies import Style, encode, encode_large, is_large, rows_reply, search_reply, write_reply
 from node.api.rows import Write, rows_from_json
 from node.service import Rows, SearchResult, WriteResult
-from storage.columns import Batch
+from storage.columns import Batch, Column, ScalarColumn, StringColumn
+from storage.evolution import with_field
 from storage.schema import DataType, FieldSchema, make_schema
+from storage.strings import StringArray
+from storage.types import FieldId
 
 SCHEMA = make_schema(
     [
@@ -126,3 +129,21 @@ def test_counts_and_keys() -> None:
     written = WriteResult(2, np.array([1, 2]))
     assert write_reply(written, "insert", Style())["data"] == {"insertCount": 2, "insertIds": [1, 2]}
     assert write_reply(written, "upsert", Style(int64_text=True))["data"] == {"upsertCount": 2, "upsertIds": ["1", "2"]}
+
+
+def test_a_field_hides_the_key_whose_name_it_took() -> None:
+    """Of rows whose dynamic key was there before the field: they show what the field has, null or not."""
+    schema = with_field(
+        make_schema(
+            [FieldSchema("id", DataType.INT64, primary=True), FieldSchema("v", DataType.FLOAT_VECTOR, dim=2)],
+            dynamic=True,
+        ),
+        FieldSchema("price", DataType.INT64, nullable=True),
+    )
+    columns: dict[FieldId, Column] = {
+        FieldId(100): ScalarColumn(np.array([1, 2])),
+        FieldId(102): StringColumn(StringArray.from_strings(['{"price":3,"other":4}', "{}"])),
+        schema.field("price").id: ScalarColumn(np.array([0, 5]), np.array([False, True])),
+    }
+    found = Rows(schema, Batch(columns, 2), ["id", "price"], None)
+    assert rows_reply(found, Style())["data"] == [{"id": 1, "price": None, "other": 4}, {"id": 2, "price": 5}]
