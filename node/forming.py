@@ -101,12 +101,16 @@ class Forming:
                     log.info("found the cluster=%s by peer=%s", answer["cluster_id"], peer)
                     return str(answer["cluster_id"])
             here = {peer: answer for peer, answer in answers.items() if isinstance(answer, dict)}
-            new = [peer for peer, answer in here.items() if answer["is_new"]]
-            if self._is_new(CONTROL_GROUP) and len(new) == len(here) and len(new) + 1 >= quorum:
-                log.info("founding a cluster with peers=%s", ",".join(new))
+            old = [peer for peer, answer in here.items() if not answer["is_new"]]
+            if not self._is_new(CONTROL_GROUP):
+                old.append(self._mesh.me)
+            if not old and len(here) + 1 >= quorum:
+                log.info("founding a cluster with peers=%s", ",".join(here))
                 return ""
-            missing = ", ".join(peer for peer in self._others if peer not in new)
+            missing = ", ".join(peer for peer in self._others if peer not in here)
             self.why = f"waiting for {missing}: {quorum} of {len(self._others) + 1} nodes form a cluster"
+            if old:
+                self.why = f"{', '.join(old)} has been part of a cluster: waiting for a node that knows its id"
             await asyncio.sleep(ASK_S)
 
     async def find_seats(self, voters: Mapping[int, Sequence[str]]) -> dict[int, Seat]:
