@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import catalog, ddl
-from cluster.message import TYPES, Entry, Insert, Message, Seal
+from cluster.message import TYPES, AlterCollection, Entry, Insert, Message, Seal, from_plain
 from storage.errors import JournalDamaged
+from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
 from storage.types import CollectionId, PartitionId, SegmentId, Tick
 
 plain = st.recursive(
@@ -82,6 +83,19 @@ def test_round_trip(kind: str, data: st.DataObject) -> None:
         k: as_lists(v) for k, v in vars(message).items()
     }
     assert again.encode() == raw, "equal messages have equal bytes"
+
+
+def test_logs_from_before_schemas_changed_are_read() -> None:
+    """Their inserts name no version, and changes of properties bring no schema."""
+    insert = from_plain("insert", [10, 1, False, None, None, []])
+    assert isinstance(insert, Insert) and insert.schema_version == 0
+    alter = from_plain("alter_collection", [10, {"k": "v"}])
+    assert isinstance(alter, AlterCollection) and alter.schema is None
+    plain = make_schema(
+        [FieldSchema("id", DataType.INT64, primary=True), FieldSchema("v", DataType.FLOAT_VECTOR, dim=2)], dynamic=True
+    ).to_dict()
+    del plain["next_field_id"]
+    assert CollectionSchema.from_dict(plain).fresh_field_id == 103
 
 
 def test_the_bytes_stay_the_same() -> None:

@@ -18,7 +18,7 @@ from node.node import Node, Seams
 from node.service import IndexRequest, ReadOptions, SearchRequest
 from node.write import fitted
 from storage.columns import Batch, ScalarColumn, StringColumn
-from storage.errors import BadRow, FieldNotFound, FilterError, InvalidParameter, SchemaMismatch
+from storage.errors import BadRow, FieldNotFound, FilterError, InvalidParameter, SchemaMismatch, Unavailable
 from storage.evolution import with_field, without_field
 from storage.schema import DataType, FieldSchema, make_schema
 from storage.strings import StringArray
@@ -301,6 +301,51 @@ def test_rows_written_while_fields_come_and_go_are_there_once(nodes: int, copies
         assert all(list(row[1 : 1 + len(defaults)]) == defaults for row in answers[0].values())
 
     on_a_cluster(script, nodes=nodes, copies=copies, shards=3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_change_is_whole_though_who_makes_it_dies(seed: int) -> None:
+    """The leader of the control group dies at some moment of a change, and comes back: the change is made everywhere or
+    nowhere, rows written meanwhile are there once, and the next change finds its way."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=3)
+        await site.insert("n1", [1, 2, 3])
+        (control,) = [machine.name for machine, node in site.world.nodes() if node.control.is_leader]
+        asking, writing = site.others(control)
+        written = [1, 2, 3]
+
+        async def write() -> None:
+            for i in range(10, 40):
+                await site.insert(writing, [i])
+                written.append(i)
+
+        async def change() -> None:
+            await site.ask(asking, lambda db: db.add_field("default", "c", KIND))
+
+        tasks = [asyncio.ensure_future(write()), asyncio.ensure_future(change())]
+        await asyncio.sleep(Random(seed).random() / 20)
+        site.kill(control)
+        await asyncio.sleep(2)
+        site.world.start(control)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await site.ready()
+        assert results[0] is None and (results[1] is None or isinstance(results[1], Unavailable)), results
+        await site.ask(asking, lambda db: db.add_field("default", "c", PRICE))
+        schema = site.node(asking).catalog.find("default", "c").schema
+        assert (
+            (schema.version, "kind" in schema.by_name) == (3, True) if results[1] is None else schema.version in (2, 3)
+        )
+        nothing = tuple(one.default for one in schema.user_fields[3:])
+        for name in site.world.machines:
+            found = await site.ask(name, shown)
+            assert sorted(found) == sorted(written)
+            assert {row[1 : 1 + len(nothing)] for row in found.values()} == {nothing}
+            node = site.node(name)
+            states = [state for host in node.shards.values() for state in host.machine.collections.values()]
+            assert {state.schema.version for state in states} == {schema.version}
+
+    on_a_cluster(script, shards=3, seed=seed + 1)
 
 
 def test_until_a_change_has_ended_reads_go_on_and_inserts_wait(monkeypatch: pytest.MonkeyPatch) -> None:
