@@ -46,6 +46,8 @@ class JournalWriter:
         self._on_fatal = on_fatal
         self._running: asyncio.Task[None] | None = None
         self._stuck = ""
+        self._closing = False
+        """Then nothing is tried twice. A write that is under way is waited for: a thread cannot be called back."""
 
     def kick(self) -> None:
         """Start writing if there is something to write and nothing is being written."""
@@ -54,9 +56,8 @@ class JournalWriter:
 
     async def close(self) -> None:
         """Return when what was appended is written, or cannot be now."""
+        self._closing = True
         while (running := self._running) is not None:
-            if self._stuck:
-                running.cancel()
             await asyncio.wait({running})
 
     async def _drain(self) -> None:
@@ -68,6 +69,8 @@ class JournalWriter:
                 except OSError as error:
                     self._journal.batch_failed(batch, error)
                     self._say_stuck(_why_stuck(error))  # another failure has halted the journal
+                    if self._closing:
+                        return
                     await asyncio.sleep(RETRY_S)
                     continue
                 self._metrics.fsynced(self._clock.monotonic_s() - began_s)

@@ -384,7 +384,10 @@ class Node:
             await self.mesh.stop()
         self._writer.kick()
         await self._writer.close()
-        self.journal.close()
+        try:
+            self.journal.close()
+        except OSError as error:
+            log.warning("the end of the journal is not written, nothing of it was promised to anybody: %s", error)
 
     def fail(self, error: BaseException) -> None:
         """This replica cannot go on: nothing more is acknowledged."""
