@@ -447,17 +447,28 @@ class Database:
     async def collection_schema(self, database: str, collection: str, *, newest: bool = False) -> CollectionSchema:
         return (await (self._newest if newest else self._find)(database, collection)).schema
 
-    async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:
-        def insert(found: Collection) -> Awaitable[WriteResult]:
-            return self._writer.insert(found, batch, partition)
+    async def insert(
+        self, database: str, collection: str, batch: Batch, partition: str = "", *, schema_version: int = 0
+    ) -> WriteResult:
+        async def insert(found: Collection) -> WriteResult:
+            _check_version(found, schema_version)
+            return await self._writer.insert(found, batch, partition, again=schema_version > 0)
 
         return await self._with(database, collection, insert, GONE)
 
     async def upsert(
-        self, database: str, collection: str, batch: Batch, partition: str = "", *, partial: bool = False
+        self,
+        database: str,
+        collection: str,
+        batch: Batch,
+        partition: str = "",
+        *,
+        partial: bool = False,
+        schema_version: int = 0,
     ) -> WriteResult:
         async def upsert(found: Collection) -> WriteResult:
-            return await self._writer.upsert(found, batch, partition, partial=partial)
+            _check_version(found, schema_version)
+            return await self._writer.upsert(found, batch, partition, partial=partial, again=schema_version > 0)
 
         return await self._with(database, collection, upsert, GONE)
 
@@ -742,6 +753,15 @@ def _plain_index(index: IndexDef) -> dict[str, Any]:
 
 def _ids(found: Any) -> list[int]:
     return [int(one) for one in found]
+
+
+def _check_version(found: Collection, schema_version: int) -> None:
+    """Raise SchemaMismatch if rows were decoded for a schema that the collection has no longer."""
+    if schema_version not in (0, found.schema.version):
+        raise SchemaMismatch(
+            f"the rows are of version {schema_version} of the schema of collection {found.name}, which has version "
+            f"{found.schema.version}: try again"
+        )
 
 
 def _unsure(unknown: BadRequest) -> NoLeader:

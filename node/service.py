@@ -263,12 +263,25 @@ class Service(Protocol):
         """
         ...
 
-    async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:
-        """`batch` has every field but an autoID primary key; values are checked against the schema already."""
+    async def insert(
+        self, database: str, collection: str, batch: Batch, partition: str = "", *, schema_version: int = 0
+    ) -> WriteResult:
+        """`batch` has every field but an autoID primary key; values are checked against the schema already.
+
+        schema_version  of the schema for which the rows were decoded: raises SchemaMismatch if it is an old one and no
+                        row was written, so that they can be decoded again; with 0 they are fitted to the newest
+        """
         ...
 
     async def upsert(
-        self, database: str, collection: str, batch: Batch, partition: str = "", *, partial: bool = False
+        self,
+        database: str,
+        collection: str,
+        batch: Batch,
+        partition: str = "",
+        *,
+        partial: bool = False,
+        schema_version: int = 0,
     ) -> WriteResult:
         """`batch` has the primary key always; with `partial` any subset of the other fields."""
         ...

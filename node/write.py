@@ -3,15 +3,15 @@
 One request is atomic per shard, not across shards. Messages go to the shards' leaders, wherever they are; the router
 repeats one under its own producer and sequence, so a write whose outcome was unknown is never applied twice.
 
-Each message names the version of the schema that its rows have. A shard whose schema has changed refuses it; then that
-message is made again, for that shard, when this node's catalogue has the new schema too.
+Each message names the version of the schema that its rows have, and a shard whose schema has changed refuses it. When
+this node's catalogue has the new schema too, a request of which nothing was written is decoded again by who can; of
+another one, what was refused is fitted to the new schema, as if it had been written just before the change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from node.node import Node
 from node.read import Reader
 from node.service import WriteResult
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, concat_columns
-from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, SchemaMismatch
+from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, OutcomeUnknown, SchemaMismatch
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
@@ -43,34 +43,43 @@ class Writer:
         self._node = node
         self._reader = reader
 
-    async def insert(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
-        """Add the rows; return when they are durable and visible."""
+    async def insert(self, collection: Collection, batch: Batch, partition: str, *, again: bool = False) -> WriteResult:
+        """Add the rows; return when they are durable and visible.
+
+        again  the rows can be decoded again: raise SchemaMismatch if they are of an older schema and none was written
+        """
         self._check(batch)
         batch, keys = self._with_keys(collection, fitted(batch, collection.schema))
-        outcomes = await self._send(collection, batch, self._partitions_of(collection, batch, partition))
+        groups = self._partitions_of(collection, batch, partition)
+        outcomes = await self._send(collection, batch, groups, again=again)
         rows = sum(int(one["rows"]) for one in outcomes)
         self._node.metrics.rows_inserted(rows)
         return WriteResult(rows, keys)
 
-    async def upsert(self, collection: Collection, batch: Batch, partition: str, *, partial: bool) -> WriteResult:
-        """Replace the rows with these primary keys; of several rows with one key the last counts."""
+    async def upsert(
+        self, collection: Collection, batch: Batch, partition: str, *, partial: bool, again: bool = False
+    ) -> WriteResult:
+        """Replace the rows with these primary keys; of several rows with one key the last counts.
+
+        again  see `insert`
+        """
         self._check(batch)
         primary = collection.schema.primary
         if primary.id not in batch.columns:
             raise BadRow(f"upsert needs the primary key field {primary.name} in every row")
         if partial:
-            return await self._upsert_partial(collection, _last_of_each_key(batch, primary), partition)
+            return await self._upsert_partial(collection, _last_of_each_key(batch, primary), partition, again)
         batch = _last_of_each_key(fitted(batch, collection.schema), primary)
         if primary.auto_id:
-            return await self._upsert_generated(collection, batch, partition)
+            return await self._upsert_generated(collection, batch, partition, again)
         keys = batch_keys(batch, primary.id)
         groups = self._partitions_of(collection, batch, partition)
-        outcomes = await self._send(collection, batch, groups, replace_rows=True)
+        outcomes = await self._send(collection, batch, groups, replace_rows=True, again=again)
         rows = sum(int(one["rows"]) for one in outcomes)
         self._node.metrics.rows_inserted(rows)
         return WriteResult(rows, keys)
 
-    async def _upsert_generated(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
+    async def _upsert_generated(self, collection: Collection, batch: Batch, partition: str, again: bool) -> WriteResult:
         """Replace rows whose keys the database gives: the old rows go, the new ones get fresh keys, as in Milvus.
 
         One message where there is one virtual channel. With several, old and new rows may belong to different shards:
@@ -83,7 +92,7 @@ class Writer:
         groups = self._partitions_of(collection, batch, partition)
         single = len(collection.shards) == 1
         outcomes = await self._send(
-            collection, batch, groups, replace_rows=single, delete_keys=old_keys if single else None
+            collection, batch, groups, replace_rows=single, delete_keys=old_keys if single else None, again=again
         )
         if not single:
             await self.delete_keys(collection, _typed(old_keys, primary), None)
@@ -117,6 +126,7 @@ class Writer:
         replace_rows: bool = False,
         expected: npt.NDArray[np.int64] | None = None,
         delete_keys: Sequence[int | str] | None = None,
+        again: bool = False,
     ) -> list[Mapping[str, Any]]:
         """Propose one message per virtual channel that has rows; return their outcomes."""
         channels = split(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
@@ -142,25 +152,42 @@ class Writer:
             whole = len(rows) == batch.rows and len(parts) == 1
             body = (batch if whole else batch.take(rows)).to_bytes()
             proposals.append((shard_id, message, body))
-        return await self._node.router.change_all(proposals, partial(self._insert_at, collection))
+        return await self._insert_all(collection, proposals, again)
 
-    async def _insert_at(
-        self, collection: Collection, shard_id: ShardId, message: Message, body: Blob
-    ) -> Mapping[str, Any]:
-        """Propose an insert, and again when it is refused as the schema has changed, with the rows as that has them.
+    async def _insert_all(
+        self, collection: Collection, proposals: list[tuple[ShardId, Message, Blob]], again: bool
+    ) -> list[Mapping[str, Any]]:
+        """Propose inserts, and those that are refused as the schema has changed once more, with rows as that has them.
 
-        They are then as if inserted just before the change: what it adds is null or the default in them. Raises
-        SchemaMismatch if the change does not come to its end in time.
+        Raises SchemaMismatch if none was made, and that is wanted or the change does not come to its end in time.
         """
         deadline_s = self._node.router.deadline_s()
+        outcomes: list[Mapping[str, Any]] = []
         while True:
+            refused: list[tuple[ShardId, Message, Blob]] = []
+            mismatch: SchemaMismatch | None = None
+
+            async def change(shard_id: ShardId, message: Message, body: Blob) -> Mapping[str, Any]:
+                nonlocal mismatch
+                try:
+                    return await self._node.router.change(shard_id, message, body)
+                except SchemaMismatch as error:
+                    mismatch = error
+                    refused.append((shard_id, message, body))  # noqa: B023  (of this round)
+                    return {}
+
+            outcomes += [one for one in await self._node.router.change_all(proposals, change) if one]
+            if mismatch is None:
+                return outcomes
             try:
-                return await self._node.router.change(shard_id, message, body)
-            except SchemaMismatch as mismatch:
                 collection = await self._newer(collection, mismatch, deadline_s)
-                assert isinstance(message, Insert)
-                message = replace(message, schema_version=collection.schema.version)
-                body = fitted(Batch.from_bytes(body), collection.schema).to_bytes()
+            except SchemaMismatch as error:
+                if outcomes:
+                    raise OutcomeUnknown(f"a part of the request is done. {error}") from None
+                raise
+            if again and not outcomes:
+                raise mismatch
+            proposals = [(shard_id, *_refitted(message, body, collection)) for shard_id, message, body in refused]
 
     async def _newer(self, collection: Collection, mismatch: SchemaMismatch, deadline_s: float) -> Collection:
         """Return the collection when this node's catalogue has a newer version of its schema.
@@ -232,7 +259,7 @@ class Writer:
 
     # partial updates
 
-    async def _upsert_partial(self, collection: Collection, batch: Batch, partition: str) -> WriteResult:
+    async def _upsert_partial(self, collection: Collection, batch: Batch, partition: str, again: bool) -> WriteResult:
         """Merge the given fields into the rows that exist; whoever changes them meanwhile makes us read again."""
         keys = batch_keys(batch, collection.schema.primary.id)
         for attempt in range(CONFLICT_RETRIES_MAX):
@@ -240,11 +267,15 @@ class Writer:
                 old, inserted = await self._reader.stored_rows(collection, keys)
             except SchemaMismatch as mismatch:
                 collection = await self._newer(collection, mismatch, self._node.router.deadline_s())
+                if again:
+                    raise
                 continue
             merged, expected = await self._node.read(_merge_partial, collection.schema, batch, old, inserted)
             groups = self._partitions_of(collection, merged, partition)
             try:
-                outcomes = await self._send(collection, merged, groups, replace_rows=True, expected=expected)
+                outcomes = await self._send(
+                    collection, merged, groups, replace_rows=True, expected=expected, again=again
+                )
             except Conflict:
                 await self._node.router.pause(attempt, self._node.router.deadline_s())
                 continue
@@ -307,6 +338,13 @@ def fitted(batch: Batch, schema: CollectionSchema) -> Batch:
                 raise BadRow(f"the rows have no field {one.name}")
             columns[one.id] = absent_column(one, batch.rows)
     return Batch(columns, batch.rows)
+
+
+def _refitted(message: Message, body: Blob, collection: Collection) -> tuple[Message, Blob]:
+    """Return the insert with its rows as the collection's schema has them."""
+    assert isinstance(message, Insert), "only an insert has rows"
+    rows = fitted(Batch.from_bytes(body), collection.schema)
+    return replace(message, schema_version=collection.schema.version), rows.to_bytes()
 
 
 def _without_unknown(batch: Batch, schema: CollectionSchema) -> Batch:

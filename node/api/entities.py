@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from node.api.routes import QUERY_UNSUPPORTED, SEARCH_UNSUPPORTED, unsupported_g
 from node.api.rows import Write, rows_from_cbor, rows_from_json
 from node.api.schemas import consistency
 from node.api.values import shortened
-from node.service import ReadOptions, Rows, SearchRequest, SearchResult
+from node.service import ReadOptions, Rows, SearchRequest, SearchResult, WriteResult
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
@@ -30,6 +30,7 @@ from storage.errors import (
     BadRow,
     InvalidParameter,
     MissingParameter,
+    SchemaMismatch,
     UnsupportedOperation,
 )
 from storage.schema import CollectionSchema, DataType, FieldSchema
@@ -52,8 +53,11 @@ _query = msgspec.json.Decoder(list[float])
 
 
 async def insert(call: Call) -> Envelope:
-    batch = await _batch(call, Write.INSERT)
-    result = await call.service.insert(call.database, call.collection, batch, call.values["partitionName"])
+    async def send(batch: Batch, version: int) -> WriteResult:
+        partition = call.values["partitionName"]
+        return await call.service.insert(call.database, call.collection, batch, partition, schema_version=version)
+
+    result = await _write(call, Write.INSERT, send)
     return write_reply(result, "insert", call.style)
 
 
@@ -63,10 +67,14 @@ async def upsert(call: Call) -> Envelope:
         if str(op).upper() != "REPLACE":
             raise UnsupportedOperation(f"fieldOps with op {shortened(op)} are not supported; REPLACE is")
     partial = call.values["partialUpdate"]
-    batch = await _batch(call, Write.PARTIAL if partial else Write.UPSERT)
-    result = await call.service.upsert(
-        call.database, call.collection, batch, call.values["partitionName"], partial=partial
-    )
+
+    async def send(batch: Batch, version: int) -> WriteResult:
+        partition = call.values["partitionName"]
+        return await call.service.upsert(
+            call.database, call.collection, batch, partition, partial=partial, schema_version=version
+        )
+
+    result = await _write(call, Write.PARTIAL if partial else Write.UPSERT, send)
     return write_reply(result, "upsert", call.style)
 
 
@@ -77,8 +85,23 @@ async def delete(call: Call) -> Envelope:
     return success({"deleteCount": count}, cost=0)
 
 
-async def _batch(call: Call, write: Write) -> Batch:
-    """Return the request's rows; a large body is decoded on a thread that often lets the loop go first."""
+async def _write(call: Call, write: Write, send: Callable[[Batch, int], Awaitable[WriteResult]]) -> WriteResult:
+    """Decode the request's rows and send them, with the version of their schema; once more for each newer one."""
+    while True:
+        batch, version = await _batch(call, write)
+        try:
+            return await send(batch, version)
+        except SchemaMismatch:  # none was written: a key may be a field by now, or no field any more
+            newest = await call.service.collection_schema(call.database, call.collection, newest=True)
+            if newest.version == version:
+                raise
+
+
+async def _batch(call: Call, write: Write) -> tuple[Batch, int]:
+    """Return the request's rows and the version of the schema that they have.
+
+    A large body is decoded on a thread that often lets the loop go first.
+    """
     schema = await call.service.collection_schema(call.database, call.collection)
     data = call.values["data"]
     decode = rows_from_json if isinstance(data, msgspec.Raw) else rows_from_cbor
@@ -86,9 +109,9 @@ async def _batch(call: Call, write: Write) -> Batch:
     while True:
         try:
             if is_small:
-                return decode(data, schema, write)
+                return decode(data, schema, write), schema.version
             batch: Batch = await call.offload(decode, data, schema, write, _breathe)
-            return batch
+            return batch, schema.version
         except BadRow:  # unless this node has missed that the collection was replaced by another of the same name
             newest = await call.service.collection_schema(call.database, call.collection, newest=True)
             if newest == schema:

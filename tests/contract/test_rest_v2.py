@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from node.service import Consistency
+from storage.schema import DataType, FieldSchema
+from storage.types import FieldId
 from tests.node.api.fake import Client, serve
 
 QUICK = {"collectionName": "c", "dimension": 2}
@@ -255,6 +257,37 @@ def test_fields_come_and_go() -> None:
         }
         assert (shown["year"]["type"], shown["year"]["nullable"]) == ("Float", True)
         assert shown["year"]["defaultValue"] == {"Data": {"FloatData": 1.5}}
+
+    serve(script)
+
+
+@pytest.mark.parametrize("route", ["insert", "upsert"])
+def test_rows_are_decoded_again_when_a_key_becomes_a_field(route: str) -> None:
+    """A row that was on its way when the schema changed has its value in the field, checked, not among the dynamic
+    keys; one that does not fit is refused then."""
+
+    async def script(client: Client) -> None:
+        assert (await client.post("/collections/create", QUICK))["code"] == 0
+        service, row = client.service, {"id": 1, "vector": [1, 2], "year": 7}
+
+        async def change() -> None:
+            service.before = None
+            await service.add_field("default", "c", FieldSchema("year", DataType.INT8, nullable=True))
+
+        service.before = change
+        reply = await client.post(f"/entities/{route}", {"collectionName": "c", "data": [row]})
+        assert reply["code"] == 0 and reply["data"][f"{route}Count"] == 1
+        (batch,) = service.find("default", "c").rows
+        assert batch.columns[FieldId(103)].to_list() == [7] and batch.columns[FieldId(102)].to_list() == ["{}"]
+
+        async def change_again() -> None:
+            service.before = None
+            await service.add_field("default", "c", FieldSchema("more", DataType.INT8, nullable=True))
+
+        service.before = change_again
+        reply = await client.post(f"/entities/{route}", {"collectionName": "c", "data": [row | {"more": "text"}]})
+        assert reply["code"] == 1804 and "field 'more'" in reply["message"]
+        assert len(service.find("default", "c").rows) == 1
 
     serve(script)
 

@@ -380,6 +380,12 @@ def test_until_a_change_has_ended_reads_go_on_and_inserts_wait(monkeypatch: pyte
             asyncio.ensure_future(site.insert(name, [10 * i, 10 * i + 1, 10 * i + 2, 10 * i + 3]))
             for i, name in enumerate(site.world.machines, 1)
         ]
+        decoding = [
+            asyncio.ensure_future(
+                site.ask("n4", lambda db, ids=ids: db.insert("default", "c", rows(ids), schema_version=1))  # type: ignore
+            )
+            for ids in ([500], list(range(600, 630)))
+        ]
         part = rows([1], meta='{"k":1}').select([ID, META])
         updating = asyncio.ensure_future(site.ask("n3", lambda db: db.upsert("default", "c", part, partial=True)))
         for name in site.world.machines:
@@ -387,7 +393,7 @@ def test_until_a_change_has_ended_reads_go_on_and_inserts_wait(monkeypatch: pyte
                 assert await site.found(name, level) == {1: 1, 2: 1, 3: 1}
                 assert set(await site.found(name, level, "number == 1 and id > 1")) == {2, 3}
         await asyncio.sleep(1)
-        assert not any(one.done() for one in (dropping, updating, *inserting))
+        assert not any(one.done() for one in (dropping, updating, *inserting, *decoding))
         with pytest.raises(
             SchemaMismatch, match=r"rows are of version 1 of the schema .* which has version 2: try again"
         ):
@@ -397,6 +403,9 @@ def test_until_a_change_has_ended_reads_go_on_and_inserts_wait(monkeypatch: pyte
         await dropping
         assert await asyncio.gather(*inserting) == [4] * len(inserting)
         await updating
+        for one in decoding:  # of which nothing was written, so that they can be decoded again
+            with pytest.raises(SchemaMismatch):
+                await one
         keys = [1, 2, 3, *(10 * i + j for i in range(1, len(inserting) + 1) for j in range(4))]
         for name in site.world.machines:
             assert await site.ask(name, shown) == dict.fromkeys(keys, ())

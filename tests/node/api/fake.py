@@ -41,6 +41,7 @@ from storage.errors import (
     IndexNotFound,
     InvalidParameter,
     PartitionNotFound,
+    SchemaMismatch,
 )
 from storage.evolution import with_field, with_field_params, without_field
 from storage.schema import CollectionSchema, FieldSchema, make_schema
@@ -269,9 +270,13 @@ class FakeService:
     async def collection_schema(self, database: str, collection: str, *, newest: bool = False) -> CollectionSchema:
         return self.find(database, collection).schema
 
-    async def insert(self, database: str, collection: str, batch: Batch, partition: str = "") -> WriteResult:
+    async def insert(
+        self, database: str, collection: str, batch: Batch, partition: str = "", *, schema_version: int = 0
+    ) -> WriteResult:
         await self.step()
         kept = self.find(database, collection)
+        if schema_version not in (0, kept.schema.version):
+            raise SchemaMismatch(f"rows of version {schema_version}")
         primary = kept.schema.primary
         if primary.auto_id:
             ids = np.arange(kept.generated, kept.generated + batch.rows)
@@ -283,11 +288,18 @@ class FakeService:
         return WriteResult(batch.rows, _keys(batch, kept.schema))
 
     async def upsert(
-        self, database: str, collection: str, batch: Batch, partition: str = "", *, partial: bool = False
+        self,
+        database: str,
+        collection: str,
+        batch: Batch,
+        partition: str = "",
+        *,
+        partial: bool = False,
+        schema_version: int = 0,
     ) -> WriteResult:
         kept = self.find(database, collection)
         if not partial:
-            return await self.insert(database, collection, batch, partition)
+            return await self.insert(database, collection, batch, partition, schema_version=schema_version)
         kept.partial.append(batch)
         return WriteResult(batch.rows, _keys(batch, kept.schema))
 
