@@ -136,7 +136,12 @@ def test_a_full_disk_passes(reserve: str, tmp_path: Path) -> None:
 def test_a_full_disk_at_the_start_is_told_in_plain_words(tmp_path: Path) -> None:
     """A node that cannot open its store says what to free; with room it starts and has every row."""
     with small_disk(tmp_path, 96) as disk:
-        node = Running(disk.path / "n1", settings=SETTINGS, prefix=disk.prefix, log=tmp_path / "log")
+        node = Running(
+            disk.path / "n1",
+            settings={**SETTINGS, "storage.disk_reserve_bytes": "1MiB"},
+            prefix=disk.prefix,
+            log=tmp_path / "log",
+        )
         with node:
             story = Story(node)
             for _ in range(12):
