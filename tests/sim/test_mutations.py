@@ -83,7 +83,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "repeats are new writes": Mutation(
         _replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), range(9, 29)
     ),
-    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(1, 11)),
+    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(16, 46)),
 }
 
 
