@@ -25,6 +25,7 @@ from cluster.ddl import KINDS, BeginDdl, EndDdl
 from cluster.machine import Rejected
 from cluster.message import Entry, Message, Seal
 from storage.errors import AnnulusError
+from storage.schema import DataType, FieldSchema
 from storage.types import CollectionId
 from tests.cluster.controls import SHARDS, Driver, driver, new_collection, new_index, refused, restored
 
@@ -187,6 +188,9 @@ def anything(dice: Random, catalog: Catalog) -> Message:
         "create_index": new_index(dice.choice("vw"), "v", dice.choice(["L2", "IP"])),
         "drop_index": {"index_name": dice.choice("vw")},
         "load": {"partitions": chosen}, "release": {"partitions": chosen},
+        "add_field": {"field": FieldSchema(f"f{second}", DataType.VARCHAR, max_bytes=8, nullable=True).to_dict()},
+        "drop_field": {"field_name": f"f{second}", "field_id": 0},
+        "alter_field": {"field_name": f"f{second}", "params": {"max_length": str(dice.randint(4, 12))}},
     }  # fmt: skip
     kind = dice.choice([*KINDS, "create_collection", "create_collection", "create_index", "load", "nonsense"])
     tasks = [*catalog.tasks, 1]
