@@ -45,7 +45,7 @@ from node.metrics import Metrics
 from node.network import Blob, Network
 from node.route import Router
 from node.settings import Settings
-from node.snapshot import SnapshotGroup, Snapshots, of_control, of_shard
+from node.snapshot import Record, SnapshotGroup, Snapshots, of_control, of_shard
 from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkFault, ChunkStore
@@ -318,33 +318,45 @@ class Node:
                     await asyncio.sleep(ROLE_RETRY_S)
 
     def _open_snapshots(self) -> None:
-        control = self.control
-        self._snapshot_groups[CONTROL_GROUP] = of_control(
+        self._open_snapshot(
             CONTROL_GROUP,
-            CATALOG_KEY,
-            raft_log=self.journal.group(CONTROL_GROUP),
-            pins=self._control_pins,
-            peers=lambda: control.raft.peers,
-            machine=lambda: control.machine,
-            install=lambda machine, position, term: control.install(machine, term),
+            of_control(CATALOG_KEY),
+            self.control,
+            self._control_pins,
             note_installing=lambda installing: None,
             replaced=self._control_replaced,
         )
         for shard_id, host in self.shards.items():
-            self._snapshot_groups[group_of(shard_id)] = self._snapshot_group(shard_id, host, self.upkeep[shard_id])
+            upkeep = self.upkeep[shard_id]
+            self._open_snapshot(
+                group_of(shard_id),
+                of_shard(shard_id, self.seams.store),
+                host,
+                upkeep.pins,
+                note_installing=upkeep.note_installing,
+                replaced=upkeep.replaced,
+            )
 
-    def _snapshot_group(self, shard_id: ShardId, host: GroupHost[Shard], upkeep: Upkeep) -> SnapshotGroup:
-        return of_shard(
-            group_of(shard_id),
-            shard_id,
-            self.seams.store,
-            raft_log=self.journal.group(group_of(shard_id)),
-            pins=upkeep.pins,
+    def _open_snapshot(
+        self,
+        group_id: int,
+        record: Record,
+        host: GroupHost[Any],
+        pins: ChunkPins,
+        *,
+        note_installing: Callable[[bool], None],
+        replaced: Callable[[Position], None],
+    ) -> None:
+        self._snapshot_groups[group_id] = SnapshotGroup(
+            group_id=group_id,
+            record=record,
+            raft_log=self.journal.group(group_id),
+            pins=pins,
             peers=lambda: host.raft.peers,
             machine=lambda: host.machine,
             install=lambda machine, position, term: host.install(machine, term),
-            note_installing=upkeep.note_installing,
-            replaced=upkeep.replaced,
+            note_installing=note_installing,
+            replaced=replaced,
         )
 
     async def _begin_upkeep(self) -> None:

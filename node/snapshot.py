@@ -60,22 +60,47 @@ BACK_OFF_S_MAX: Final = 10.0
 
 
 @dataclass(frozen=True)
-class SnapshotGroup:
-    """What is needed of a group to give and take its checkpoints. `of_shard` and `of_control` make it."""
+class Record:
+    """What the checkpoints of a group are. `of_shard` and `of_control` make it."""
 
-    group_id: int
     name: str
     shard_id: ShardId | None
     key: bytes
     """Of the checkpoint's record in the chunk store."""
     incoming_key: bytes
-    raft_log: GroupLog
-    pins: ChunkPins
-    peers: Callable[[], Sequence[str]]
     sizes: Callable[[bytes], Mapping[bytes, int]]
     """The chunks that a checkpoint needs, and their bytes."""
     restore: Callable[[bytes], StateMachine]
     """Makes a checkpoint's state, on a worker. Raises ChunkDamaged."""
+
+
+def of_shard(shard_id: ShardId, store: ChunkStore) -> Record:
+    """Return what a shard's checkpoints are."""
+    return Record(
+        f"s{shard_id}",
+        shard_id,
+        manifest_key(shard_id),
+        incoming_key(shard_id),
+        chunk_sizes,
+        lambda raw: restore_from(raw, shard_id, store),
+    )
+
+
+def of_control(key: bytes) -> Record:
+    """Return what the control group's checkpoints are: its catalogue's record under `key`, which is whole."""
+    return Record("control", None, key, record_key("incoming-catalog"), lambda raw: {}, Control.restore)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotGroup:
+    """What is needed of a group to give and take its checkpoints."""
+
+    group_id: int
+    record: Record
+    raft_log: GroupLog
+    pins: ChunkPins
+    """Whoever writes a checkpoint of the group here holds `pins.committing`."""
+    peers: Callable[[], Sequence[str]]
     machine: Callable[[], StateMachine]
     """The state as it is now."""
     install: Callable[[Any, Position, int], None]
@@ -84,69 +109,6 @@ class SnapshotGroup:
     """Told when a checkpoint begins to be fetched, and when it is installed or no longer wanted."""
     replaced: Callable[[Position], None]
     """Told after a state was put in place."""
-
-
-def of_shard(
-    group_id: int,
-    shard_id: ShardId,
-    store: ChunkStore,
-    *,
-    raft_log: GroupLog,
-    pins: ChunkPins,
-    peers: Callable[[], Sequence[str]],
-    machine: Callable[[], Shard],
-    install: Callable[[Any, Position, int], None],
-    note_installing: Callable[[bool], None],
-    replaced: Callable[[Position], None],
-) -> SnapshotGroup:
-    """Return a shard's group."""
-    return SnapshotGroup(
-        group_id,
-        f"s{shard_id}",
-        shard_id,
-        manifest_key(shard_id),
-        incoming_key(shard_id),
-        raft_log,
-        pins,
-        peers,
-        chunk_sizes,
-        lambda raw: restore_from(raw, shard_id, store),
-        machine,
-        install,
-        note_installing,
-        replaced,
-    )
-
-
-def of_control(
-    group_id: int,
-    key: bytes,
-    *,
-    raft_log: GroupLog,
-    pins: ChunkPins,
-    peers: Callable[[], Sequence[str]],
-    machine: Callable[[], Control],
-    install: Callable[[Any, Position, int], None],
-    note_installing: Callable[[bool], None],
-    replaced: Callable[[Position], None],
-) -> SnapshotGroup:
-    """Return the control group; `pins.committing` is held by whoever writes the catalogue's record under `key`."""
-    return SnapshotGroup(
-        group_id,
-        "control",
-        None,
-        key,
-        record_key("incoming-catalog"),
-        raft_log,
-        pins,
-        peers,
-        lambda raw: {},
-        Control.restore,
-        machine,
-        install,
-        note_installing,
-        replaced,
-    )
 
 
 class Snapshots:
@@ -193,7 +155,7 @@ class Snapshots:
     def _ended(self, group_id: int, task: asyncio.Task[None]) -> None:
         del self._tasks[group_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("snapshot fails group=%s", self._groups[group_id].name, exc_info=error)
+            log.error("snapshot fails group=%s", self._groups[group_id].record.name, exc_info=error)
 
     async def close(self) -> None:
         """End what is under way; the next start goes on with it."""
@@ -218,7 +180,7 @@ class Snapshots:
                         await self._install_from(group, peer, at_least)
                         break
                     except (AnnulusError, OSError) as error:
-                        log.warning("snapshot not installed group=%s peer=%s: %s", group.name, peer, error)
+                        log.warning("snapshot not installed group=%s peer=%s: %s", group.record.name, peer, error)
                 else:
                     await asyncio.sleep(pause_s * (1 + self._dice.random()))
                     pause_s = min(2 * pause_s, BACK_OFF_S_MAX)
@@ -238,45 +200,51 @@ class Snapshots:
         raw, term, lease = _parse_manifest(peer, answer, blobs)
         position, sizes = await self._executor.run(Lane.DISK, _examine, group, raw)
         if position < at_least:
-            raise Unavailable(f"node {peer} has a checkpoint of {group.name} at {position} only, not at {at_least}")
+            raise Unavailable(
+                f"node {peer} has a checkpoint of {group.record.name} at {position} only, not at {at_least}"
+            )
         renewing = asyncio.get_running_loop().create_task(self._renew(group.group_id, peer, lease))
         kept = await group.pins.keep(sizes, inf)
         try:
-            await self._executor.run(Lane.DISK, self._store.commit, [(group.incoming_key, raw)])
+            await self._executor.run(Lane.DISK, self._store.commit, [(group.record.incoming_key, raw)])
             await self._fetch(group, peer, position, sizes)
             machine = await self._read(group, raw)
             if await carry_through(self._put_in_place(group, raw, machine, position, term)):
                 group.pins.release(kept)
                 group.replaced(position)
-                log.info("snapshot installed group=%s peer=%s position=%d term=%d", group.name, peer, position, term)
+                log.info(
+                    "snapshot installed group=%s peer=%s position=%d term=%d", group.record.name, peer, position, term
+                )
         finally:
             group.pins.renew(kept, MESSAGE_S)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
     async def _fetch(self, group: SnapshotGroup, peer: str, position: Position, sizes: Mapping[bytes, int]) -> None:
-        if group.shard_id is None:
+        if group.record.shard_id is None:
             return
-        progress = self.progress[group.group_id] = Progress(group.shard_id)
+        progress = self.progress[group.group_id] = Progress(group.record.shard_id)
         log.info(
             "snapshot begun group=%s peer=%s position=%d chunks=%d bytes=%d",
-            group.name, peer, position, len(sizes), sum(sizes.values()),
+            group.record.name, peer, position, len(sizes), sum(sizes.values()),
         )  # fmt: skip
         try:
-            left = await self._transfer.fetch(group.shard_id, sizes, progress=progress)
+            left = await self._transfer.fetch(group.record.shard_id, sizes, progress=progress)
         finally:
             del self.progress[group.group_id]
         if not set(left) <= set(progress.nowhere):
-            raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.name} did not come")
+            raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.record.name} did not come")
         if left:  # fine if they are of indexes, which are built anew; rows are read before anything is committed
-            log.error("chunks that no replica has group=%s chunks=%d first=%s", group.name, len(left), left[0].hex())
-        log.info("snapshot fetched group=%s bytes_by_peer=%s", group.name, progress.bytes_by_peer)
+            log.error(
+                "chunks that no replica has group=%s chunks=%d first=%s", group.record.name, len(left), left[0].hex()
+            )
+        log.info("snapshot fetched group=%s bytes_by_peer=%s", group.record.name, progress.bytes_by_peer)
 
     async def _read(self, group: SnapshotGroup, raw: bytes) -> StateMachine:
         """Return the checkpoint's state; chunks that were here before, and are damaged, are fetched."""
         while True:
             try:
-                return await self._executor.run(Lane.DISK, group.restore, raw)
+                return await self._executor.run(Lane.DISK, group.record.restore, raw)
             except ChunkFault as fault:
                 if not await self._transfer.repair(fault.shard_id, fault.digest):
                     raise
@@ -287,10 +255,12 @@ class Snapshots:
         """Do steps 4 to 6; return False if this replica has come further by itself meanwhile."""
         async with group.pins.committing:
             if group.machine().position >= position:
-                await self._executor.run(Lane.DISK, self._store.commit, [], [group.incoming_key])
+                await self._executor.run(Lane.DISK, self._store.commit, [], [group.record.incoming_key])
                 return False
             own = await self._executor.run(Lane.DISK, as_installed, raw, term)
-            await self._executor.run(Lane.DISK, self._store.commit, [(group.key, own)], [group.incoming_key])
+            await self._executor.run(
+                Lane.DISK, self._store.commit, [(group.record.key, own)], [group.record.incoming_key]
+            )
             old = group.machine()
             if old.position >= position:
                 return False  # its log has that entry, so manifest and log meet as they are
@@ -326,19 +296,19 @@ class Snapshots:
         async with group.pins.committing:
             found = await self._executor.run(Lane.DISK, self._read_own, group)
             if found is None:
-                raise Unavailable(f"{group.name} has no checkpoint yet on this node")
+                raise Unavailable(f"{group.record.name} has no checkpoint yet on this node")
             raw, position, term, sizes = found
             if term is None:
                 if not group.raft_log.base_position <= position <= group.raft_log.last_position:
-                    raise Unavailable(f"the checkpoint of {group.name} at {position} is of an older program")
+                    raise Unavailable(f"the checkpoint of {group.record.name} at {position} is of an older program")
                 term = group.raft_log.term_at(position)
             lease = await group.pins.keep(sizes, COPY_S, loose=False)
-        log.info("snapshot given group=%s peer=%s position=%d chunks=%d", group.name, peer, position, len(sizes))
+        log.info("snapshot given group=%s peer=%s position=%d chunks=%d", group.record.name, peer, position, len(sizes))
         return {"position": position, "term": term, "lease": lease}, [raw]
 
     def _read_own(self, group: SnapshotGroup) -> tuple[bytes, Position, int | None, Mapping[bytes, int]] | None:
-        raw = self._store.read(group.key)
-        return None if raw is None else (raw, covered(raw), covered_term(raw), group.sizes(raw))
+        raw = self._store.read(group.record.key)
+        return None if raw is None else (raw, covered(raw), covered_term(raw), group.record.sizes(raw))
 
     async def _serve_keep(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
@@ -370,6 +340,6 @@ def _parse_manifest(peer: str, answer: Mapping[str, Any], blobs: Sequence[memory
 def _examine(group: SnapshotGroup, raw: bytes) -> tuple[Position, Mapping[bytes, int]]:
     """Return (position, chunks) of a checkpoint that came from a peer. Raises Unavailable."""
     try:
-        return covered(raw), group.sizes(raw)
+        return covered(raw), group.record.sizes(raw)
     except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unavailable(f"the checkpoint of {group.name} that came is none: {error}") from error
+        raise Unavailable(f"the checkpoint of {group.record.name} that came is none: {error}") from error

@@ -27,7 +27,7 @@ from cluster.checkpoint import (
 from cluster.control import Control
 from cluster.message import Entry
 from cluster.shard import Shard
-from node.snapshot import Snapshots, of_control, of_shard
+from node.snapshot import SnapshotGroup, Snapshots, of_control, of_shard
 from node.workers import Lane
 from storage.errors import InvalidParameter, PeerUnreachable, Unavailable
 from storage.journal import Journal
@@ -76,8 +76,8 @@ class Replica(WiredNode):
         self.shard = restore(SHARD, store)
         self.installing: list[bool] = []
         self.replaced: list[Position] = []
-        group = of_shard(
-            GROUP, SHARD, store,
+        group = SnapshotGroup(
+            group_id=GROUP, record=of_shard(SHARD, store),
             raft_log=self.raft_log, pins=self.pins, peers=lambda: replicas, machine=lambda: self.shard,
             install=self._install, note_installing=self.installing.append, replaced=self.replaced.append,
         )  # fmt: skip
@@ -518,8 +518,8 @@ def test_the_catalogue_is_taken_the_same_way(loop: SimLoop) -> None:
         def put(machine: Control, position: Position, term: int, name: str = name) -> None:
             machines[name] = machine
 
-        group = of_control(
-            0, CATALOG, raft_log=log, pins=node.pins, peers=lambda: ["n1", "n2"],
+        group = SnapshotGroup(
+            group_id=0, record=of_control(CATALOG), raft_log=log, pins=node.pins, peers=lambda: ["n1", "n2"],
             machine=partial(machines.__getitem__, name),
             install=put, note_installing=lambda installing: None, replaced=lambda position: None,
         )  # fmt: skip
