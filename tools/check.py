@@ -36,7 +36,7 @@ def steps(*, fix: bool = False, slow: bool = False) -> list[Step]:
         Step("format", ("ruff", "format", *(() if fix else ("--check",)), ".")),
         Step("lint", ("ruff", "check", *(("--fix",) if fix else ()), ".")),
         Step("types", ("mypy", "--strict", *PLACES)),
-        Step("tests", ("pytest", "-q", *(("--slow",) if slow else ()))),
+        Step("tests", ("pytest", "-q", "--durations=20", "--durations-min=10", *(("--slow",) if slow else ()))),
     ]
 
 
