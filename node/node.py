@@ -20,18 +20,17 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
-from weakref import WeakValueDictionary
 
-from cluster.catalog import Catalog, Task
+from cluster.catalog import Catalog
 from cluster.checkpoint import begin_log, manifest_key, restore
-from cluster.control import CONTROL_GROUP, Control, FrozenControl, SetClusterId
-from cluster.ddl import BeginDdl, EndDdl, messages
-from cluster.machine import Rejected, StateMachine
+from cluster.control import CONTROL_GROUP, Control, FrozenControl
+from cluster.machine import StateMachine
 from cluster.message import Message
-from cluster.raft import Behind, NotLeader, RaftConfig, RaftGroup
+from cluster.raft import Behind, RaftConfig, RaftGroup
 from cluster.ring import place
 from cluster.shard import Shard
 from cluster.tick import HybridClock
+from node.broadcaster import Broadcaster
 from node.calls import Mesh
 from node.chunk_pins import ChunkPins
 from node.chunk_transfer import ChunkTransfer
@@ -50,7 +49,7 @@ from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkFault, ChunkStore
 from storage.disk import Disk
-from storage.errors import AnnulusError, JournalDamaged, OutcomeUnknown, ReadOnly, Unavailable
+from storage.errors import JournalDamaged, ReadOnly, Unavailable
 from storage.journal import Journal
 from storage.keys import record_key
 from storage.types import Position, ShardId
@@ -73,7 +72,7 @@ BACKGROUND_S: Final = 3.0
 """How long it then waits for what no client waits for; another leader or the next start takes it up again."""
 MEND_S: Final = 5.0
 """How long a start waits for peers that have a chunk which is damaged here."""
-ROLE_RETRY_S: Final = 0.5
+MEND_RETRY_S: Final = 0.5
 STEP_ASIDE_S: Final = 5.0
 """How often a node without room for writes asks others to lead what it leads."""
 PLACE_LOOK_S: Final = 0.01
@@ -129,7 +128,6 @@ class Node:
         self.upkeep: dict[ShardId, Upkeep] = {}
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.read_only_reason = ""
-        self._ddl_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._watcher: asyncio.Task[None] | None = None
         self._control_saved = 0
         self._control_saved_at_s = 0.0
@@ -183,10 +181,7 @@ class Node:
         )
         self._control_pins = ChunkPins(seams.clock)
         self._taking_part: asyncio.Task[None] | None = None
-        self._coordinator: asyncio.Task[None] | None = None
-        """Runs while this node leads the control group."""
-        self.coordinates = asyncio.Event()
-        """Set when the coordinator has finished what its predecessors left open."""
+        self.broadcaster = Broadcaster(self)
 
     # start and stop
 
@@ -219,7 +214,7 @@ class Node:
             await self._open_groups()
             for host in self._groups.values():
                 await self._unless_failed(host.led.wait())
-            await self._unless_failed(self.coordinates.wait())
+            await self._unless_failed(self.broadcaster.settled.wait())
             await self._begin_upkeep()
         else:
             self.mesh.on_session(self._session)
@@ -315,7 +310,7 @@ class Node:
                 if not await self.transfer.repair(shard_id, fault.digest):
                     if clock.monotonic_s() - began_s > MEND_S:
                         raise
-                    await asyncio.sleep(ROLE_RETRY_S)
+                    await asyncio.sleep(MEND_RETRY_S)
 
     def _open_snapshots(self) -> None:
         self._open_snapshot(
@@ -391,7 +386,7 @@ class Node:
             log.warning("no last checkpoint, the next start replays the journal: %s", error)
         for host in self._groups.values():
             host.stop()
-        self._set_role(False)
+        self.broadcaster.lead(False)
         if self.mesh is not None:
             await self.mesh.stop()
         self._writer.kick()
@@ -406,7 +401,7 @@ class Node:
         if not self.failed.done():
             log.critical("the node stops: %s", error, exc_info=error)
             self.failed.set_result(error)
-            self._set_role(False)
+            self.broadcaster.lead(False)
             for host in self._groups.values():
                 host.stop()
 
@@ -497,87 +492,6 @@ class Node:
         """Return (segments of loaded collections that are wholly in memory, all of them)."""
         counts = [upkeep.loading for upkeep in self.upkeep.values()]
         return sum(ready for ready, _ in counts), sum(total for _, total in counts)
-
-    # changes of the catalogue that shards must see
-
-    async def ddl(
-        self,
-        kind: str,
-        database: str,
-        collection: str,
-        request: Mapping[str, Any],
-        *,
-        producer: str = "",
-        sequence: int = 0,
-    ) -> Position:
-        """Carry a change through: begun in the catalogue, told to every shard, ended in the catalogue.
-
-        Runs on the leader of the control group. Once begun it is carried through even if the caller goes away, or this
-        node: repeating it under the same producer and sequence joins it. Returns the position of the control group at
-        which it is done. Raises what `begin` refuses, and NoLeader if another node leads.
-        """
-        self.check_journal()
-        # Held by whoever waits for it, so it is the same one for all who want to change this collection.
-        lock = self._ddl_locks.setdefault((database, collection), asyncio.Lock())
-        async with lock:
-            if not self.control.is_leader:
-                raise NotLeader(CONTROL_GROUP, self.control.leader)
-            for task in self.catalog.open_tasks(database, collection):
-                await self._finish(task)  # which another leader began
-            begin = BeginDdl(kind, database, collection, request)
-            outcome = await self.control.change(begin, producer=producer, sequence=sequence)
-            facts: Any = outcome.get("task")
-            if facts is not None and facts["task_id"] in self.catalog.tasks:
-                finishing = asyncio.get_running_loop().create_task(self._finish(Task(**facts)))
-                self.keep(finishing)
-                finishing.add_done_callback(self._note_finished)
-                await asyncio.shield(finishing)
-        return self.control.machine.position
-
-    def _note_finished(self, finishing: asyncio.Task[None]) -> None:
-        """See to it that a change goes on which a shard could not be told; whoever asked for it may have gone."""
-        if finishing.cancelled() or finishing.exception() is None:
-            return
-        if self.control.is_leader and (self._coordinator is None or self._coordinator.done()):
-            self._set_role(True)  # else the next leader's coordinator goes on
-
-    async def _finish(self, task: Task) -> None:
-        if task.task_id not in self.catalog.tasks:
-            return  # somebody else has finished it, and its collection may be gone
-        told = messages(self.catalog, task)
-        await asyncio.gather(*(self._tell(shard_id, message, task) for shard_id, message in told))
-        await self.control.change(EndDdl(task.task_id))
-
-    async def _tell(self, shard_id: ShardId, message: Message, task: Task) -> None:
-        deadline_s = self.seams.clock.monotonic_s() + self.settings.api.request_timeout_s
-        written = await self.router.propose(
-            shard_id, message, producer=f"task/{task.task_id}", sequence=shard_id, deadline_s=deadline_s
-        )
-        # A shard that has forgotten its answer was told, and is not told twice.
-        if isinstance(written.outcome, Rejected) and written.outcome.code != OutcomeUnknown.code:
-            raise written.outcome.error()
-
-    def _set_role(self, leads: bool) -> None:
-        """The coordinator is a task that runs while this node leads the control group."""
-        if self._coordinator is not None:
-            self._coordinator.cancel()
-            self._coordinator = None
-        self.coordinates.clear()
-        if leads:
-            self._coordinator = asyncio.get_running_loop().create_task(self._coordinate())
-
-    async def _coordinate(self) -> None:
-        if self.mesh is not None and not self.control.machine.cluster_id:
-            await self.control.change(SetClusterId(f"{self.seams.dice.getrandbits(64):016x}"))
-        while self.catalog.tasks:
-            for task in list(self.catalog.tasks.values()):
-                log.info("finishing an interrupted change task=%d kind=%s", task.task_id, task.kind)
-                try:
-                    await self._finish(task)
-                except AnnulusError as error:
-                    log.warning("an interrupted change waits task=%d kind=%s: %s", task.task_id, task.kind, error)
-                    await asyncio.sleep(ROLE_RETRY_S)
-        self.coordinates.set()
 
     # room on the disk
 
@@ -852,7 +766,7 @@ class Node:
             on_applied=on_applied,
             on_fatal=self.fail,
             on_behind=lambda behind: self._take_snapshot(group_id, behind),
-            on_role=self._set_role if group_id == CONTROL_GROUP else None,
+            on_role=self.broadcaster.lead if group_id == CONTROL_GROUP else None,
             provision=None if group_id == CONTROL_GROUP else self._provider(ShardId(group_id - 1)),
         )
 

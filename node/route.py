@@ -121,6 +121,21 @@ class Surroundings(Protocol):
     def dice(self) -> Dice: ...
 
 
+class Broadcasts(Protocol):
+    """The part of a `Broadcaster` that requests need."""
+
+    async def ddl(
+        self,
+        kind: str,
+        database: str,
+        collection: str,
+        request: Mapping[str, Any],
+        *,
+        producer: str = "",
+        sequence: int = 0,
+    ) -> Position: ...
+
+
 class Home(Protocol):
     """The part of a node that a router needs."""
 
@@ -139,16 +154,8 @@ class Home(Protocol):
     def replicas_of(self, shard_id: ShardId) -> Sequence[str]: ...
     def check_writable(self) -> None: ...
     def check_journal(self) -> None: ...
-    async def ddl(
-        self,
-        kind: str,
-        database: str,
-        collection: str,
-        request: Mapping[str, Any],
-        *,
-        producer: str = "",
-        sequence: int = 0,
-    ) -> Position: ...
+    @property
+    def broadcaster(self) -> Broadcasts: ...
 
 
 class Latency:
@@ -630,7 +637,7 @@ class Router:
     async def _ddl_here(self, control: Host, arguments: Mapping[str, Any]) -> Position:
         if arguments["kind"] == "create_collection":
             self._node.check_writable()
-        await self._node.ddl(
+        await self._node.broadcaster.ddl(
             arguments["kind"],
             arguments["database"],
             arguments["collection"],

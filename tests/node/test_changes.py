@@ -25,7 +25,7 @@ def test_a_change_goes_on_when_a_shard_is_back(monkeypatch: pytest.MonkeyPatch) 
         node = site.node(leader)
         refusals = 1
 
-        tell = node._tell
+        tell = node.broadcaster.tell
 
         async def refuse(shard_id: ShardId, message: object, task: Task) -> None:
             nonlocal refusals
@@ -34,9 +34,9 @@ def test_a_change_goes_on_when_a_shard_is_back(monkeypatch: pytest.MonkeyPatch) 
                 raise AnnulusError("the shard has no leader")
             await tell(shard_id, message, task)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(node, "_tell", refuse)
+        monkeypatch.setattr(node.broadcaster, "tell", refuse)
         with pytest.raises(AnnulusError, match="no leader"):
-            await node.ddl("truncate_collection", "default", "c", {})
+            await node.broadcaster.ddl("truncate_collection", "default", "c", {})
         assert node.catalog.tasks
         async with asyncio.timeout(10):
             while node.catalog.tasks:  # noqa: ASYNC110
@@ -53,9 +53,9 @@ def test_a_change_that_another_has_finished_needs_nothing() -> None:
         await site.create()
         node = site.node(next(name for name in ("n1", "n2", "n3") if site.node(name).control.is_leader))
         task = Task(99, "drop_collection", next(iter(node.catalog.collections)), {})
-        await node.ddl("drop_collection", "default", "c", {})
+        await node.broadcaster.ddl("drop_collection", "default", "c", {})
         assert not node.catalog.collections
-        await node._finish(task)
+        await node.broadcaster.finish(task)
 
     on_a_cluster(script)
 
@@ -71,7 +71,7 @@ def test_a_shard_that_has_forgotten_what_it_was_told_is_not_told_again(monkeypat
         (shard_id,) = collection.shards
         task = Task(99, "truncate_collection", collection.collection_id, {})
         for _ in range(2):
-            await node._tell(shard_id, TruncateCollection(collection.collection_id), task)
+            await node.broadcaster.tell(shard_id, TruncateCollection(collection.collection_id), task)
             for key in range(4):
                 await site.insert("n1", [key])
         assert len(await site.found("n1")) == 4

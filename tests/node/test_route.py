@@ -134,6 +134,7 @@ class Node:
         self.control, self.shards = Host("n1", me=name), shards
         self.metrics = Metrics()
         self.full = False
+        self.broadcaster = SimpleNamespace(ddl=self._ddl)
 
     def replicas_of(self, shard_id: ShardId) -> Sequence[str]:
         return ("n1", "n2", "n3")
@@ -144,7 +145,7 @@ class Node:
 
     def check_journal(self) -> None: ...
 
-    async def ddl(self, *args: Any, **more: Any) -> Position:
+    async def _ddl(self, *args: Any, **more: Any) -> Position:
         return Position(5)
 
 
