@@ -1,4 +1,4 @@
-"""The control group's state machine: the cluster's id, the catalogue and its open tasks, driven by the group's log."""
+"""The control group's state machine: cluster id, nodes, placements, catalogue and its open tasks, driven by its log."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ import cbor2
 from cluster.catalog import Catalog
 from cluster.ddl import BeginDdl, EndDdl, begin, end
 from cluster.machine import FrozenMachine, StateMachine
+from cluster.membership import FormCluster, Membership
 from cluster.message import Message
 from storage.types import Tick
 
 CONTROL_GROUP: Final = 0
 """The Raft group of all nodes. Nothing is promised to a client but on the ground of what it has decided."""
-
-
-@dataclass(frozen=True)
-class SetClusterId(Message):
-    """Tells this cluster from all others. Leaders propose one as long as there is none; the first stays."""
-
-    kind = "set_cluster_id"
-    cluster_id: str
 
 
 @dataclass(frozen=True)
@@ -33,9 +26,11 @@ class FrozenControl:
     machine: FrozenMachine
     catalog: Catalog
     cluster_id: str
+    membership: Membership
 
     def to_bytes(self) -> bytes:
-        plain = {"catalog": self.catalog.to_bytes(), "cluster_id": self.cluster_id}
+        plain: dict[str, Any] = {"catalog": self.catalog.to_bytes(), "cluster_id": self.cluster_id}
+        plain["membership"] = self.membership.to_plain()
         return cbor2.dumps({**self.machine.to_plain(), **plain})
 
 
@@ -47,6 +42,7 @@ class Control(StateMachine):
         self.catalog = Catalog(shard_count)
         self.cluster_id = ""
         """Empty until the first leader has given one; a node without peers needs none."""
+        self.membership = Membership()
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         match message:
@@ -56,18 +52,23 @@ class Control(StateMachine):
             case EndDdl(task_id):
                 end(self.catalog, task_id)
                 return {}
-            case SetClusterId(cluster_id):
-                self.cluster_id = self.cluster_id or cluster_id
+            case FormCluster():
+                if not self.cluster_id:  # the first one stays
+                    self.membership.form(message, self.catalog.shard_count)
+                    self.cluster_id = message.cluster_id
                 return {"cluster_id": self.cluster_id}
             case _:
-                return self.catalog.change(message)
+                changed = self.membership.change(message)
+                return self.catalog.change(message) if changed is None else changed
 
     def freeze(self, term: int | None = None, *, reset_log: bool = False) -> FrozenControl:
         """Return the whole state as it is now, in time proportional to the number of collections, not of fields.
 
         term, reset_log  see FrozenMachine
         """
-        return FrozenControl(self.freeze_machine(term, reset_log=reset_log), self.catalog.copy(), self.cluster_id)
+        return FrozenControl(
+            self.freeze_machine(term, reset_log=reset_log), self.catalog.copy(), self.cluster_id, self.membership.copy()
+        )
 
     def checkpoint(self) -> bytes:
         """Return the whole state as bytes; `restore` takes them back."""
@@ -79,5 +80,6 @@ class Control(StateMachine):
         control = cls(0)
         control.load_machine(data)
         control.catalog = Catalog.from_bytes(data["catalog"])
-        control.cluster_id = data.get("cluster_id", "")
+        control.cluster_id = data["cluster_id"]
+        control.membership = Membership.from_plain(data["membership"])
         return control

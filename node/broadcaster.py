@@ -14,9 +14,10 @@ from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from cluster.catalog import Catalog, Task
-from cluster.control import CONTROL_GROUP, Control, SetClusterId
+from cluster.control import CONTROL_GROUP, Control
 from cluster.ddl import BeginDdl, EndDdl, messages
 from cluster.machine import Rejected
+from cluster.membership import FormCluster
 from cluster.message import Message
 from cluster.raft import NotLeader
 from node.calls import Mesh
@@ -148,7 +149,9 @@ class Broadcaster:
 
     async def _coordinate(self) -> None:
         if self._node.mesh is not None and not self._control.machine.cluster_id:
-            await self._control.change(SetClusterId(f"{self._node.seams.dice.getrandbits(64):016x}"))
+            node = self._node.settings.node
+            peers = {peer.name: str(peer.address) for peer in sorted(node.peers, key=lambda peer: peer.name)}
+            await self._control.change(FormCluster(f"{self._node.seams.dice.getrandbits(64):016x}", peers, node.copies))
         while self._catalog.tasks:
             for task in list(self._catalog.tasks.values()):
                 log.info("finishing an interrupted change task=%d kind=%s", task.task_id, task.kind)

@@ -5,7 +5,7 @@ number of shards and the number of copies; a node that counted differently would
 rest believe. So all three stay as they were when the cluster was formed.
 
 Two clusters may have the same names. What tells them apart is an id that the first leader makes up and the cluster's
-own log hands to every node (`cluster.control.SetClusterId`).
+own log hands to every node (`cluster.membership.FormCluster`).
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ from cluster.catalog import (
     DropDatabase,
     RenameCollection,
 )
-from cluster.control import Control, SetClusterId
+from cluster.control import Control
 from cluster.ddl import KINDS, BeginDdl, EndDdl
 from cluster.machine import Rejected
+from cluster.membership import FormCluster
 from cluster.message import Entry, Message, Seal
 from storage.errors import AnnulusError
 from storage.schema import DataType, FieldSchema
@@ -308,5 +309,5 @@ def test_the_first_cluster_id_stays() -> None:
     one = driver()
     assert one.control.cluster_id == ""
     for proposed in ("first", "second"):
-        assert one.say(SetClusterId(proposed)) == {"cluster_id": "first"}
+        assert one.say(FormCluster(proposed, {"n1": "h:1"}, 1)) == {"cluster_id": "first"}
     assert restored(one.control).cluster_id == one.control.cluster_id == "first"

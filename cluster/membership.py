@@ -1,0 +1,229 @@
+"""Who belongs to the cluster, and which nodes hold which shard: the part of the control group's state that moves them.
+
+A shard's copies are fixed within a **generation** of its group. A move is decided in two places, and each has one job:
+
+    here            `PlanMove` says which nodes shall hold a shard. They begin to follow its log, with no say in it.
+    the shard's log `Handover` (`cluster.message`) ends the generation, at one position, for whoever reads the log. What
+                    it says is what is: a log has one handover, so a shard has one valid configuration at any moment.
+    here            `Moved` notes what the log has said. Until then nobody removes what the old copies hold.
+
+So a plan may be changed or dropped at any time, and none of these steps can be done twice. (Spec: raft, section 4.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from cluster.message import Message
+from cluster.ring import place
+from storage.errors import Conflict, InvalidParameter
+from storage.types import Position, ShardId
+
+MEMBERS_MAX: Final = 64
+VOTERS_MAX: Final = 5
+"""Nodes that vote in the control group: the first ones that came; all others follow it."""
+
+
+class MemberState(StrEnum):
+    ACTIVE = "active"
+    DRAINING = "draining"
+    """Its replicas are moved away; it serves until the last one is."""
+    GONE = "gone"
+    """It was away for too long, or was removed: its replicas are rebuilt elsewhere."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One node."""
+
+    name: str
+    peer: str
+    """host:port for other nodes."""
+    client: str = ""
+    """host:port for clients; "" until the node has told it."""
+    zone: str = ""
+    """Replicas of a shard are in different zones while there are enough."""
+    state: MemberState = MemberState.ACTIVE
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes hold a shard."""
+
+    generation: int
+    members: tuple[str, ...]
+    following: tuple[str, ...] = ()
+    """Who shall be the members of the next generation; empty while no move is planned."""
+    position: Position = Position(0)
+    """Where the log of this generation begins."""
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Everybody who has, or is about to have, a copy."""
+        return self.members + tuple(name for name in self.following if name not in self.members)
+
+
+@dataclass(frozen=True)
+class FormCluster(Message):
+    """Tells this cluster from all others, and who it begins with. Leaders propose one while there is none."""
+
+    kind = "form_cluster"
+    cluster_id: str
+    members: Mapping[str, str]
+    """Name -> host:port for other nodes."""
+    copies: int
+
+
+@dataclass(frozen=True)
+class SetMember(Message):
+    """Add a node, or change what is known of it; its state stays unless given."""
+
+    kind = "set_member"
+    name: str
+    peer: str
+    client: str = ""
+    zone: str = ""
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class RemoveMember(Message):
+    """The node no longer belongs to the cluster; refused while it holds or is to hold a shard."""
+
+    kind = "remove_member"
+    name: str
+
+
+@dataclass(frozen=True)
+class PlanMove(Message):
+    """A shard of this generation shall be held by these nodes; none takes the plan back."""
+
+    kind = "plan_move"
+    shard: ShardId
+    generation: int
+    members: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Moved(Message):
+    """The shard's log has handed over: generation, members and position are what it says."""
+
+    kind = "moved"
+    shard: ShardId
+    generation: int
+    members: Sequence[str]
+    position: int
+
+
+class Membership:
+    """Nodes and placements. Empty in a node without peers, which holds everything itself."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        """In the order in which they came."""
+        self.placements: dict[ShardId, Placement] = {}
+        self.copies = 0
+        self.epoch = 0
+        """Rises with every change of this state."""
+
+    def form(self, message: FormCluster, shard_count: int) -> None:
+        """Begin: every shard is where the ring of the first nodes has it."""
+        self.members = {name: Member(name, peer) for name, peer in message.members.items()}
+        self.copies = message.copies
+        placed = place(list(self.members), shard_count, message.copies)
+        self.placements = {shard: Placement(0, members) for shard, members in placed.items()}
+        self.epoch += 1
+
+    def change(self, message: Message) -> Mapping[str, Any] | None:
+        """Apply one of this module's messages; None for any other. Raises BadRequest, having changed nothing."""
+        match message:
+            case SetMember():
+                self._set_member(message)
+            case RemoveMember(name):
+                self._remove_member(name)
+            case PlanMove(shard, generation, members):
+                self._plan(shard, generation, tuple(members))
+            case Moved(shard, generation, members, position):
+                known = self._placement(shard)
+                if generation <= known.generation:
+                    return {}
+                self.placements[shard] = Placement(generation, tuple(members), (), Position(position))
+            case _:
+                return None
+        self.epoch += 1
+        return {}
+
+    def _placement(self, shard: ShardId) -> Placement:
+        found = self.placements.get(shard)
+        if found is None:
+            raise InvalidParameter(f"there is no shard {shard}: there are {len(self.placements)}")
+        return found
+
+    def _set_member(self, message: SetMember) -> None:
+        if not message.name or not message.peer:
+            raise InvalidParameter("a node has a name and an address for other nodes")
+        if message.state and message.state not in set(MemberState):
+            raise InvalidParameter(f"a node is {', '.join(MemberState)}, not {message.state}")
+        owner = next((one.name for one in self.members.values() if one.peer == message.peer), message.name)
+        if owner != message.name:
+            raise Conflict(f"node {owner} has the address {message.peer} already")
+        known = self.members.get(message.name)
+        if known is None and len(self.members) >= MEMBERS_MAX:
+            raise InvalidParameter(f"a cluster has at most {MEMBERS_MAX} nodes")
+        before = known or Member(message.name, message.peer)
+        self.members[message.name] = replace(
+            before,
+            peer=message.peer,
+            client=message.client or before.client,
+            zone=message.zone or before.zone,
+            state=MemberState(message.state or before.state),
+        )
+
+    def _remove_member(self, name: str) -> None:
+        held = [shard for shard, one in self.placements.items() if name in one.holders]
+        if held:
+            raise Conflict(f"node {name} holds {len(held)} shards, {held[0]} among them: drain it first")
+        if self.members.pop(name, None) is None:
+            raise InvalidParameter(f"there is no node {name}; nodes: {', '.join(self.members)}")
+
+    def _plan(self, shard: ShardId, generation: int, members: tuple[str, ...]) -> None:
+        known = self._placement(shard)
+        if known.generation != generation:
+            raise Conflict(f"shard {shard} is in generation {known.generation}, not {generation}: plan anew")
+        unknown = [name for name in members if name not in self.members]
+        if unknown or len(set(members)) != len(members):
+            raise InvalidParameter(f"{', '.join(members)} are not different nodes of this cluster")
+        following = () if set(members) == set(known.members) else members
+        self.placements[shard] = replace(known, following=following)
+
+    # checkpoint
+
+    def copy(self) -> Membership:
+        """Return this state as it is now; the values are frozen."""
+        copy = Membership()
+        copy.members, copy.placements = dict(self.members), dict(self.placements)
+        copy.copies, copy.epoch = self.copies, self.epoch
+        return copy
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "members": [asdict(one) for one in self.members.values()],
+            "placements": [[shard, asdict(one)] for shard, one in self.placements.items()],
+            "copies": self.copies,
+            "epoch": self.epoch,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Membership:
+        found = cls()
+        for one in plain["members"]:
+            found.members[one["name"]] = Member(**{**one, "state": MemberState(one["state"])})
+        for shard, one in plain["placements"]:
+            found.placements[ShardId(shard)] = Placement(
+                one["generation"], tuple(one["members"]), tuple(one["following"]), Position(one["position"])
+            )
+        found.copies, found.epoch = plain["copies"], plain["epoch"]
+        return found
