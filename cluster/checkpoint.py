@@ -131,7 +131,7 @@ def write(frozen: FrozenShard, store: ChunkStore) -> Written:
     collections = []
     for collection in frozen.collections:
         segments = [_write_segment(frozen.shard_id, one, written, store) for one in collection.segments]
-        collections.append({**_collection_facts(collection.state), "segments": segments})
+        collections.append({**collection_facts(collection.state), "segments": segments})
     manifest = {
         "version": VERSION,
         "machine": frozen.machine.to_plain(),
@@ -296,7 +296,8 @@ def _machine(data: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _collection_facts(state: CollectionState) -> dict[str, Any]:
+def collection_facts(state: CollectionState) -> dict[str, Any]:
+    """Return what a collection is on this shard, without its segments, as plain data."""
     return {
         "collection_id": state.collection_id,
         "schema": state.schema.to_dict(),

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cluster.message import Entry, Message
+from cluster.message import CompareState, Entry, Message
 from cluster.tick import next_tick
 from storage.errors import AnnulusError, OutcomeUnknown, StorageFault, error_from
 from storage.types import Position, Tick
@@ -122,6 +122,8 @@ class StateMachine:
             self._forgotten.popitem(last=False)
 
     def _try(self, entry: Entry) -> Outcome:
+        if isinstance(entry.message, CompareState):
+            return {}
         try:
             return self._execute(entry.message, entry.body, self.tick)
         except Exception as error:

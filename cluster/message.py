@@ -207,6 +207,13 @@ class Compacted(Message):
 
 
 @dataclass(frozen=True)
+class CompareState(Message):
+    """Changes nothing: every replica takes a digest of its state here, so that the leader can compare them."""
+
+    kind = "compare_state"
+
+
+@dataclass(frozen=True)
 class Entry:
     """A message as it stands in the log: who said it, when, and its rows."""
 

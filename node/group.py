@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from cluster.machine import Acknowledge, Outcome, Rejected, StateMachine
-from cluster.message import Compacted, Delete, Entry, Flushed, Indexed, Insert, Message, Seal
+from cluster.message import Compacted, CompareState, Delete, Entry, Flushed, Indexed, Insert, Message, Seal
 from cluster.raft import (
     BarrierFailed,
     BarrierPassed,
@@ -135,6 +135,9 @@ class GroupHost(Generic[Machine]):
         self._follows = asyncio.Event()
         """Set while it does not."""
         self._follows.set()
+        self.on_compare: Callable[[Position], None] = lambda position: None
+        """Called when a `CompareState` at this position was applied, before anything else is."""
+        self._suspended = False
         raft.note, raft.on_note = self._note, self._take_note
 
     def start(self) -> None:
@@ -274,9 +277,13 @@ class GroupHost(Generic[Machine]):
             await self._progress.wait()
 
     def install(self, machine: Machine, term: int) -> None:
-        """Go on from a snapshot: `machine` is as its durable checkpoint has it, whose last entry is of this term."""
-        if machine.position <= self.machine.position:
+        """Go on from a snapshot: `machine` is as its durable checkpoint has it, whose last entry is of this term.
+
+        Nothing happens if this replica has come as far by itself. One that is suspended takes any that is as new.
+        """
+        if machine.position < self.machine.position + (not self._suspended):
             return
+        self._suspended = False
         if self._providing is not None:
             self._providing.cancel()
             self._providing = None
@@ -289,6 +296,13 @@ class GroupHost(Generic[Machine]):
         self.raft.install(machine.position, term)
         self._moved()
         self.poke()
+
+    def suspend(self) -> None:
+        """Apply nothing more and answer no reads: this state cannot be trusted. `install` of another one ends that."""
+        self._suspended, self.is_whole = True, False
+        if self._providing is not None:
+            self._providing.cancel()
+            self._providing = None
 
     # inside
 
@@ -306,7 +320,7 @@ class GroupHost(Generic[Machine]):
     def _tick(self) -> bool:
         """Let Raft work, apply what can be applied; return whether anything was."""
         self._take(self.raft.tick(max_bytes=0 if self._backlog else SLICE_BYTES))
-        applied = self._providing is None and self._apply_backlog()
+        applied = self._providing is None and not self._suspended and self._apply_backlog()
         if not self._backlog and self.machine.position < self.raft.delivered:
             # Raft's own entries are passed over without a trace, but a checkpoint must cover them too.
             self.machine.position = self.raft.delivered
@@ -373,6 +387,8 @@ class GroupHost(Generic[Machine]):
         done = self.machine.apply(position, entry)
         if done is not None:
             self._hybrid.observe(done.tick)
+            if isinstance(entry.message, CompareState):
+                self.on_compare(position)
             self._resolve(done, position)
 
     async def _provide(self, event: Committed, entry: Entry) -> None:
@@ -438,7 +454,7 @@ class GroupHost(Generic[Machine]):
         while self._notes and self._notes[0][1] <= self.machine.position:
             tick, _ = self._notes.popleft()
             self._service_tick = max(self._service_tick, tick)
-            self.is_whole = True
+            self.is_whole = not self._suspended
         self._progress.set()
         self._progress = asyncio.Event()
 
