@@ -160,10 +160,13 @@ class RaftGroup:
         transport: Transport | None = None,
         stamp: Callable[[], int] = lambda: 0,
         abstains: int = 0,
+        is_learner: bool = False,
+        committed: int = 0,
     ) -> None:
         """Open the group on its log.
 
         peers         names of the other voters
+        transport     how to reach them, and learners; none for a group that is and stays one replica
         applied       position up to which the caller's own checkpoint holds everything; 0 for none
         applied_term  term of the entry there, which a replica with peers needs if the checkpoint came from one of
                       them and the log did not follow before a crash; 0 if not known
@@ -171,6 +174,8 @@ class RaftGroup:
         stamp         for `confirmed_stamp`
         abstains      position that the log must have reached before this replica takes part in elections: it forgot
                       what it had voted for and confirmed, all of which is at or below
+        is_learner    follow, without a vote
+        committed     position up to which the group is known to have decided, if the log reaches so far
         Raises JournalDamaged if log and checkpoint do not meet.
         """
         if me in peers or (peers and transport is None):
@@ -201,13 +206,12 @@ class RaftGroup:
         # Whatever is in a lone voter's log was committed when it became durable: nobody can have decided otherwise.
         # PySyncObj would find that out entry by entry in its first tick, and block the loop for seconds. With peers
         # only the checkpoint is known to be committed.
-        committed = self._delivered if peers else log.last_position
-        adapter = _LogAdapter(log, committed=committed)
+        known = max(self._delivered, min(committed, log.last_position)) if peers else log.last_position
+        adapter = _LogAdapter(log, committed=known)
         _WORLD.enter(*self._world)
         self._core = _Core(_Node(me), adapter, _conf(self.config, adapter), [_Node(peer) for peer in peers])
         self._guard: Guard | None = None
-        if peers:
-            assert transport is not None
+        if transport is not None:
             self._guard = self._core.guard = Guard(
                 group_id,
                 me,
@@ -222,7 +226,10 @@ class RaftGroup:
                 election_s_min=self.config.election_s_min,
                 election_s_max=self.config.election_s_max,
                 abstains=abstains,
+                is_learner=is_learner,
             )
+        self.is_closing = False
+        """Whether the last entry of this leadership, and of the group, was proposed."""
         self._passed: list[RaftEvent] = []
         self._fault: StorageFault | None = None
 
@@ -323,7 +330,7 @@ class RaftGroup:
         """
         if not payload:
             raise ValueError("an entry has at least one byte; the empty one is Raft's own")
-        if self._leading_term is None:
+        if self._leading_term is None or self.is_closing:
             raise NotLeader(self.group_id, self.leader)
         if (heir := self._heir()) is not None:
             raise NotLeader(self.group_id, heir)
@@ -333,12 +340,42 @@ class RaftGroup:
         self._core.proposals.append(payload)
         self._wake()
 
+    def close(self, payload: bytes) -> None:
+        """Propose the group's last entry. From now on this leadership takes no other, and makes no promise to readers:
+        once the entry is committed, another group goes on with other members. Raises NotLeader.
+        """
+        self.propose(payload)
+        self.is_closing = True
+        if self._guard is not None and self._guard.leadership is not None:
+            self._guard.leadership.end_lease()
+
+    def set_learners(self, names: Sequence[str]) -> None:
+        """Let these nodes follow beside the voters, whenever this replica leads."""
+        if self._guard is not None:
+            self._guard.set_learners(names)
+            self._due = True
+
+    def campaign(self) -> None:
+        """Stand for election at once: there is no leader whom the others should protect."""
+        if self._guard is not None:
+            self._guard.campaign()
+        self._due = True
+
+    def decided(self, position: int, term: int) -> bool:
+        """The entry of `term` at `position` is known to be committed; False if it is not in this log."""
+        if not _holds(self._log, position, term):
+            return False
+        _WORLD.enter(*self._world)
+        self._core.settle(position)
+        self._wake()
+        return True
+
     def barrier(self, token: int) -> None:
         """Ask for a BarrierPassed, by lease or by a round of messages to a quorum; BarrierFailed comes if it cannot be.
 
         Raises NotLeader.
         """
-        if self._leading_term is None or self._leading_term != self._led_term():
+        if self._leading_term is None or self._leading_term != self._led_term() or self.is_closing:
             raise NotLeader(self.group_id, self.leader)
         # An entry of this term is committed, so the commit index covers whatever any earlier leader acknowledged.
         position = Position(self._core.commit)
@@ -357,7 +394,7 @@ class RaftGroup:
         lead = None if self._guard is None else self._guard.leadership
         if lead is None or self._leading_term is None:
             return False
-        able = [peer for peer in lead.progress() if peer.is_up and to in (None, peer.name)]
+        able = [peer for peer in lead.progress() if peer.is_up and peer.votes and to in (None, peer.name)]
         if not able:
             return False
         lead.begin_transfer(max(able, key=lambda peer: peer.match).name, self._clock() + self.config.election_s_max)
@@ -420,7 +457,7 @@ class RaftGroup:
         events: list[RaftEvent] = []
         if self._leading_term is not None and self._leading_term != self._led_term():
             events.append(LostLeadership(self._leading_term))
-            self._leading_term, self._in_flight_bytes = None, 0
+            self._leading_term, self._in_flight_bytes, self.is_closing = None, 0, False
         self._deliver(events, max_bytes)
         if guard is not None:
             self._take_news(guard)
@@ -723,6 +760,9 @@ class _Core(SyncObj):  # type: ignore[misc]
 
     def told_to_campaign(self, leader: str, term: int) -> None:
         self._hear(leader, type="timeout_now", term=term)
+
+    def hurry(self) -> None:
+        self._SyncObj__raftElectionDeadline = -inf
 
     def count(self, peer: str, match: int) -> None:
         self._hear(peer, type="next_node_idx", next_node_idx=match + 1, reset=False, success=match > 0)

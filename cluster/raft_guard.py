@@ -13,7 +13,8 @@ and what it says is sent only when it holds. The rules, beside those of a leader
      that nor a vote is granted within `election_s_min` of hearing a leader, or of a start, before which one may have
      been heard. Leases rest on this. The leader itself may lift it (`Campaign`).
   5. **Members only, votes once each.** Who is of an older term is told so; what does not fit is counted, not raised.
-  6. **Who has lost its disk takes no part in elections** before its log reaches to where it was told (`abstains`):
+  6. **A learner has no voice.** It follows, and neither campaigns nor votes; its answers count for nothing.
+  7. **Who has lost its disk takes no part in elections** before its log reaches to where it was told (`abstains`):
      there it has again all that it had confirmed. Who tells it, and how it knows that it has voted for nobody who
      may still count on it, is the caller's affair (`node/forming.py`).
 
@@ -111,6 +112,9 @@ class Core(Protocol):
     def asked_for_vote(self, peer: str, term: int, last: int, last_term: int) -> None: ...
     def got_vote(self, peer: str, term: int) -> None: ...
     def told_to_campaign(self, leader: str, term: int) -> None: ...
+    def hurry(self) -> None:
+        """Wait no longer for a leader."""
+        ...
 
     def count(self, peer: str, match: int) -> None:
         """A follower has answered, and has the log up to `match`."""
@@ -145,6 +149,7 @@ class Guard:
         election_s_min: float,
         election_s_max: float,
         abstains: int = 0,
+        is_learner: bool = False,
     ) -> None:
         self._group_id, self._me, self._peers = group_id, me, sorted(peers)
         self._log, self._core, self._transport = log, core, transport
@@ -152,6 +157,8 @@ class Guard:
         self._heartbeat_s = heartbeat_s
         self._election_s_min, self._election_s_max = election_s_min, election_s_max
         self._abstains = abstains
+        self._is_learner = is_learner
+        self._learners: list[str] = []
         self._quorum = (len(self._peers) + 1) // 2 + 1
         self._up: set[str] = set()
         self.note: Callable[[], Any] | None = None
@@ -192,13 +199,25 @@ class Guard:
     # ---- sessions and the disk
 
     def session(self, peer: str, up: bool) -> None:
-        if peer not in self._peers:
-            return
         (self._up.add if up else self._up.discard)(peer)
+        if peer not in self._peers and peer not in self._learners:
+            return
         if self._ack is not None and self._ack[0] == peer:
             self._ack, self._ack_owed = None, False
         if self.leadership is not None:
             self.leadership.on_session(peer, up)
+
+    def set_learners(self, names: Sequence[str]) -> None:
+        """Let these follow beside the voters, whenever this replica leads."""
+        self._learners = sorted(set(names) - {*self._peers, self._me})
+        if self.leadership is not None:
+            self.leadership.set_learners(self._learners)
+
+    def campaign(self) -> None:
+        """Stand for election at once, whomever the others have heard last."""
+        self._campaign_term = self._core.term + 1
+        self._core.hurry()
+        self.core_due = True
 
     def on_durable(self) -> None:
         if self.leadership is not None:
@@ -211,7 +230,10 @@ class Guard:
         try:
             message = decode(header, blobs)
             if peer not in self._peers:
-                raise Malformed(f"{peer} is not a member")
+                if not isinstance(message, Ack | Reject):
+                    raise Malformed(f"{peer} is not a member")
+                if peer not in self._learners:
+                    return  # it was one until a moment ago
         except Malformed as error:
             self._refuse(peer, str(error))
             return
@@ -279,7 +301,7 @@ class Guard:
     @property
     def remembers(self) -> bool:
         """Whether this replica remembers, or has got back, all that it ever confirmed; else it has no vote."""
-        return self._log.durable_position >= self._abstains
+        return not self._is_learner and self._log.durable_position >= self._abstains
 
     def _hear_pre_vote(self, peer: str, ask: AskPreVote) -> None:
         if ask.term <= self._core.term:
@@ -308,7 +330,7 @@ class Guard:
         term, now, asked = self._core.term, self._clock(), self._pre_vote
         if not self.remembers:
             return False
-        if self._campaign_term == term + 1:
+        if self._campaign_term == term + 1 or not self._peers:
             return True
         if not self._may_ask() or now < self._patience_s - ALMOST_S:
             return False
@@ -527,6 +549,7 @@ class Guard:
                 term=core.term,
                 first=self._log.last_position,  # PySyncObj has just written it
                 peers=self._peers,
+                learners=self._learners,
                 is_up=self._up.__contains__,
                 log=self._log,
                 send=self._send,

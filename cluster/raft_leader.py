@@ -11,6 +11,8 @@ us: not before that message was sent. From the times of a quorum's answers follo
     then;
   * the **confirmed stamp**: every quorum has a member that has heard a stamp as high.
 
+Learners follow too: they are sent everything, and nothing rests on their answers.
+
 A follower is either *probed* (one small message under way, until it is known where the logs meet) or *fed* (appends
 of about 1 MB follow each other without waiting, up to a window of bytes that the follower has not made durable). What
 is sent is read back from the journal then, so a follower that lags costs no memory here.
@@ -56,6 +58,8 @@ class PeerProgress:
     is_up: bool
     is_behind: bool
     """It needs entries that are no longer in our log, hence a checkpoint."""
+    votes: bool
+    """False for a learner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ class Leadership:
         term: int,
         first: Position,
         peers: Sequence[str],
+        learners: Sequence[str],
         is_up: Callable[[str], bool],
         log: GroupLog,
         send: Callable[[str, Message], bool],
@@ -153,6 +158,7 @@ class Leadership:
         """Begin.
 
         first      position of the first entry of this term
+        learners   who follows beside the voters
         send       hand over a message; False if it will not arrive
         count      tell PySyncObj that a follower answered and has the log up to a position, which is durable here too
         """
@@ -160,9 +166,11 @@ class Leadership:
         self._log, self._send, self._count = log, send, count
         self._heartbeat_s, self._promise_s = heartbeat_s, election_s_min
         self._stamp, self._note = stamp, note
-        self.followers = {name: Follower(name, first, is_up(name)) for name in peers}
+        self._is_up = is_up
+        self.followers = {name: Follower(name, first, is_up(name)) for name in (*peers, *learners)}
+        self._voters = [self.followers[name] for name in peers]
         self._quorum_place = (len(peers) + 1) // 2 - 1
-        """Place, best first, of the follower whose answer completes a quorum with us."""
+        """Place, best first, of the voter whose answer completes a quorum with us; -1 if we are one alone."""
         self._sequence = 0
         self._beat_at_s = -inf
         self._barriers: list[Barrier] = []
@@ -171,7 +179,7 @@ class Leadership:
         self._has_asked = False
         """The follower was told to campaign in this transfer."""
         self._is_handed = False
-        """A follower was told to campaign: its election may come at any time from now on, leases or not."""
+        """Others may begin to lead at any time from now on, leases or not."""
         self._more = False
         self._said: tuple[int, int] | None = None
         """(last position, commit index) when everything was last said; None if something happened since."""
@@ -213,7 +221,8 @@ class Leadership:
             return False
         self._said, follower.is_up = None, True
         follower.hear(reject.sequence)
-        self._count(name, 0)
+        if follower in self._voters:
+            self._count(name, 0)
         position = max(min(reject.position, self._log.last_position + 1), ROOT + 1)
         if follower.is_probed:
             # Only an answer to the probe at this very place counts. One that changes nothing is not asked again before
@@ -232,6 +241,18 @@ class Leadership:
         follower.unanswered.clear()
         follower.sent_at_s = -inf
 
+    def set_learners(self, names: Sequence[str]) -> None:
+        """These follow from now on, beside the voters."""
+        self._said = None
+        kept = {one.name: one for one in self._voters}
+        for name in names:
+            kept[name] = self.followers.get(name) or Follower(name, self._log.last_position + 1, self._is_up(name))
+        self.followers = kept
+
+    def end_lease(self) -> None:
+        """Promise nothing more that rests on nobody else leading."""
+        self._is_handed = True
+
     def on_durable(self) -> None:
         """Our own copy reaches further: what followers have counts as far."""
         for follower in self.followers.values():
@@ -244,8 +265,9 @@ class Leadership:
             counted = min(follower.match, self._log.durable_position)
             self.has_news = self.has_news or counted > follower.counted
             follower.counted = max(follower.counted, counted)
-        # What is older than this term commits with the first entry of it only; PySyncObj need not look at it.
-        self._count(follower.name, follower.counted if follower.counted >= self.first else 0)
+        if follower in self._voters:
+            # What is older than this term commits with the first entry of it only; PySyncObj need not look at it.
+            self._count(follower.name, follower.counted if follower.counted >= self.first else 0)
 
     # ---- what goes out
 
@@ -369,21 +391,23 @@ class Leadership:
 
     def heard_quorum_at_s(self) -> float:
         """Return the latest time such that a quorum has answered something sent then or later."""
-        return sorted((follower.answered_at_s for follower in self.followers.values()), reverse=True)[
-            self._quorum_place
-        ]
+        if not self._voters:
+            return inf
+        return sorted((voter.answered_at_s for voter in self._voters), reverse=True)[self._quorum_place]
 
     @property
     def confirmed_stamp(self) -> int:
         """The greatest stamp such that a quorum has answered something sent with it or later."""
-        return sorted((follower.answered_stamp for follower in self.followers.values()), reverse=True)[
-            self._quorum_place
-        ]
+        if not self._voters:
+            return self._stamp()
+        return sorted((voter.answered_stamp for voter in self._voters), reverse=True)[self._quorum_place]
 
     @property
     def matched(self) -> int:
         """A quorum, with us, has the log up to here on disk."""
-        return sorted((follower.counted for follower in self.followers.values()), reverse=True)[self._quorum_place]
+        if not self._voters:
+            return self._log.durable_position
+        return sorted((voter.counted for voter in self._voters), reverse=True)[self._quorum_place]
 
     def begin_barrier(self, token: int, position: Position) -> None:
         self._barriers.append(Barrier(token, position, self._sequence))
@@ -397,7 +421,7 @@ class Leadership:
         if self.has_lease(now):
             through, self._barriers = self._barriers, []
             return through
-        answered = sorted((follower.answered for follower in self.followers.values()), reverse=True)[self._quorum_place]
+        answered = sorted((voter.answered for voter in self._voters), reverse=True)[self._quorum_place]
         through = [barrier for barrier in self._barriers if barrier.after < answered]
         self._barriers = self._barriers[len(through) :]
         return through
@@ -416,6 +440,7 @@ class Leadership:
         if self.transfer_to is None or self._has_asked:
             return
         follower = self.followers[self.transfer_to]
+        assert follower in self._voters, "only a voter can lead"
         if follower.match == self._log.last_position and self._send(follower.name, Campaign(self.term)):
             # Handed for good: the message may be late, and nobody's promise protects us from who acts on it then.
             self._has_asked = self._is_handed = True
@@ -423,7 +448,12 @@ class Leadership:
     def progress(self) -> list[PeerProgress]:
         return [
             PeerProgress(
-                follower.name, Position(follower.match), follower.in_flight_bytes, follower.is_up, follower.is_behind
+                follower.name,
+                Position(follower.match),
+                follower.in_flight_bytes,
+                follower.is_up,
+                follower.is_behind,
+                follower in self._voters,
             )
             for follower in self.followers.values()
         ]
