@@ -9,6 +9,7 @@ Invariants
   4. A message that cannot be applied answers `Rejected` and changes nothing but `position`, `tick` and the outcomes.
      A local fault (disk, damage, a bug) is raised: it must stop this replica, not become an answer. From then on
      the machine applies nothing and is in no checkpoint, which would be of a state that no prefix of the log gives.
+  5. Who holds the log from here on is part of the state (`Generation`): it changes at one position, for all alike.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cluster.message import CompareState, Entry, Message
+from cluster.message import CompareState, Entry, Handover, Message
 from cluster.tick import next_tick
-from storage.errors import AnnulusError, OutcomeUnknown, StorageFault, error_from
+from storage.errors import AnnulusError, Conflict, OutcomeUnknown, StorageFault, error_from
 from storage.types import Position, Tick
 
 REMEMBERED_MAX: Final = 16_384
@@ -45,6 +46,16 @@ Outcome = Mapping[str, Any] | Rejected
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """Who holds the group's log, from the entry after `position` on."""
+
+    number: int = 0
+    members: tuple[str, ...] = ()
+    """Empty in the first generation, whose members are those that the cluster was formed with."""
+    position: Position = Position(0)
+
+
+@dataclass(frozen=True, slots=True)
 class FrozenMachine:
     """What all state machines keep, at one position; cheap to take on the loop, made plain by a worker."""
 
@@ -52,6 +63,7 @@ class FrozenMachine:
     tick: Tick
     outcomes: list[tuple[tuple[str, int], Outcome]]
     forgotten: list[tuple[str, int]]
+    generation: Generation
     term: int | None = None
     """Raft term of the entry at `position`, without which no other replica's log can begin there."""
     reset_log: bool = False
@@ -70,6 +82,7 @@ class FrozenMachine:
             "reset_log": self.reset_log,
             "outcomes": outcomes,
             "forgotten": [list(one) for one in self.forgotten],
+            "generation": [self.generation.number, list(self.generation.members), self.generation.position],
         }
 
 
@@ -89,6 +102,7 @@ class StateMachine:
     def __init__(self) -> None:
         self.position = Position(0)
         self.tick = Tick(0)
+        self.generation = Generation()
         self._outcomes: OrderedDict[tuple[str, int], Outcome] = OrderedDict()
         self._forgotten: OrderedDict[str, int] = OrderedDict()
         """Producer -> its greatest sequence whose outcome is forgotten."""
@@ -122,8 +136,14 @@ class StateMachine:
             self._forgotten.popitem(last=False)
 
     def _try(self, entry: Entry) -> Outcome:
-        if isinstance(entry.message, CompareState):
-            return {}
+        match entry.message:
+            case CompareState():
+                return {}
+            case Handover(generation, members):
+                if generation != self.generation.number + 1:
+                    return Rejected(Conflict.code, f"generation {self.generation.number} is not before {generation}")
+                self.generation = Generation(generation, tuple(members), self.position)
+                return {}
         try:
             return self._execute(entry.message, entry.body, self.tick)
         except Exception as error:
@@ -147,7 +167,13 @@ class StateMachine:
         """
         self._check_whole()
         return FrozenMachine(
-            self.position, self.tick, list(self._outcomes.items()), list(self._forgotten.items()), term, reset_log
+            self.position,
+            self.tick,
+            list(self._outcomes.items()),
+            list(self._forgotten.items()),
+            self.generation,
+            term,
+            reset_log,
         )
 
     def load_machine(self, data: Mapping[str, Any]) -> None:
@@ -156,3 +182,5 @@ class StateMachine:
             self._outcomes[producer, sequence] = Rejected(*one) if isinstance(one, list) else one
         for producer, sequence in data.get("forgotten", ()):
             self._forgotten[producer] = sequence
+        generation, members, position = data.get("generation", (0, (), 0))
+        self.generation = Generation(generation, tuple(members), Position(position))

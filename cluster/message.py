@@ -46,6 +46,10 @@ class CreateCollection(Message):
     schema: Mapping[str, Any]
     partitions: Sequence[PartitionId]
     properties: Mapping[str, str]
+    indexes: Sequence[tuple[IndexId, FieldId, Mapping[str, Any]]] = ()
+    """As in `CreateIndex`."""
+    load: bool = False
+    """Whether all partitions are loaded from the first."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,13 @@ class Seal(Message):
 
 
 @dataclass(frozen=True)
+class SealAll(Message):
+    """The growing segments of all collections take no more rows."""
+
+    kind = "seal_all"
+
+
+@dataclass(frozen=True)
 class Flushed(Message):
     """A sealed segment's rows are in these chunks; `files` is `SegmentFiles.to_dict()`."""
 
@@ -204,6 +215,17 @@ class Compacted(Message):
     as_of: Tick
     expire_before: Tick
     files: Any
+
+
+@dataclass(frozen=True)
+class Handover(Message):
+    """The last entry of a generation: from the next position on the group's log is that of these members alone."""
+
+    kind = "handover"
+    generation: int
+    """The one that begins."""
+    members: Sequence[str]
+    """The first of them that can leads."""
 
 
 @dataclass(frozen=True)
