@@ -16,6 +16,7 @@ import contextvars
 import heapq
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary
@@ -40,7 +41,7 @@ class Life:
         self.is_over = False
         self.paused = False
         self.ended: asyncio.Future[None] = loop.create_future()
-        self._deferred: list[asyncio.Handle] = []
+        self._deferred: list[_Call] = []
         self._remains: list[Any] = []
         """Tasks that will never go on. They are kept, so that nothing of them ends in the life of another."""
         self._context = contextvars.copy_context()
@@ -53,7 +54,8 @@ class Life:
 
     def call_at(self, when_s: float, function: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         """Call something at that time as part of this process, unless it is over."""
-        return self.loop.call_at(when_s, function, *args, context=self._context.copy())
+        timer: asyncio.TimerHandle = self.loop.call_at(when_s, function, *args, context=self._context.copy())
+        return timer
 
     def end(self) -> None:
         """Kill the process: nothing of it runs again from now on."""
@@ -72,12 +74,46 @@ class Life:
     def resume(self) -> None:
         """Go on: what became due meanwhile happens now, in order."""
         self.paused = False
-        ready: Any = self.loop._ready  # type: ignore[attr-defined]
-        ready.extend(self._deferred)
+        self.loop.ready.extend(self._deferred)
         self._deferred = []
 
-    def defer(self, handle: asyncio.Handle) -> None:
-        self._deferred.append(handle)
+    def defer(self, call: _Call) -> None:
+        self._deferred.append(call)
+
+
+class _Call:
+    """What the loop is to call, in place of asyncio.Handle, which knows more and costs more."""
+
+    __slots__ = ("args", "context", "function", "is_cancelled")
+
+    def __init__(
+        self, function: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
+    ) -> None:
+        self.function, self.args = function, args
+        self.context = contextvars.copy_context() if context is None else context
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+
+class _Timer(float):
+    """The time of a call, so that the heap of timers compares plain numbers; in place of asyncio.TimerHandle."""
+
+    __slots__ = ("call",)
+    call: _Call
+
+    def cancel(self) -> None:
+        self.call.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        return self.call.is_cancelled
+
+    def when(self) -> float:
+        return float(self)
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -86,10 +122,11 @@ class SimLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
+        self.ready: deque[_Call] = deque()
+        self._timers: list[_Timer] = []
         self.callbacks = 0
         self._callbacks_before = 0
         """How many there had been when time moved last."""
-        self._clock_resolution = 1e-9
         self.failures: list[BaseException] = []
         self.closing = False
         """Set at the very end: what fails then, fails unheard."""
@@ -117,36 +154,77 @@ class SimLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """There are no other threads to be woken by."""
 
+    def call_soon(  # type: ignore[override]  # what is returned can be cancelled, and is no asyncio.Handle
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        call = _Call(callback, args, context)
+        self.ready.append(call)
+        return call
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        timer = _Timer(when)
+        timer.call = _Call(callback, args, context)
+        heapq.heappush(self._timers, timer)
+        return timer
+
     def _run_once(self) -> None:
-        ready: Any = self._ready  # type: ignore[attr-defined]
-        scheduled: Any = self._scheduled  # type: ignore[attr-defined]
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        ready, timers = self.ready, self._timers
+        while timers and timers[0].call.is_cancelled:
+            heapq.heappop(timers)
         if not ready:
-            if not scheduled:
+            if not timers:
                 raise RuntimeError(f"nothing will ever happen again at {self.now_s:.3f} s: a deadlock")
-            if scheduled[0]._when > self.now_s:
-                self.now_s, self._callbacks_before = scheduled[0]._when, self.callbacks
-        while scheduled and scheduled[0]._when <= self.now_s:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False
-            if not timer._cancelled:
-                ready.append(timer)
+            if timers[0] > self.now_s:
+                self.now_s, self._callbacks_before = float(timers[0]), self.callbacks
+        while timers and timers[0] <= self.now_s:
+            call = heapq.heappop(timers).call
+            if not call.is_cancelled:
+                ready.append(call)
         for _ in range(len(ready)):
-            handle = ready.popleft()
-            if handle._cancelled:
+            call = ready.popleft()
+            if call.is_cancelled:
                 continue
-            life = handle._context.get(LIFE)
+            life = call.context.get(LIFE)
             if life is not None:
                 if life.is_over:
                     continue
                 if life.paused:
-                    life.defer(handle)
+                    life.defer(call)
                     continue
             self.callbacks += 1
             if self.callbacks - self._callbacks_before > CALLBACKS_MAX:
-                raise RuntimeError(f"time stands still at {self.now_s:.6f} s for {CALLBACKS_MAX} callbacks: {handle!r}")
-            handle._run()
+                what = f"{call.function!r}{call.args!r}"
+                raise RuntimeError(f"time stands still at {self.now_s:.6f} s for {CALLBACKS_MAX} callbacks: {what}")
+            try:
+                call.context.run(call.function, *call.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"exception in {call.function!r}", "exception": error})
+
+
+async def nap(delay_s: float) -> None:
+    """Sleep in a simulated world; for what does so all the time, as asyncio.sleep costs twice as much."""
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+    timer = loop.call_later(delay_s, _wake, woken)
+    try:
+        await woken
+    except BaseException:
+        timer.cancel()
+        raise
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
 
 
 class SimClock:
@@ -186,11 +264,11 @@ class SimExecutor:
     async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
         self._pending[lane] += 1
         try:
-            await asyncio.sleep(self._delay_s(lane))
+            await nap(self._delay_s(lane))
             if self.dead:
                 raise asyncio.CancelledError
             result = function(*args)
-            await asyncio.sleep(self._rng.random() * self.DELAY_S_MAX[lane])
+            await nap(self._rng.random() * self.DELAY_S_MAX[lane])
             return result
         finally:
             self._pending[lane] -= 1
