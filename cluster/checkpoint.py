@@ -177,6 +177,31 @@ def install(shard: Shard, written: Written) -> None:
             shard.forget(old.digests)
 
 
+def unsave(shard: Shard, digest: bytes) -> bool:
+    """Forget what checkpoints wrote of their own with this chunk, so that the next one writes it anew.
+
+    These are rows of segments that are not flushed, and deletes: no other replica need have the same chunks of them.
+    Returns False if this chunk is not one of those. No checkpoint may be under way.
+    """
+    before = shard.digests[digest]
+    for segment_id, blob in list(shard.saved_deletes.items()):
+        if digest in blob.digests:
+            del shard.saved_deletes[segment_id]
+            shard.forget(blob.digests)
+    for state in shard.collections.values():
+        for growing in state.growing.values():
+            if any(digest in files.digests for files in growing.spilled_files):
+                for files in growing.spilled_files:
+                    shard.forget(files.digests)
+                growing.spilled_files = ()
+        for stored in state.stored.values():
+            if any(digest in files.digests for files in stored.spills):
+                for files in stored.spills:
+                    shard.forget(files.digests)
+                stored.spills = ()
+    return shard.digests[digest] < before
+
+
 def restore(shard_id: ShardId, store: ChunkStore) -> Shard:
     """Return the shard as its last checkpoint has it, or an empty one. Raises ChunkDamaged."""
     raw = store.read(manifest_key(shard_id))

@@ -97,9 +97,24 @@ def status(address: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("directory", type=click.Path(exists=True, file_okay=False))
-def check(directory: str) -> None:
-    """Verify the data directory of a stopped node: journal records, digests, references. Exit status 1 if damaged."""
+@click.argument("directory", type=click.Path(exists=True, file_okay=False), required=False)
+@click.option("--cluster", is_flag=True, help="heal a running cluster now, and say what was found")
+@click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
+@click.option("--json", "as_json", is_flag=True, help="with --cluster: print JSON instead of tables")
+def check(directory: str | None, cluster: bool, address: str, as_json: bool) -> None:
+    """Verify the data directory of a stopped node: journal records, digests, references. Exit status 1 if damaged.
+
+    With --cluster instead of a directory: every node of a running cluster reads all its chunks, the replicas of every
+    shard are compared, and what is not right is made good. Exit status 0 if all was right, 3 if something was not and
+    is now, 1 if something still is not or a node did not answer.
+    """
+    if cluster == (directory is not None):
+        raise click.UsageError("give a directory, or --cluster")
+    if cluster:
+        from node.cluster_check_command import run_check
+
+        sys.exit(run_check(address, as_json=as_json))
+    assert directory is not None
     with _quiet_imports():
         from node.check import check as findings
 

@@ -273,6 +273,16 @@ class ChunkTransfer:
         return task
 
     async def _repair(self, shard_id: ShardId, digest: bytes) -> bool:
+        pins = self._pins(shard_id)
+        # Nobody may need it any more by the time that it is here: kept by a lease, it is then garbage like any other.
+        lease_id = None if pins is None else await pins.keep([digest], MESSAGE_S)
+        try:
+            return await self._repair_from_any(shard_id, digest)
+        finally:
+            if pins is not None and lease_id is not None:
+                pins.renew(lease_id, 0.0)
+
+    async def _repair_from_any(self, shard_id: ShardId, digest: bytes) -> bool:
         for peer in self._shuffled(self.peers(shard_id)):
             try:
                 answer, blobs = await self._mesh.call(

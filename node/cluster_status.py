@@ -147,6 +147,7 @@ class ClusterStatus:
                 if answer["why_not_ready"]
                 else "ready",
                 "why": answer if isinstance(answer, str) else answer["why_not_ready"],
+                "healing": None if isinstance(answer, str) else answer.get("healing"),
                 "leads": sum(1 for group in groups if group["leader"] == name),
                 "replicas": sum(1 for names in replicas.values() if name in names),
             }

@@ -517,6 +517,7 @@ class Database:
             "state": "not ready" if why else "ready",
             "reason": why,
             "cluster": await node.describe_cluster(),
+            "healing": node.healing.view(),
             "read_only": node.read_only_reason,
             "segments_in_memory": [ready, total],
             "journal": {"bytes": node.journal.bytes_on_disk, "files": node.journal.files},
@@ -537,6 +538,11 @@ class Database:
                 for shard_id, host in node.shards.items()
             ],
         }
+
+    async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
+        assert self._node.control is not None, "or it has said that the node has yet to find its place"
+        check = self._node.cluster_check
+        return check.begin() if begin else check.view()
 
     def _collection_status(self, one: Collection) -> Mapping[str, Any]:
         states = [state for _, state in self._states(one)]

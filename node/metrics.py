@@ -126,6 +126,30 @@ class Metrics:
         self._chunks_repaired = Counter(
             "annulus_chunks_repaired", "Damaged chunks replaced by those of other nodes", registry=registry
         )
+        self._chunks_scrubbed = Counter(
+            "annulus_chunks_scrubbed", "Chunks read again to see whether they are whole", registry=registry
+        )
+        self._chunks_damaged = Counter(
+            "annulus_chunks_damaged", "Chunks and manifests found damaged or missing by scrubbing", registry=registry
+        )
+        self._chunks_cured = Counter(
+            "annulus_chunks_cured",
+            "What became of chunks found damaged; by is peer, memory, rebuild, unneeded or none",
+            ["by"],
+            registry=registry,
+        )
+        self._states_compared = Counter(
+            "annulus_states_compared",
+            "Comparisons of a group's replicas by its leader; verdict is equal, diverged, tied, undecided or alone",
+            ["verdict"],
+            registry=registry,
+        )
+        self._replicas_diverged = Counter(
+            "annulus_replicas_diverged", "Replicas whose state was not that of the others", registry=registry
+        )
+        self._replicas_rebuilt = Counter(
+            "annulus_replicas_rebuilt", "Replicas here that took another's state for theirs", registry=registry
+        )
         self._read_only = Gauge("annulus_read_only", "1 while writes are refused for want of disk", registry=registry)
         self._peer_sessions = Gauge(
             "annulus_peer_sessions", "1 while there is a session with the node", ["peer"], registry=registry
@@ -202,6 +226,25 @@ class Metrics:
 
     def chunk_repaired(self) -> None:
         self._chunks_repaired.inc()
+
+    # healing
+    def chunks_scrubbed(self, chunks: int) -> None:
+        self._chunks_scrubbed.inc(chunks)
+
+    def chunk_damaged(self) -> None:
+        self._chunks_damaged.inc()
+
+    def chunk_cured(self, by: str) -> None:
+        self._chunks_cured.labels(by).inc()
+
+    def state_compared(self, verdict: str) -> None:
+        self._states_compared.labels(verdict).inc()
+
+    def replica_diverged(self) -> None:
+        self._replicas_diverged.inc()
+
+    def replica_rebuilt(self) -> None:
+        self._replicas_rebuilt.inc()
 
     def read_only(self, now: bool) -> None:
         self._read_only.set(1 if now else 0)

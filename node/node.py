@@ -35,6 +35,7 @@ from node.calls import Mesh
 from node.chunk_pins import ChunkPins
 from node.chunk_transfer import ChunkTransfer
 from node.clock import Clock
+from node.cluster_check import healing_of
 from node.cluster_status import ClusterStatus, replica_view
 from node.forming import Forming, Seat, Standing, closed
 from node.group import GroupHost, Producer
@@ -179,6 +180,7 @@ class Node:
             if self.mesh is None or self.transfer is None
             else Snapshots(self.mesh, self.transfer, seams.store, seams.executor, seams.dice, self._snapshot_groups)
         )
+        self.healing, self.cluster_check = healing_of(self, self._snapshots)
         self._control_pins = ChunkPins(seams.clock)
         self._taking_part: asyncio.Task[None] | None = None
         self.broadcaster = Broadcaster(self)
@@ -320,6 +322,7 @@ class Node:
             self._control_pins,
             note_installing=lambda installing: None,
             replaced=self._control_replaced,
+            checkpoint=self._checkpoint_control,
         )
         for shard_id, host in self.shards.items():
             upkeep = self.upkeep[shard_id]
@@ -330,6 +333,7 @@ class Node:
                 upkeep.pins,
                 note_installing=upkeep.note_installing,
                 replaced=upkeep.replaced,
+                checkpoint=upkeep.checkpoint,
             )
 
     def _open_snapshot(
@@ -341,6 +345,7 @@ class Node:
         *,
         note_installing: Callable[[bool], None],
         replaced: Callable[[Position], None],
+        checkpoint: Callable[[], Awaitable[None]],
     ) -> None:
         self._snapshot_groups[group_id] = SnapshotGroup(
             group_id=group_id,
@@ -352,6 +357,7 @@ class Node:
             install=lambda machine, position, term: host.install(machine, term),
             note_installing=note_installing,
             replaced=replaced,
+            checkpoint=checkpoint,
         )
 
     async def _begin_upkeep(self) -> None:
@@ -361,6 +367,7 @@ class Node:
                 if removed:
                     log.info("removed chunks that a crash had left shard=%d chunks=%d", shard_id, removed)
             upkeep.start()
+        await self.healing.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def stop(self) -> None:
@@ -375,6 +382,8 @@ class Node:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+        await self.cluster_check.stop()
+        await self.healing.stop()
         if self._snapshots is not None and self.transfer is not None:
             await self._snapshots.close()
             await self.transfer.close()
@@ -414,8 +423,15 @@ class Node:
         """Return `function(*args)` from a search thread; until then no chunk that its views need is removed."""
         reader = object()
         self._readers.add(reader)
+        cured: set[bytes] = set()
         try:
-            return await self.seams.executor.run(Lane.SEARCH, function, *args)
+            while True:
+                try:
+                    return await self.seams.executor.run(Lane.SEARCH, function, *args)
+                except ChunkFault as fault:
+                    if fault.digest in cured or not (await self.healing.scrubber.cure(fault)).is_there:
+                        raise
+                    cured.add(fault.digest)
         finally:
             self._readers.discard(reader)
             self._reader_left.set()
@@ -444,6 +460,22 @@ class Node:
         return self.placement.get(shard_id, ())
 
     @property
+    def groups(self) -> Mapping[int, GroupHost[Any]]:
+        """The groups that run here, by id."""
+        return self._groups
+
+    @property
+    def members(self) -> Sequence[str]:
+        """Names of all nodes of the cluster."""
+        return self.identity.members
+
+    @property
+    def replicas_by_group(self) -> Mapping[int, Sequence[str]]:
+        """Every group of the cluster, and the nodes that hold it."""
+        shards = {group_of(shard_id): names for shard_id, names in self.placement.items()}
+        return {CONTROL_GROUP: self.identity.members, **shards}
+
+    @property
     def hosts(self) -> Sequence[GroupHost[Any]]:
         """The groups that run here, the control group first."""
         return list(self._groups.values())
@@ -466,8 +498,7 @@ class Node:
         """Return every group's replicas on all nodes, as far as they answer; None without peers."""
         if self.cluster_status is None:
             return None
-        shards = {group_of(shard_id): names for shard_id, names in self.placement.items()}
-        described = await self.cluster_status.gather({CONTROL_GROUP: self.identity.members, **shards})
+        described = await self.cluster_status.gather(self.replicas_by_group)
         return {"id": self.identity.cluster_id, "copies": self.identity.copies, **described}
 
     def _replica_views(self) -> dict[str, Any]:
@@ -478,7 +509,7 @@ class Node:
             progress = None if self._snapshots is None else self._snapshots.progress.get(group_id)
             shown = "" if progress is None else f"{progress.chunks_done} of {progress.chunks_total} chunks"
             groups[group_id] = replica_view(host, checkpoint=saved, now_ms=now_ms, progress=shown)
-        return {"why_not_ready": self.why_not_ready, "groups": groups}
+        return {"why_not_ready": self.why_not_ready, "groups": groups, "healing": self.healing.view()}
 
     def _checkpoint_of(self, shard_id: ShardId) -> Position:
         return self.upkeep[shard_id].checkpoint_position
@@ -755,7 +786,7 @@ class Node:
             abstains=self.identity.abstains.get(group_id, 0),
             transport=None if self.mesh is None else _GroupTransport(self.mesh, group_id),
         )
-        return GroupHost(
+        host: GroupHost[Any] = GroupHost(
             name,
             raft,
             machine,
@@ -769,6 +800,8 @@ class Node:
             on_role=self.broadcaster.lead if group_id == CONTROL_GROUP else None,
             provision=None if group_id == CONTROL_GROUP else self._provider(ShardId(group_id - 1)),
         )
+        host.on_compare = lambda position: self.healing.note(group_id, position)
+        return host
 
     def _take_snapshot(self, group_id: int, behind: Behind) -> None:
         assert self._snapshots is not None, "a lone replica is never behind"

@@ -302,3 +302,10 @@ class Service(Protocol):
     async def status(self) -> Mapping[str, Any]:
         """Return collections, shards, segments, sizes and log positions as plain data."""
         ...
+
+    async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
+        """Return how far the round of healing is that was asked for here (`node/cluster_check.py`), or was the last.
+
+        begin  begin one, unless one runs
+        """
+        ...

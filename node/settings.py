@@ -218,6 +218,27 @@ class CompactionSettings:
 
 
 @dataclass(frozen=True)
+class HealingSettings:
+    """How replicas are compared, and damage is looked for."""
+
+    compare_interval_s: float = setting(
+        600.0,
+        "s",
+        "how often a shard's leader compares the states of its replicas; costs one log entry each",
+        least=0.1,
+    )
+    scrub_interval_s: float = setting(
+        86_400.0, "s", "how often a node reads all its chunks again: a disk that lies is found by reading", least=0.1
+    )
+    scrub_bytes_per_s_max: int = setting(
+        8 * MIB, "bytes", "what that reading takes from the disk each second, at most", least=4 * KIB
+    )
+    check_bytes_per_s_max: int = setting(
+        128 * MIB, "bytes", "the same when somebody waits for it, as `annulus check --cluster` does", least=4 * KIB
+    )
+
+
+@dataclass(frozen=True)
 class IndexSettings:
     """How vector indexes are built."""
 
@@ -293,6 +314,7 @@ class Settings:
     cluster: ClusterSettings = ClusterSettings()
     storage: StorageSettings = StorageSettings()
     compaction: CompactionSettings = CompactionSettings()
+    healing: HealingSettings = HealingSettings()
     index: IndexSettings = IndexSettings()
     workers: WorkerSettings = WorkerSettings()
     api: ApiSettings = ApiSettings()
@@ -377,6 +399,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "cluster": ClusterSettings,
     "storage": StorageSettings,
     "compaction": CompactionSettings,
+    "healing": HealingSettings,
     "index": IndexSettings,
     "workers": WorkerSettings,
     "api": ApiSettings,

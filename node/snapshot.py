@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
@@ -109,6 +109,8 @@ class SnapshotGroup:
     """Told when a checkpoint begins to be fetched, and when it is installed or no longer wanted."""
     replaced: Callable[[Position], None]
     """Told after a state was put in place."""
+    checkpoint: Callable[[], Awaitable[None]] | None = None
+    """Takes a checkpoint now, for a replica that needs one as new as its own state."""
 
 
 class Snapshots:
@@ -148,9 +150,22 @@ class Snapshots:
             if asking.cancel():
                 asking.add_done_callback(lambda _: self.begin(group_id, at_least, source))
         elif group_id not in self._tasks:
-            task = asyncio.get_running_loop().create_task(self.install_snapshot(group_id, at_least, source))
-            self._tasks[group_id] = task
-            task.add_done_callback(lambda done: self._ended(group_id, done))
+            self._begin(group_id, self.install_snapshot(group_id, at_least, source))
+
+    async def rebuild(self, group_id: int, sources: Sequence[str]) -> None:
+        """Return when a checkpoint of one of these peers is in place of a state that is not trusted, however long.
+
+        The group's host is suspended: it must not come further by itself.
+        """
+        broken = self._groups[group_id].machine()
+        while self._groups[group_id].machine() is broken and not self._is_closed:
+            if group_id not in self._tasks:
+                self._begin(group_id, self._replace(group_id, broken, sources))
+            await asyncio.wait({self._tasks[group_id]})
+
+    def _begin(self, group_id: int, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks[group_id] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda done: self._ended(group_id, done))
 
     def _ended(self, group_id: int, task: asyncio.Task[None]) -> None:
         del self._tasks[group_id]
@@ -170,26 +185,52 @@ class Snapshots:
     async def install_snapshot(self, group_id: int, at_least: int, source: str) -> None:
         """Return when this replica's state is at or above the position, however long that takes."""
         group = self._groups[group_id]
+
+        async def attempt() -> bool:
+            others = sorted((one for one in group.peers() if one != source), key=lambda _: self._dice.random())
+            return await self._install_from_any(group, [source, *others], at_least)
+
+        await self._persist(group, attempt, lambda: group.machine().position >= at_least)
+
+    async def _replace(self, group_id: int, broken: StateMachine, sources: Sequence[str]) -> None:
+        group = self._groups[group_id]
+
+        async def attempt() -> bool:
+            return await self._install_from_any(group, sources, broken.position, replaces=True)
+
+        await self._persist(group, attempt, lambda: group.machine() is not broken)
+
+    async def _persist(
+        self, group: SnapshotGroup, attempt: Callable[[], Awaitable[bool]], is_done: Callable[[], bool]
+    ) -> None:
         group.note_installing(True)
         pause_s = BACK_OFF_S_MIN
         try:
-            while group.machine().position < at_least:
-                others = sorted((one for one in group.peers() if one != source), key=lambda _: self._dice.random())
-                for peer in [source, *others]:
-                    try:
-                        await self._install_from(group, peer, at_least)
-                        break
-                    except (AnnulusError, OSError) as error:
-                        log.warning("snapshot not installed group=%s peer=%s: %s", group.record.name, peer, error)
-                else:
+            while not is_done():
+                if not await attempt():
                     await asyncio.sleep(pause_s * (1 + self._dice.random()))
                     pause_s = min(2 * pause_s, BACK_OFF_S_MAX)
         finally:
             group.note_installing(False)
 
-    async def _install_from(self, group: SnapshotGroup, peer: str, at_least: int) -> None:
-        """Do the steps with a peer's checkpoint; `at_least` may be reached otherwise meanwhile."""
-        arguments = {"group": group.group_id, "at_least": at_least}
+    async def _install_from_any(
+        self, group: SnapshotGroup, peers: Sequence[str], at_least: int, *, replaces: bool = False
+    ) -> bool:
+        """Try one peer after the other; return whether one had a checkpoint that could be taken."""
+        for peer in peers:
+            try:
+                await self._install_from(group, peer, at_least, replaces=replaces)
+                return True
+            except (AnnulusError, OSError) as error:
+                log.warning("snapshot not installed group=%s peer=%s: %s", group.record.name, peer, error)
+        return False
+
+    async def _install_from(self, group: SnapshotGroup, peer: str, at_least: int, *, replaces: bool = False) -> None:
+        """Do the steps with a peer's checkpoint; `at_least` may be reached otherwise meanwhile.
+
+        replaces  this replica's own state is not trusted: one that is no newer is better
+        """
+        arguments = {"group": group.group_id, "at_least": at_least, "fresh": replaces}
         self._waits_for[group.group_id] = peer
         try:
             answer, blobs = await self._mesh.call(
@@ -209,7 +250,7 @@ class Snapshots:
             await self._executor.run(Lane.DISK, self._store.commit, [(group.record.incoming_key, raw)])
             await self._fetch(group, peer, position, sizes)
             machine = await self._read(group, raw)
-            if await carry_through(self._put_in_place(group, raw, machine, position, term)):
+            if await carry_through(self._put_in_place(group, raw, machine, position, term, replaces=replaces)):
                 group.pins.release(kept)
                 group.replaced(position)
                 log.info(
@@ -250,11 +291,11 @@ class Snapshots:
                     raise
 
     async def _put_in_place(
-        self, group: SnapshotGroup, raw: bytes, machine: StateMachine, position: Position, term: int
+        self, group: SnapshotGroup, raw: bytes, machine: StateMachine, position: Position, term: int, *, replaces: bool
     ) -> bool:
         """Do steps 4 to 6; return False if this replica has come further by itself meanwhile."""
         async with group.pins.committing:
-            if group.machine().position >= position:
+            if group.machine().position >= position + replaces:
                 await self._executor.run(Lane.DISK, self._store.commit, [], [group.record.incoming_key])
                 return False
             own = await self._executor.run(Lane.DISK, as_installed, raw, term)
@@ -262,7 +303,7 @@ class Snapshots:
                 Lane.DISK, self._store.commit, [(group.record.key, own)], [group.record.incoming_key]
             )
             old = group.machine()
-            if old.position >= position:
+            if old.position >= position + replaces:
                 return False  # its log has that entry, so manifest and log meet as they are
             if isinstance(machine, Shard) and isinstance(old, Shard):
                 machine.garbage |= (old.digests.keys() | old.garbage) - machine.digests.keys()
@@ -293,6 +334,8 @@ class Snapshots:
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
         group = self._known(arguments)
+        if arguments.get("fresh") and group.checkpoint is not None:
+            await group.checkpoint()
         async with group.pins.committing:
             found = await self._executor.run(Lane.DISK, self._read_own, group)
             if found is None:

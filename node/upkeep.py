@@ -367,6 +367,25 @@ class Upkeep:
         else:
             self._mend_at_s[key] = self._clock.monotonic_s() + MEND_AGAIN_S
 
+    def build_again(self, digest: bytes) -> bool:
+        """Have the index built anew that this chunk is of; False if that is not for this replica to do."""
+        found = [
+            ((segment_id, index_id), files)
+            for state in self.shard.populated()
+            for segment_id, stored in state.stored.items()
+            for index_id, files in stored.indexes.items()
+            if digest in files.digests
+        ]
+        if found and self.leads:
+            self._unusable.update(found)
+            self._wake_all()
+        return bool(found) and self.leads
+
+    def look_again(self) -> None:
+        """Chunks are there that were not: what waits for one need wait no longer."""
+        self._mend_at_s.clear()
+        self._wake_all()
+
     def _read_index(self, view: SegmentView, index: ShardIndex, files: BlobFiles) -> VectorIndex:
         return load(index.spec, read_blob(files, self.shard.get_chunk), view.matrix(index.field_id, index.spec.metric))
 

@@ -42,6 +42,25 @@ def document() -> dict[str, Any]:
         if path == "/readyz":
             answers["503"] = {"description": "Not ready.", "content": {media: {}}}
         paths[path] = {"get": {"operationId": path.strip("/").replace(".", "_"), "summary": doc, "responses": answers}}
+    paths["/cluster/check"] = {
+        method: {
+            "operationId": f"{method}_cluster_check",
+            "summary": doc,
+            "responses": {
+                "200": {
+                    "description": "How far it is. `finding` is running, clean, healed (what was wrong was made good), "
+                    "damaged (something still is) or incomplete (a node or a replica did not answer); `nodes` has what "
+                    "each node has read of its chunks, `groups` what comparing the replicas of each has shown.",
+                    "content": {JSON: {}},
+                },
+                "503": {"description": "The node is not part of its cluster yet.", "content": {JSON: {}}},
+            },
+        }
+        for method, doc in (
+            ("post", "Begin a round of healing, or join one: all nodes read their chunks, all replicas are compared."),
+            ("get", "How far the round is that was begun at this node, or what the last one found."),
+        )
+    }  # fmt: skip
     return {
         "openapi": "3.1.0",
         "info": {

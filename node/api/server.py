@@ -97,6 +97,8 @@ def make_app(
     app.router.add_get("/readyz", server.readyz)
     app.router.add_get("/metrics", server.metrics_page)
     app.router.add_get("/status", server.status_page)
+    app.router.add_get("/cluster/check", server.check_page)
+    app.router.add_post("/cluster/check", server.check_page)
     app.router.add_get("/openapi.json", server.openapi)
     app.router.add_route("*", "/{path:.*}", server.elsewhere)
     app.on_cleanup.append(server.drain)
@@ -323,6 +325,12 @@ class _Server:
 
     async def status_page(self, request: web.Request) -> web.Response:
         return _page(200, dict(await self.service.status()))
+
+    async def check_page(self, request: web.Request) -> web.Response:
+        try:
+            return _page(200, dict(await self.service.check_cluster(begin=request.method == "POST")))
+        except AnnulusError as error:
+            return _page(503, {"code": refusal(error).code, "message": error.message})
 
     async def openapi(self, request: web.Request) -> web.Response:
         if not self.described:
