@@ -23,8 +23,25 @@ from storage.errors import Conflict, InvalidParameter
 from storage.types import Position, ShardId
 
 MEMBERS_MAX: Final = 64
+SLOTS: Final = 1 << 16
+"""Slot 0 is the control group's, slot i + 1 that of shard i."""
 VOTERS_MAX: Final = 5
 """Nodes that vote in the control group: the first ones that came; all others follow it."""
+
+
+def group_id(slot: int, generation: int) -> int:
+    """Return the Raft group of a generation: what is said and written in one is never taken for another's."""
+    return generation * SLOTS + slot
+
+
+def slot_of(group: int) -> int:
+    """Return whose generation a Raft group is."""
+    return group % SLOTS
+
+
+def generation_of(group: int) -> int:
+    """Return which generation of its slot a Raft group is."""
+    return group // SLOTS
 
 
 class MemberState(StrEnum):
@@ -47,6 +64,8 @@ class Member:
     zone: str = ""
     """Replicas of a shard are in different zones while there are enough."""
     state: MemberState = MemberState.ACTIVE
+    replaces: str = ""
+    """The node whose shards it takes over while that one drains."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class FormCluster(Message):
 
 @dataclass(frozen=True)
 class SetMember(Message):
-    """Add a node, or change what is known of it; its state stays unless given."""
+    """Add a node, or change what is known of it; what is not given stays."""
 
     kind = "set_member"
     name: str
@@ -87,6 +106,8 @@ class SetMember(Message):
     client: str = ""
     zone: str = ""
     state: str = ""
+    replaces: str = ""
+    """Drain that node, and let this one take over its shards."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,14 @@ class PlanMove(Message):
 
 
 @dataclass(frozen=True)
+class PauseMoves(Message):
+    """No move is planned from now on, until this is said again with False; those that are planned go on."""
+
+    kind = "pause_moves"
+    paused: bool
+
+
+@dataclass(frozen=True)
 class Moved(Message):
     """The shard's log has handed over: generation, members and position are what it says."""
 
@@ -126,6 +155,7 @@ class Membership:
         """In the order in which they came."""
         self.placements: dict[ShardId, Placement] = {}
         self.copies = 0
+        self.moves_paused = False
         self.epoch = 0
         """Rises with every change of this state."""
 
@@ -146,6 +176,8 @@ class Membership:
                 self._remove_member(name)
             case PlanMove(shard, generation, members):
                 self._plan(shard, generation, tuple(members))
+            case PauseMoves(paused):
+                self.moves_paused = paused
             case Moved(shard, generation, members, position):
                 known = self._placement(shard)
                 if generation <= known.generation:
@@ -173,6 +205,8 @@ class Membership:
         known = self.members.get(message.name)
         if known is None and len(self.members) >= MEMBERS_MAX:
             raise InvalidParameter(f"a cluster has at most {MEMBERS_MAX} nodes")
+        if message.replaces:
+            self._drain_replaced(message)
         before = known or Member(message.name, message.peer)
         self.members[message.name] = replace(
             before,
@@ -180,7 +214,19 @@ class Membership:
             client=message.client or before.client,
             zone=message.zone or before.zone,
             state=MemberState(message.state or before.state),
+            replaces=message.replaces or before.replaces,
         )
+
+    def _drain_replaced(self, message: SetMember) -> None:
+        old = self.members.get(message.replaces)
+        if old is None or old.name == message.name:
+            raise InvalidParameter(
+                f"node {message.name} cannot replace {message.replaces}: there are {', '.join(self.members)}"
+            )
+        other = next((one.name for one in self.members.values() if one.replaces == old.name), message.name)
+        if other != message.name:
+            raise Conflict(f"node {other} replaces {old.name} already")
+        self.members[old.name] = replace(old, state=MemberState.DRAINING)
 
     def _remove_member(self, name: str) -> None:
         held = [shard for shard, one in self.placements.items() if name in one.holders]
@@ -188,6 +234,8 @@ class Membership:
             raise Conflict(f"node {name} holds {len(held)} shards, {held[0]} among them: drain it first")
         if self.members.pop(name, None) is None:
             raise InvalidParameter(f"there is no node {name}; nodes: {', '.join(self.members)}")
+        for heir in [one for one in self.members.values() if one.replaces == name]:
+            self.members[heir.name] = replace(heir, replaces="")
 
     def _plan(self, shard: ShardId, generation: int, members: tuple[str, ...]) -> None:
         known = self._placement(shard)
@@ -205,7 +253,7 @@ class Membership:
         """Return this state as it is now; the values are frozen."""
         copy = Membership()
         copy.members, copy.placements = dict(self.members), dict(self.placements)
-        copy.copies, copy.epoch = self.copies, self.epoch
+        copy.copies, copy.epoch, copy.moves_paused = self.copies, self.epoch, self.moves_paused
         return copy
 
     def to_plain(self) -> dict[str, Any]:
@@ -214,6 +262,7 @@ class Membership:
             "placements": [[shard, asdict(one)] for shard, one in self.placements.items()],
             "copies": self.copies,
             "epoch": self.epoch,
+            "moves_paused": self.moves_paused,
         }
 
     @classmethod
@@ -226,4 +275,5 @@ class Membership:
                 one["generation"], tuple(one["members"]), tuple(one["following"]), Position(one["position"])
             )
         found.copies, found.epoch = plain["copies"], plain["epoch"]
+        found.moves_paused = plain.get("moves_paused", False)
         return found
