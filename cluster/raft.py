@@ -228,12 +228,17 @@ class RaftGroup:
                 abstains=abstains,
                 is_learner=is_learner,
             )
+        self.is_learner = is_learner
         self.is_closing = False
         """Whether the last entry of this leadership, and of the group, was proposed."""
         self._passed: list[RaftEvent] = []
         self._fault: StorageFault | None = None
 
     # ---- what callers see
+
+    @property
+    def log(self) -> GroupLog:
+        return self._log
 
     @property
     def delivered(self) -> Position:
@@ -360,15 +365,6 @@ class RaftGroup:
         if self._guard is not None:
             self._guard.campaign()
         self._due = True
-
-    def decided(self, position: int, term: int) -> bool:
-        """The entry of `term` at `position` is known to be committed; False if it is not in this log."""
-        if not _holds(self._log, position, term):
-            return False
-        _WORLD.enter(*self._world)
-        self._core.settle(position)
-        self._wake()
-        return True
 
     def barrier(self, token: int) -> None:
         """Ask for a BarrierPassed, by lease or by a round of messages to a quorum; BarrierFailed comes if it cannot be.

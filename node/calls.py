@@ -51,6 +51,7 @@ It is cancelled when the caller's time is up, the caller gives up, or the sessio
 arguments is that a node of the cluster sent them; raising BadRequest for what does not fit is enough.
 """
 RaftHandler = Callable[[str, dict[str, Any], Sequence[memoryview]], None]
+UnknownGroupHandler = Callable[[int, str, dict[str, Any], Sequence[memoryview]], None]
 SessionHandler = Callable[[str, bool], None]
 
 
@@ -82,6 +83,7 @@ class Mesh:
         self._hybrid = hybrid
         self._clock = clock
         self._groups: dict[int, RaftHandler] = {}
+        self._unknown_group: UnknownGroupHandler | None = None
         self._methods: dict[str, Handler] = {}
         self._session_handlers: list[SessionHandler] = []
         self._outstanding: dict[int, _Outstanding] = {}
@@ -125,6 +127,14 @@ class Mesh:
     def on_raft(self, group_id: int, handler: RaftHandler) -> None:
         """Have the group's messages given to `handler(peer, header, blobs)`; replaces an earlier handler."""
         self._groups[group_id] = handler
+
+    def off_raft(self, group_id: int) -> None:
+        """Take no more messages of the group."""
+        self._groups.pop(group_id, None)
+
+    def on_unknown_group(self, handler: UnknownGroupHandler) -> None:
+        """Have `handler(group, peer, header, blobs)` called with messages of groups that nobody takes."""
+        self._unknown_group = handler
 
     def send_raft(self, group_id: int, peer: str, header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> bool:
         """Queue a group's message; False if there is no session or too much is queued.
@@ -283,6 +293,8 @@ class Mesh:
         handler = self._groups.get(group_id)
         if handler is None:  # usual while this node starts: its groups open later than its network
             self._count("unknown_group")
+            if self._unknown_group is not None:
+                self._unknown_group(group_id, peer, message, blobs)
             return
         try:
             handler(peer, message, blobs)

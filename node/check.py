@@ -12,7 +12,7 @@ from cluster.control import CONTROL_GROUP, Control
 from cluster.raft_wire import ROOT
 from node.disk import OsDisk
 from node.identity import IDENTITY_KEY
-from node.node import CATALOG_KEY, group_of
+from node.replicas import CATALOG_KEY, group_of
 from storage.chunks import LevelDbChunks
 from storage.errors import ChunkDamaged
 from storage.journal_recovery import Severity, Survey

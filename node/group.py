@@ -9,6 +9,9 @@ so of a T that a majority has in its clocks, once an entry of its own term is co
 ends just then: every later entry, its own or of a later leader, which hears those clocks in its election, is stamped
 above T. A replica that has applied P has
 therefore applied everything up to T, also on a shard on which nothing is written. (Spec: streaming, 3.6 and I-TT-11.)
+
+Generations. The members of a Raft group never change. A `Handover` is its last entry: once it is applied the group is
+over here, and `reopen` goes on with the group of the next generation, on the same state. (Spec: raft, section 4.)
 """
 
 from __future__ import annotations
@@ -21,7 +24,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from cluster.machine import Acknowledge, Outcome, Rejected, StateMachine
-from cluster.message import Compacted, CompareState, Delete, Entry, Flushed, Indexed, Insert, Message, Seal
+from cluster.membership import generation_of
+from cluster.message import (
+    Compacted,
+    CompareState,
+    Delete,
+    Entry,
+    Flushed,
+    Handover,
+    Indexed,
+    Insert,
+    Message,
+    Seal,
+)
 from cluster.raft import (
     BarrierFailed,
     BarrierPassed,
@@ -81,6 +96,7 @@ class GroupHost(Generic[Machine]):
     on_applied   called after each slice of applied entries
     on_fatal     called with a fault after which this replica cannot go on
     on_role      called with True when this replica begins to lead, with False when it no longer does
+    on_over      called when the group has had its last entry, or a snapshot of a later generation was installed
     on_behind    called when the leader's log no longer begins where this replica ends; it needs a snapshot
     provision    brings the chunks that a message names before it is applied
     """
@@ -98,6 +114,7 @@ class GroupHost(Generic[Machine]):
         on_applied: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
         on_behind: Callable[[Behind], None] | None = None,
+        on_over: Callable[[], None] | None = None,
         on_role: Callable[[bool], None] | None = None,
         provision: Callable[[Message], Awaitable[None]] | None = None,
     ) -> None:
@@ -111,6 +128,7 @@ class GroupHost(Generic[Machine]):
         self._on_applied = on_applied
         self._on_fatal = on_fatal
         self._on_behind = on_behind
+        self._on_over = on_over
         self._on_role = on_role
         self._provision = provision
         self._waiting: dict[tuple[str, int], asyncio.Future[Applied]] = {}
@@ -128,6 +146,10 @@ class GroupHost(Generic[Machine]):
         self._scheduled: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self.is_over = False
+        """Whether another generation goes on: nothing more is said or applied in this one."""
+        self.last_term = 0
+        """The term of the last entry of the generation that is over."""
         self.is_whole = not raft.peers
         """Whether this replica has once had everything that its leader had; until then it answers no reads."""
         self.led = asyncio.Event()
@@ -141,6 +163,19 @@ class GroupHost(Generic[Machine]):
         raft.note, raft.on_note = self._note, self._take_note
 
     def start(self) -> None:
+        self.poke()
+
+    @property
+    def generation(self) -> int:
+        return generation_of(self.raft.group_id)
+
+    def reopen(self, raft: RaftGroup) -> None:
+        """Go on with the group of the generation that this state is of."""
+        assert self.is_over and raft.group_id != self.raft.group_id, "one generation after the other"
+        self.raft, self.is_over = raft, False
+        raft.note, raft.on_note = self._note, self._take_note
+        self._notes.clear()
+        self._backlog.clear()
         self.poke()
 
     def stop(self) -> None:
@@ -171,22 +206,24 @@ class GroupHost(Generic[Machine]):
 
     def poke(self) -> None:
         """Tick soon. Pokes before that are one."""
-        if self._scheduled is None and not self._stopped:
+        if self._scheduled is None and not self._stopped and not self.is_over:
             self._scheduled = asyncio.get_running_loop().call_soon(self._pump)
 
     def on_durable(self) -> None:
+        if self.is_over:
+            return
         self.raft.on_durable()
         self.poke()
 
     def receive(self, peer: str, header: dict[str, Any], blobs: Sequence[memoryview]) -> None:
         """Take a message of another replica."""
-        if not self._stopped:
+        if not self._stopped and not self.is_over:
             self.raft.receive(peer, header, blobs)
             self.poke()
 
     def session(self, peer: str, up: bool) -> None:
         """A peer can be reached from now on, or no more."""
-        if not self._stopped and peer in self.raft.peers:
+        if not self._stopped:
             self.raft.session(peer, up)
             self.poke()
 
@@ -204,7 +241,7 @@ class GroupHost(Generic[Machine]):
     @property
     def leader(self) -> str | None:
         """Name of the node that leads as far as is known here."""
-        return self.raft.leader
+        return None if self.is_over else self.raft.leader
 
     async def propose(
         self, message: Message, body: bytes | memoryview = b"", *, producer: str = "", sequence: int = 0
@@ -217,12 +254,16 @@ class GroupHost(Generic[Machine]):
         """
         if not producer:
             producer, sequence = self._producer.name, self._producer.next()
-        if self._stopped:
-            raise NoLeader(f"{self.name} is stopping")
+        if self._stopped or self.is_over:
+            raise NoLeader(f"{self.name} is stopping, or moving")
         who = (producer, sequence)
         waiter = self._waiting.get(who)
         if waiter is None:
-            self.raft.propose(Entry(producer, sequence, self._hybrid.stamp(), message, body).encode())
+            payload = Entry(producer, sequence, self._hybrid.stamp(), message, body).encode()
+            if isinstance(message, Handover):
+                self.raft.close(payload)
+            else:
+                self.raft.propose(payload)
             waiter = self._waiting[who] = asyncio.get_running_loop().create_future()
             waiter.add_done_callback(lambda done: self._forget_waiter(who, done))
             self.poke()
@@ -244,7 +285,7 @@ class GroupHost(Generic[Machine]):
 
         Raises NoLeader if this replica does not lead, or loses its leadership before it could make sure.
         """
-        if self._stopped or not self.led.is_set():
+        if self._stopped or not self.led.is_set() or self.raft.is_closing:
             raise NotLeader(self.raft.group_id, self.raft.leader)
         if not self.raft.peers:
             return self.machine.position  # what is acknowledged is applied here, and nobody else leads
@@ -293,7 +334,8 @@ class GroupHost(Generic[Machine]):
         )
         self.machine = machine
         self._hybrid.observe(machine.tick)
-        self.raft.install(machine.position, term)
+        if not self._end_generation(term):
+            self.raft.install(machine.position, term)
         self._moved()
         self.poke()
 
@@ -306,8 +348,30 @@ class GroupHost(Generic[Machine]):
 
     # inside
 
+    def _end_generation(self, term: int) -> bool:
+        """Leave the group if the state is of a later one; return whether it was left.
+
+        A learner leaves its group too when the state makes it a member. `term` is that of the last applied entry.
+        """
+        state, raft = self.machine.generation, self.raft
+        joins = raft.is_learner and state.number == self.generation and raft.me in state.members
+        if self.is_over or not (state.number > self.generation or joins):
+            return False
+        log.info("generation over group=%s generation=%d next=%d", self.name, self.generation, state.number)
+        self.is_over, self.last_term = True, term
+        self._backlog.clear()
+        self._lead(False)
+        self._answer_all(f"{self.name} moves; whether the write was kept is not known")
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._on_over is not None:
+            asyncio.get_running_loop().call_soon(self._on_over)
+        return True
+
     def _pump(self) -> None:
         self._scheduled = None
+        if self.is_over:
+            return
         try:
             applied = self._tick()
         except BaseException as error:
@@ -321,13 +385,14 @@ class GroupHost(Generic[Machine]):
         """Let Raft work, apply what can be applied; return whether anything was."""
         self._take(self.raft.tick(max_bytes=0 if self._backlog else SLICE_BYTES))
         applied = self._providing is None and not self._suspended and self._apply_backlog()
-        if not self._backlog and self.machine.position < self.raft.delivered:
+        if not self._backlog and not self.is_over and self.machine.position < self.raft.delivered:
             # Raft's own entries are passed over without a trace, but a checkpoint must cover them too.
             self.machine.position = self.raft.delivered
             applied = True
         if applied:
             self._moved()
-        self._set_timer()
+        if not self.is_over:
+            self._set_timer()
         return applied
 
     def _take(self, events: Sequence[RaftEvent]) -> None:
@@ -379,6 +444,8 @@ class GroupHost(Generic[Machine]):
                     self._providing = asyncio.get_running_loop().create_task(self._provide(event, entry))
                     return applied
                 self._apply(event.position, entry)
+                if self._end_generation(event.term):
+                    return True
             self._backlog.popleft()
             applied = True
         return applied
@@ -437,7 +504,9 @@ class GroupHost(Generic[Machine]):
 
     def _note(self) -> list[int]:
         # Until an entry of its own is committed, an older one that it does not have might still come to be.
-        return [self.raft.confirmed_stamp if self.raft.leads else 0, self.raft.last_position]
+        # And after the last one, the next generation stamps.
+        may_tell = self.raft.leads and not self.raft.is_closing
+        return [self.raft.confirmed_stamp if may_tell else 0, self.raft.last_position]
 
     def _take_note(self, peer: str, note: Any) -> None:
         match note:

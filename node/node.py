@@ -17,42 +17,39 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from cluster.catalog import Catalog
-from cluster.checkpoint import begin_log, manifest_key, restore
 from cluster.control import CONTROL_GROUP, Control, FrozenControl
-from cluster.machine import StateMachine
-from cluster.message import Message
-from cluster.raft import Behind, RaftConfig, RaftGroup
+from cluster.membership import slot_of
 from cluster.ring import place
 from cluster.shard import Shard
 from cluster.tick import HybridClock
 from node.broadcaster import Broadcaster
 from node.calls import Mesh
-from node.chunk_pins import ChunkPins
 from node.chunk_transfer import ChunkTransfer
 from node.clock import Clock
 from node.cluster_check import healing_of
 from node.cluster_status import ClusterStatus, replica_view
 from node.forming import Forming, Seat, Standing, closed
-from node.group import GroupHost, Producer
+from node.group import GroupHost
 from node.identity import IDENTITY_KEY, Identity, settle
 from node.journaling import JournalWriter
 from node.metrics import Metrics
-from node.network import Blob, Network
+from node.network import Network
+from node.placing import Placing
+from node.replicas import CATALOG_KEY, Replicas, group_of, voters_of
 from node.route import Router
 from node.settings import Settings
-from node.snapshot import Record, SnapshotGroup, Snapshots, of_control, of_shard
+from node.snapshot import Snapshots
 from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkFault, ChunkStore
 from storage.disk import Disk
 from storage.errors import JournalDamaged, ReadOnly, Unavailable
 from storage.journal import Journal
-from storage.keys import record_key
 from storage.types import Position, ShardId
 
 T = TypeVar("T")
@@ -80,8 +77,6 @@ PLACE_LOOK_S: Final = 0.01
 CONTROL_ENTRIES_MAX: Final = 1_000
 """Catalogue changes between two checkpoints of it."""
 
-CATALOG_KEY: Final = record_key("catalog")
-
 
 class Dice(Protocol):
     """The part of random.Random that a node needs."""
@@ -105,11 +100,6 @@ class Seams:
     """Gives memory that is no longer used back to the system."""
 
 
-def group_of(shard_id: ShardId) -> int:
-    """Return the Raft group of a shard; group 0 is the control group."""
-    return shard_id + 1
-
-
 class Node:
     """A running node. `failed` is set when it cannot go on; the process must then end without saying goodbye."""
 
@@ -123,16 +113,16 @@ class Node:
         if seams.network is not None:
             self.mesh = Mesh(seams.network, self.name, self.hybrid, seams.clock, on_refused=metrics.peer_refused)
         self.identity = Identity(self.name, settings.node.shards, settings.node.members, settings.node.copies)
-        self.placement: Mapping[ShardId, Sequence[str]] = {}
-        """Every shard of the cluster, and the nodes that hold it."""
-        self.shards: dict[ShardId, GroupHost[Shard]] = {}
-        self.upkeep: dict[ShardId, Upkeep] = {}
+        self._formed: Mapping[ShardId, Sequence[str]] = {}
+        """Where shards were placed when the cluster was formed."""
+        self.replicas = Replicas(self)
+        self.placing = Placing(self)
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.read_only_reason = ""
         self._watcher: asyncio.Task[None] | None = None
         self._control_saved = 0
         self._control_saved_at_s = 0.0
-        self._store_full = False
+        self.is_store_full = False
         self._journal_stuck = ""
         self._stuck_timer: asyncio.TimerHandle | None = None
         self._stepped_aside_at_s = -STEP_ASIDE_S
@@ -141,8 +131,6 @@ class Node:
         self._changes_reclaimed = -1
         self._reclaimed_at_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
-        self._groups: dict[int, GroupHost[Any]] = {}
-        self._control: GroupHost[Control] | None = None
         self._forming = (
             None
             if self.mesh is None
@@ -174,14 +162,14 @@ class Node:
         self.cluster_status = (
             None if self.mesh is None else ClusterStatus(self.mesh, settings.node.members, self._replica_views)
         )
-        self._snapshot_groups: dict[int, SnapshotGroup] = {}
-        self._snapshots = (
+        self.snapshots = (
             None
             if self.mesh is None or self.transfer is None
-            else Snapshots(self.mesh, self.transfer, seams.store, seams.executor, seams.dice, self._snapshot_groups)
+            else Snapshots(
+                self.mesh, self.transfer, seams.store, seams.executor, seams.dice, self.replicas.snapshot_groups
+            )
         )
-        self.healing, self.cluster_check = healing_of(self, self._snapshots)
-        self._control_pins = ChunkPins(seams.clock)
+        self.healing, self.cluster_check = healing_of(self, self.snapshots)
         self._taking_part: asyncio.Task[None] | None = None
         self.broadcaster = Broadcaster(self)
 
@@ -194,7 +182,7 @@ class Node:
         """
         run = self.seams.executor.run
         self.identity = await run(Lane.DISK, self._identify)
-        self.placement = place(self.identity.members, self.identity.shards, self.identity.copies)
+        self._formed = place(self.identity.members, self.identity.shards, self.identity.copies)
         self.router = Router(self)
         self.journal = await run(Lane.DISK, self._open_journal)
         report = self.journal.report
@@ -208,21 +196,21 @@ class Node:
             self.seams.executor,
             self.seams.clock,
             self.metrics,
-            on_durable=self._durable,
+            on_durable=self.replicas.durable,
             on_stuck=self._note_journal,
             on_fatal=self.fail,
         )
         if self.mesh is None:
-            await self._open_groups()
-            for host in self._groups.values():
+            await self.replicas.open(self._formed)
+            for host in self.replicas.hosts.values():
                 await self._unless_failed(host.led.wait())
             await self._unless_failed(self.broadcaster.settled.wait())
             await self._begin_upkeep()
         else:
-            self.mesh.on_session(self._session)
+            self.mesh.on_session(self.replicas.session)
             await self.mesh.start()
             if self.identity.is_seated:
-                await self._open_groups()  # here, so that damage is told as a start that failed
+                await self.replicas.open(self._formed)  # here, so that damage is told as a start that failed
             self._taking_part = asyncio.get_running_loop().create_task(self._take_part())
 
     async def _take_part(self) -> None:
@@ -230,7 +218,7 @@ class Node:
         try:
             if not self.identity.is_seated:
                 await self._find_place()
-                await self._open_groups()
+                await self.replicas.open(self._formed)
             await self._begin_upkeep()
         except asyncio.CancelledError:
             raise
@@ -244,7 +232,10 @@ class Node:
         seats: Mapping[int, Seat] = {}
         if cluster_id:
             await self._remember(self.identity.learnt(cluster_id))
-            seats = await self._forming.find_seats({CONTROL_GROUP: self.identity.members, **self._replicas_by_group()})
+            groups = {CONTROL_GROUP: voters_of(self.identity.members), **self._replicas_by_group()}
+            seats = await self._forming.find_seats(
+                {slot: names for slot, names in groups.items() if self.name in names}
+            )
             for group_id, seat in sorted(seats.items()):
                 if seat.term:
                     self.journal.group(group_id).set_hard_state(seat.term, seat.leader)
@@ -253,120 +244,38 @@ class Node:
                 await asyncio.sleep(PLACE_LOOK_S)
         await self._remember(self.identity.seated({group_id: seat.abstains for group_id, seat in seats.items()}))
 
-    async def _open_groups(self) -> None:
-        """Start every group of this node from its checkpoint and its log."""
-        run = self.seams.executor.run
-        producer = Producer(f"{self.name}/{self.seams.dice.getrandbits(64):016x}")
-        raw = await run(Lane.DISK, self.seams.store.read, CATALOG_KEY)
-        begin_log(self.journal.group(CONTROL_GROUP), raw)
-        control = Control(self.identity.shards) if raw is None else await run(Lane.DISK, Control.restore, raw)
-        hosts: dict[int, GroupHost[Any]] = {}
-        hosts[CONTROL_GROUP] = host = self._host(
-            "control", CONTROL_GROUP, self.identity.members, control, producer, self._control_applied
-        )
-        self._control_saved = control.position
-        shards: dict[ShardId, GroupHost[Shard]] = {}
-        for group_id, replicas in self._replicas_by_group().items():
-            shard_id = ShardId(group_id - 1)
-            raw = await run(Lane.DISK, self.seams.store.read, manifest_key(shard_id))
-            begin_log(self.journal.group(group_id), raw)
-            shard = await self._restore(shard_id)
-            self.hybrid.observe(shard.tick)
-            shards[shard_id] = hosts[group_id] = self._host(
-                f"s{shard_id}", group_id, replicas, shard, producer, self._waker(shard_id)
-            )
-            self.upkeep[shard_id] = Upkeep(
-                shards[shard_id],
-                self.seams.store,
-                self.seams.executor,
-                self.hybrid,
-                self.seams.clock,
-                self.settings,
-                self.metrics,
-                raft_log=self.journal.group(group_id),
-                dice=self.seams.dice,
-                transfer=self.transfer,
-                on_store_error=self.note_store_error,
-                readers_gone=self._readers_gone,
-                store_full=lambda: self._store_full,
-            )
-        self._groups, self._control, self.shards = hosts, host, shards
-        if self._snapshots is not None:
-            self._open_snapshots()
-        for group_id, one in hosts.items():
-            if self.mesh is not None:
-                self.mesh.on_raft(group_id, one.receive)
-                for peer in self.identity.members:
-                    one.session(peer, self.mesh.is_up(peer))
-            one.start()
+    @property
+    def shards(self) -> Mapping[ShardId, GroupHost[Shard]]:
+        """The shards of which this node holds a replica."""
+        return self.replicas.shards
 
-    async def _restore(self, shard_id: ShardId) -> Shard:
-        """Return a shard as its checkpoint has it; damaged chunks are taken from peers. Raises ChunkDamaged."""
-        clock, began_s = self.seams.clock, self.seams.clock.monotonic_s()
-        while True:
-            try:
-                return await self.seams.executor.run(Lane.DISK, restore, shard_id, self.seams.store)
-            except ChunkFault as fault:
-                if self.transfer is None:
-                    raise
-                if not await self.transfer.repair(shard_id, fault.digest):
-                    if clock.monotonic_s() - began_s > MEND_S:
-                        raise
-                    await asyncio.sleep(MEND_RETRY_S)
+    @property
+    def upkeep(self) -> Mapping[ShardId, Upkeep]:
+        return self.replicas.upkeep
 
-    def _open_snapshots(self) -> None:
-        self._open_snapshot(
-            CONTROL_GROUP,
-            of_control(CATALOG_KEY),
-            self.control,
-            self._control_pins,
-            note_installing=lambda installing: None,
-            replaced=self._control_replaced,
-            checkpoint=self._checkpoint_control,
-        )
-        for shard_id, host in self.shards.items():
-            upkeep = self.upkeep[shard_id]
-            self._open_snapshot(
-                group_of(shard_id),
-                of_shard(shard_id, self.seams.store),
-                host,
-                upkeep.pins,
-                note_installing=upkeep.note_installing,
-                replaced=upkeep.replaced,
-                checkpoint=upkeep.checkpoint,
-            )
+    @property
+    def placement(self) -> Mapping[ShardId, Sequence[str]]:
+        """Every shard of the cluster, and the nodes that hold it, as far as is known here."""
+        if self.takes_part and (placements := self.control.machine.membership.placements):
+            return {shard_id: placed.members for shard_id, placed in placements.items()}
+        return self._formed
 
-    def _open_snapshot(
-        self,
-        group_id: int,
-        record: Record,
-        host: GroupHost[Any],
-        pins: ChunkPins,
-        *,
-        note_installing: Callable[[bool], None],
-        replaced: Callable[[Position], None],
-        checkpoint: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._snapshot_groups[group_id] = SnapshotGroup(
-            group_id=group_id,
-            record=record,
-            raft_log=self.journal.group(group_id),
-            pins=pins,
-            peers=lambda: host.raft.peers,
-            machine=lambda: host.machine,
-            install=lambda machine, position, term: host.install(machine, term),
-            note_installing=note_installing,
-            replaced=replaced,
-            checkpoint=checkpoint,
-        )
+    @property
+    def peer_names(self) -> Sequence[str]:
+        """All other nodes of the cluster, as far as is known here."""
+        known = self.control.machine.membership.members if self.takes_part else {}
+        return [name for name in known or self.identity.members if name != self.name]
+
+    def kick_journal(self) -> None:
+        self._writer.kick()
+
+    def control_role(self, leads: bool) -> None:
+        self.broadcaster.lead(leads)
+        self.placing.wake()
 
     async def _begin_upkeep(self) -> None:
-        for shard_id, upkeep in self.upkeep.items():
-            if self.mesh is None:  # all of the log is applied; with peers more may come that names chunks
-                removed = await upkeep.sweep()
-                if removed:
-                    log.info("removed chunks that a crash had left shard=%d chunks=%d", shard_id, removed)
-            upkeep.start()
+        await self.replicas.begin_upkeep()
+        self.placing.start()
         await self.healing.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
@@ -375,7 +284,8 @@ class Node:
         for one in (self._watcher, self._taking_part):
             if one is not None:
                 one.cancel()
-        await asyncio.gather(*(host.hand_over(HAND_OVER_S) for host in self._groups.values()))
+        await self.placing.stop()
+        await asyncio.gather(*(host.hand_over(HAND_OVER_S) for host in self.replicas.hosts.values()))
         if self._background:
             _, late = await asyncio.wait(self._background, timeout=BACKGROUND_S)
             for task in late:
@@ -384,8 +294,8 @@ class Node:
                 await asyncio.wait(late)
         await self.cluster_check.stop()
         await self.healing.stop()
-        if self._snapshots is not None and self.transfer is not None:
-            await self._snapshots.close()
+        if self.snapshots is not None and self.transfer is not None:
+            await self.snapshots.close()
             await self.transfer.close()
         for upkeep in self.upkeep.values():
             await upkeep.stop()
@@ -393,7 +303,7 @@ class Node:
             await self.checkpoint()
         except OSError as error:
             log.warning("no last checkpoint, the next start replays the journal: %s", error)
-        for host in self._groups.values():
+        for host in self.replicas.hosts.values():
             host.stop()
         self.broadcaster.lead(False)
         if self.mesh is not None:
@@ -411,7 +321,7 @@ class Node:
             log.critical("the node stops: %s", error, exc_info=error)
             self.failed.set_result(error)
             self.broadcaster.lead(False)
-            for host in self._groups.values():
+            for host in self.replicas.hosts.values():
                 host.stop()
 
     def keep(self, task: asyncio.Task[None]) -> None:
@@ -436,7 +346,7 @@ class Node:
             self._readers.discard(reader)
             self._reader_left.set()
 
-    async def _readers_gone(self) -> None:
+    async def readers_gone(self) -> None:
         """Return when every read that runs now has ended; later ones see nothing that is garbage now."""
         before = set(self._readers)
         while before & self._readers:
@@ -446,23 +356,26 @@ class Node:
     @property
     def takes_part(self) -> bool:
         """Whether this node has found its place and runs its groups."""
-        return self._control is not None
+        return CONTROL_GROUP in self.replicas.hosts
 
     @property
     def control(self) -> GroupHost[Control]:
         """The control group's replica here. Raises NoLeader while this node has yet to find its place."""
-        if self._control is None:
+        found = self.replicas.hosts.get(CONTROL_GROUP)
+        if found is None:
             raise closed(self._forming.why if self._forming is not None else "")
-        return self._control
+        return found
 
     def replicas_of(self, shard_id: ShardId) -> Sequence[str]:
         """Return the nodes that hold a shard, the first choice first; none for a shard that there is not."""
-        return self.placement.get(shard_id, ())
+        if self.takes_part and (placed := self.control.machine.membership.placements.get(shard_id)) is not None:
+            return placed.members
+        return self._formed.get(shard_id, ())
 
     @property
     def groups(self) -> Mapping[int, GroupHost[Any]]:
         """The groups that run here, by id."""
-        return self._groups
+        return self.replicas.hosts
 
     @property
     def members(self) -> Sequence[str]:
@@ -478,19 +391,20 @@ class Node:
     @property
     def hosts(self) -> Sequence[GroupHost[Any]]:
         """The groups that run here, the control group first."""
-        return list(self._groups.values())
+        return list(self.replicas.hosts.values())
 
     @property
     def why_not_ready(self) -> str:
         """What this node waits for before it can do its part; "" when it can."""
-        if self._control is None:
+        if not self.takes_part:
             return f"not part of the cluster yet: {'' if self._forming is None else self._forming.why}"
-        leaderless = [host.name for host in self._groups.values() if host.leader is None]
+        hosts = self.hosts
+        leaderless = [host.name for host in hosts if host.leader is None]
         if leaderless:
             return f"no leader: {', '.join(leaderless)}"
-        behind = [host.name for host in self._groups.values() if not host.is_whole]
+        behind = [host.name for host in hosts if not host.is_whole]
         if behind:
-            return f"catching up: {len(self._groups) - len(behind)} of {len(self._groups)} groups are whole"
+            return f"catching up: {len(hosts) - len(behind)} of {len(hosts)} groups are whole"
         ready, total = self.loading
         return "" if ready == total else f"loading segments: {ready} of {total} are in memory"
 
@@ -504,9 +418,9 @@ class Node:
     def _replica_views(self) -> dict[str, Any]:
         now_ms = self.seams.clock.wall_ms()
         groups = {}
-        for group_id, host in self._groups.items():
+        for group_id, host in self.replicas.hosts.items():
             saved = self._control_saved if group_id == CONTROL_GROUP else self._checkpoint_of(ShardId(group_id - 1))
-            progress = None if self._snapshots is None else self._snapshots.progress.get(group_id)
+            progress = None if self.snapshots is None else self.snapshots.progress.get(group_id)
             shown = "" if progress is None else f"{progress.chunks_done} of {progress.chunks_total} chunks"
             groups[group_id] = replica_view(host, checkpoint=saved, now_ms=now_ms, progress=shown)
         return {"why_not_ready": self.why_not_ready, "groups": groups, "healing": self.healing.view()}
@@ -562,7 +476,7 @@ class Node:
     def note_store_error(self, error: OSError) -> None:
         """A full disk passes, once the store is opened again; anything else is fatal."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
-            self._store_full = True
+            self.is_store_full = True
             self._say_read_only(f"the chunk store cannot be written: {error.strerror}")
         else:
             self.fail(error)
@@ -583,7 +497,7 @@ class Node:
         now_s = self.seams.clock.monotonic_s()
         if self.mesh is not None and now_s - self._stepped_aside_at_s >= STEP_ASIDE_S:
             self._stepped_aside_at_s = now_s
-            for host in self._groups.values():
+            for host in self.replicas.hosts.values():
                 if host.raft.transfer():
                     log.info("hands over group=%s for want of room", host.name)
                     host.poke()
@@ -593,7 +507,7 @@ class Node:
         reserve_bytes = self.settings.storage.disk_reserve_bytes
         if free_bytes < reserve_bytes:
             self._say_read_only(f"{free_bytes} bytes are free, {reserve_bytes} are kept in reserve")
-        elif not self._store_full and not self._journal_stuck:
+        elif not self.is_store_full and not self._journal_stuck:
             self._say_read_only("")
 
     async def _reopen_store(self) -> None:
@@ -606,49 +520,50 @@ class Node:
         except OSError as error:
             log.warning("the chunk store cannot be written yet: %s", error)
         else:
-            self._store_full = False
+            self.is_store_full = False
             self._check_room()
 
     # checkpoints and limits
 
     async def checkpoint(self) -> None:
         """Checkpoint every group that has something new."""
-        if self._control is None:
+        if not self.takes_part:
             return
         for upkeep in self.upkeep.values():
             if upkeep.is_dirty:
                 await upkeep.checkpoint()
-        await self._checkpoint_control()
+        await self.checkpoint_control()
 
     async def give_back_space(self) -> None:
         """Let the chunk store return the room of removed chunks to the file system."""
         await self.seams.executor.run(Lane.BUILD, self.seams.store.compact)
 
-    async def _checkpoint_control(self) -> None:
-        async with self._control_pins.committing:
+    async def checkpoint_control(self) -> None:
+        async with self.replicas.control_pins.committing:
             control = self.control.machine
             position = control.position
             if position <= self._control_saved:
                 return
-            frozen = control.freeze(self.journal.group(CONTROL_GROUP).term_at(position))
+            raft_log = self.control.raft.log
+            frozen = control.freeze(raft_log.term_at(position), reset_log=raft_log.durable_position < position)
             await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
-            self._note_control_saved(position)
+            self.note_control_saved(position)
         self.control.trim(position)
 
-    def _note_control_saved(self, position: Position) -> None:
+    def note_control_saved(self, position: Position) -> None:
         self._control_saved = position
         self._control_saved_at_s = self.seams.clock.monotonic_s()
 
-    def _control_replaced(self, position: Position) -> None:
-        self._note_control_saved(position)
-        self._control_applied()
+    def control_replaced(self, position: Position) -> None:
+        self.note_control_saved(position)
+        self.control_applied()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
             try:
                 self._check_room()
-                if self._store_full:
+                if self.is_store_full:
                     await self._reopen_store()
                     continue
                 await self._bound_growing()
@@ -676,7 +591,7 @@ class Node:
         storage = self.settings.storage
         now_s = self.seams.clock.monotonic_s()
         large = self.journal.bytes_on_disk > storage.journal_bytes_max
-        pinned = {pin.group_id for pin in self.journal.pinning()} if large else set()
+        pinned = {slot_of(pin.group_id) for pin in self.journal.pinning()} if large else set()
         for shard_id, upkeep in self.upkeep.items():
             old = now_s - upkeep.checkpoint_at_s >= storage.checkpoint_interval_s
             if upkeep.is_dirty and (old or group_of(shard_id) in pinned):
@@ -684,7 +599,7 @@ class Node:
         changes = self.control.machine.position - self._control_saved
         old = now_s - self._control_saved_at_s >= storage.checkpoint_interval_s
         if changes >= CONTROL_ENTRIES_MAX or old or CONTROL_GROUP in pinned:
-            await self._checkpoint_control()
+            await self.checkpoint_control()
 
     async def _reclaim(self) -> None:
         """Give memory back some seconds after segments were written, indexed or loaded."""
@@ -696,16 +611,8 @@ class Node:
 
     # parts
 
-    def _durable(self, group_id: int) -> None:
-        host = self._groups.get(group_id)
-        if host is not None:
-            host.on_durable()
-
-    def _session(self, peer: str, up: bool) -> None:
-        for host in self._groups.values():
-            host.session(peer, up)
-
-    def _control_applied(self) -> None:
+    def control_applied(self) -> None:
+        self.placing.wake()
         cluster_id = self.control.machine.cluster_id
         if cluster_id and cluster_id != self.identity.cluster_id:
             self.keep(asyncio.get_running_loop().create_task(self._learn(cluster_id)))
@@ -727,13 +634,13 @@ class Node:
         return {group_of(shard): names for shard, names in self.placement.items() if self.name in names}
 
     def _standing(self, group_id: int) -> Standing | None:
-        host = self._groups.get(group_id)
+        host = self.replicas.hosts.get(group_id)
         if host is None or not host.raft.remembers or host.raft.is_new:
             return None
         return Standing(host.raft.term, host.raft.leads, host.raft.last_position)
 
     def _is_new(self, group_id: int) -> bool:
-        host = self._groups.get(group_id)
+        host = self.replicas.hosts.get(group_id)
         if host is None:  # one that is seated has yet to look
             return not self.identity.is_seated and not self.identity.has_forgotten
         return host.raft.is_new
@@ -762,57 +669,6 @@ class Node:
             raise JournalDamaged(f"the journal {directory} is gone, but this node has taken part in its cluster.")
         return Journal.open(self.seams.disk, directory, file_bytes_max=self.settings.storage.journal_file_bytes_max)
 
-    def _host(
-        self,
-        name: str,
-        group_id: int,
-        replicas: Sequence[str],
-        machine: Any,
-        producer: Producer,
-        on_applied: Callable[[], None],
-    ) -> GroupHost[Any]:
-        assert isinstance(machine, StateMachine)
-        cluster = self.settings.cluster
-        raft = RaftGroup(
-            group_id,
-            self.name,
-            [one for one in replicas if one != self.name],
-            self.journal.group(group_id),
-            applied=machine.position,
-            clock=self.seams.clock.monotonic_s,
-            rng=self.seams.dice,
-            stamp=self.hybrid.stamp,
-            config=RaftConfig(cluster.heartbeat_s, cluster.election_s_min, cluster.election_s_max),
-            abstains=self.identity.abstains.get(group_id, 0),
-            transport=None if self.mesh is None else _GroupTransport(self.mesh, group_id),
-        )
-        host: GroupHost[Any] = GroupHost(
-            name,
-            raft,
-            machine,
-            producer=producer,
-            hybrid=self.hybrid,
-            clock=self.seams.clock,
-            kick_journal=lambda: self._writer.kick(),
-            on_applied=on_applied,
-            on_fatal=self.fail,
-            on_behind=lambda behind: self._take_snapshot(group_id, behind),
-            on_role=self.broadcaster.lead if group_id == CONTROL_GROUP else None,
-            provision=None if group_id == CONTROL_GROUP else self._provider(ShardId(group_id - 1)),
-        )
-        host.on_compare = lambda position: self.healing.note(group_id, position)
-        return host
-
-    def _take_snapshot(self, group_id: int, behind: Behind) -> None:
-        assert self._snapshots is not None, "a lone replica is never behind"
-        self._snapshots.begin(group_id, behind.position, behind.leader)
-
-    def _provider(self, shard_id: ShardId) -> Callable[[Message], Awaitable[None]]:
-        return lambda message: self.upkeep[shard_id].provision(message)
-
-    def _waker(self, shard_id: ShardId) -> Any:
-        return lambda: self.upkeep[shard_id].wake()
-
     async def _unless_failed(self, waiting: Any) -> None:
         """Wait, but not for ever if the node fails meanwhile."""
         task = asyncio.ensure_future(waiting)
@@ -821,13 +677,3 @@ class Node:
             task.cancel()
             raise self.failed.result()
         await task
-
-
-class _GroupTransport:
-    """What one Raft group says to its peers, over the connections that all groups share."""
-
-    def __init__(self, mesh: Mesh, group_id: int) -> None:
-        self._mesh, self._group_id = mesh, group_id
-
-    def send(self, peer: str, header: dict[str, Any], blobs: Sequence[Blob]) -> bool:
-        return self._mesh.send_raft(self._group_id, peer, header, blobs)

@@ -97,7 +97,7 @@ class SnapshotGroup:
 
     group_id: int
     record: Record
-    raft_log: GroupLog
+    raft_log: Callable[[], GroupLog]
     pins: ChunkPins
     """Whoever writes a checkpoint of the group here holds `pins.committing`."""
     peers: Callable[[], Sequence[str]]
@@ -342,9 +342,9 @@ class Snapshots:
                 raise Unavailable(f"{group.record.name} has no checkpoint yet on this node")
             raw, position, term, sizes = found
             if term is None:
-                if not group.raft_log.base_position <= position <= group.raft_log.last_position:
+                if not group.raft_log().base_position <= position <= group.raft_log().last_position:
                     raise Unavailable(f"the checkpoint of {group.record.name} at {position} is of an older program")
-                term = group.raft_log.term_at(position)
+                term = group.raft_log().term_at(position)
             lease = await group.pins.keep(sizes, COPY_S, loose=False)
         log.info("snapshot given group=%s peer=%s position=%d chunks=%d", group.record.name, peer, position, len(sizes))
         return {"position": position, "term": term, "lease": lease}, [raw]

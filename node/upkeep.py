@@ -38,7 +38,6 @@ from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
 from storage.errors import AnnulusError, ChunkDamaged, NoLeader, OutcomeUnknown
 from storage.growing import GrowingSegment
-from storage.journal import GroupLog
 from storage.sealed import SealedRows, prepare, prepare_from_files
 from storage.segment_files import BlobFiles, Chunks, SegmentFiles, read_blob, write_blob, write_segment
 from storage.types import CollectionId, IndexId, Position, SegmentId, Tick, tick_ms
@@ -78,7 +77,6 @@ class Upkeep:
         settings: Settings,
         metrics: Metrics,
         *,
-        raft_log: GroupLog,
         dice: Dice,
         transfer: ChunkTransfer | None = None,
         on_store_error: Callable[[OSError], None],
@@ -96,7 +94,6 @@ class Upkeep:
         self._on_store_error = on_store_error
         self._readers_gone = readers_gone
         self._store_full = store_full
-        self._raft_log = raft_log
         self._transfer = transfer
         self.pins = ChunkPins(clock)
         self.provision = Provisioner(
@@ -586,9 +583,9 @@ class Upkeep:
             shard, position = self.shard, self.shard.position
             frozen = freeze(
                 shard,
-                term=self._raft_log.term_at(max(position, self._raft_log.base_position)),
-                reset_log=self._raft_log.durable_position < position,
-                garbage=self.pins.doom(shard, self._raft_log.last_position),
+                term=self._host.raft.log.term_at(max(position, self._host.raft.log.base_position)),
+                reset_log=self._host.raft.log.durable_position < position,
+                garbage=self.pins.doom(shard, self._host.raft.log.last_position),
             )
             try:
                 if frozen.garbage:
@@ -629,7 +626,7 @@ class Upkeep:
             orphans = present - shard.digests.keys() - shard.garbage
             try:
                 shard.garbage |= orphans
-                orphans &= self.pins.doom(shard, self._raft_log.last_position)
+                orphans &= self.pins.doom(shard, self._host.raft.log.last_position)
                 removal = [incoming_key(shard.shard_id)] if incoming is not None and not self.installing else []
                 if orphans or removal:
                     chunks = [(shard.shard_id, digest) for digest in sorted(orphans)]
@@ -646,7 +643,7 @@ class Upkeep:
         Those that came since have leases.
         """
         await asyncio.sleep(SWEEP_AFTER_S)
-        log_end = self._raft_log.last_position
+        log_end = self._host.raft.log.last_position
         while self.shard.position < log_end or self.installing:  # noqa: ASYNC110  # nobody waits for this
             await asyncio.sleep(SWEEP_AFTER_S / 10)
         try:

@@ -78,7 +78,7 @@ class Replica(WiredNode):
         self.replaced: list[Position] = []
         group = SnapshotGroup(
             group_id=GROUP, record=of_shard(SHARD, store),
-            raft_log=self.raft_log, pins=self.pins, peers=lambda: replicas, machine=lambda: self.shard,
+            raft_log=lambda: self.raft_log, pins=self.pins, peers=lambda: replicas, machine=lambda: self.shard,
             install=self._install, note_installing=self.installing.append, replaced=self.replaced.append,
         )  # fmt: skip
         self.snapshots = Snapshots(self.mesh, self.transfer, store, self.executor, self.dice, {GROUP: group})
@@ -519,7 +519,7 @@ def test_the_catalogue_is_taken_the_same_way(loop: SimLoop) -> None:
             machines[name] = machine
 
         group = SnapshotGroup(
-            group_id=0, record=of_control(CATALOG), raft_log=log, pins=node.pins, peers=lambda: ["n1", "n2"],
+            group_id=0, record=of_control(CATALOG), raft_log=lambda: log, pins=node.pins, peers=lambda: ["n1", "n2"],
             machine=partial(machines.__getitem__, name),
             install=put, note_installing=lambda installing: None, replaced=lambda position: None,
         )  # fmt: skip

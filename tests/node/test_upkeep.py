@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,9 +84,10 @@ class Member(WiredNode):
         self.raft_log = self.journal.group(1)
         self.raft_log.reset(1, 0)
         host: Any = self.host
+        host.raft = SimpleNamespace(log=self.raft_log)
         self.upkeep = Upkeep(
             host, self.store, self.executor, HybridClock(self.clock.wall_ms), self.clock, SETTINGS, Metrics(),
-            raft_log=self.raft_log, dice=self.dice, transfer=self.transfer if len(names) > 1 else None,
+            dice=self.dice, transfer=self.transfer if len(names) > 1 else None,
             on_store_error=self.store_errors.append, readers_gone=_nothing, store_full=lambda: False,
         )  # fmt: skip
         self.pins = self.upkeep.pins

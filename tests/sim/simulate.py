@@ -28,7 +28,8 @@ from cluster.control import CONTROL_GROUP
 from cluster.machine import StateMachine
 from node.database import Database
 from node.group import GroupHost
-from node.node import Node, group_of
+from node.node import Node
+from node.replicas import group_of
 from node.service import Consistency, ReadOptions
 from node.upkeep import SWEEP_AFTER_S
 from storage.errors import AnnulusError, Unavailable

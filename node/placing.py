@@ -1,0 +1,183 @@
+"""What a node does about where shards are to be: it follows, hands over, reports and drops as the control group says.
+
+Looked at whenever the control state, a role or a generation changes, and again soon while anything is under way.
+
+    a shard that is to come here          follow its log as a learner
+    a generation that began without us    take a checkpoint of it from a member
+    a shard that we lead and that is to   once the newcomers are near, end the generation; when the next one has a
+    move                                  leader, that one tells the control group
+    a shard that has gone elsewhere       drop what is here
+
+Each is a look at the state, not a memory of what was begun: a crash anywhere is followed by the same look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.control import CONTROL_GROUP
+from cluster.membership import VOTERS_MAX, Membership, MemberState, Moved, Placement
+from cluster.message import Handover
+from node.group import GroupHost
+from node.replicas import group_of, voters_of
+from storage.errors import AnnulusError
+from storage.types import ShardId
+
+if TYPE_CHECKING:
+    from node.node import Node
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 0.1
+"""How often what is under way is looked at."""
+IDLE_S: Final = 1.0
+
+
+def control_voters(membership: Membership, voters: Sequence[str]) -> tuple[str, ...]:
+    """Return who is to vote in the control group: those who do and may, then the first nodes that may."""
+    able = [one.name for one in membership.members.values() if one.state is MemberState.ACTIVE]
+    kept = [name for name in voters if name in able]
+    return tuple((kept + [name for name in able if name not in kept])[:VOTERS_MAX])
+
+
+class Placing:
+    """One per node; runs while the node does."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._ends: dict[int, tuple[int, int]] = {}
+        """Slot -> (generation, where the log ended when it was last looked at): who has that much is near."""
+
+    def start(self) -> None:
+        if self._node.mesh is not None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            is_busy = True
+            try:
+                is_busy = await self._look()
+            except OSError as error:
+                self._node.note_store_error(error)
+            except AnnulusError as error:
+                log.debug("placing waits: %s", error)
+            except Exception:
+                log.exception("placing fails; it goes on")
+            if is_busy:
+                await asyncio.sleep(LOOK_S)
+            else:
+                try:
+                    async with asyncio.timeout(IDLE_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+
+    async def _look(self) -> bool:
+        """Do what there is to do; return whether something is under way."""
+        node = self._node
+        if not node.takes_part or not (membership := node.control.machine.membership).placements:
+            return False
+        is_busy = self._catch_up_with_those_ahead()
+        is_busy |= await self._lead_control(membership)
+        for shard_id, placed in list(membership.placements.items()):
+            is_busy |= await self._look_at(shard_id, placed)
+        return is_busy
+
+    async def _look_at(self, shard_id: ShardId, placed: Placement) -> bool:
+        node, host = self._node, self._node.replicas.shards.get(shard_id)
+        is_member, follows = node.name in placed.members, node.name in placed.following
+        if host is None:
+            if is_member or follows:
+                if shard_id in node.replicas.upkeep:
+                    return True  # it moved away, and is to come back: it is dropped first
+                await node.replicas.follow(shard_id, placed)
+                return True
+            if shard_id in node.replicas.upkeep:
+                await node.replicas.drop(shard_id)
+                return True
+            return False
+        if host.is_over:
+            return True
+        if host.generation < placed.generation or (host.raft.is_learner and is_member):
+            if is_member or follows:
+                self._install(group_of(shard_id), int(placed.position), placed.members)
+            else:
+                await node.replicas.drop(shard_id)
+            return True
+        if host.raft.is_learner and not follows and host.generation == placed.generation:
+            await node.replicas.drop(shard_id)
+            return True
+        return await self._lead(shard_id, host, placed)
+
+    async def _lead(self, shard_id: ShardId, host: GroupHost[Any], placed: Placement) -> bool:
+        if not host.is_leader:
+            return False
+        if host.generation > placed.generation:
+            state = host.machine.generation
+            moved = Moved(shard_id, state.number, list(state.members), state.position)
+            await self._node.router.control_change(moved)
+            return True
+        host.raft.set_learners([name for name in placed.following if name not in placed.members])
+        if not placed.following:
+            return False
+        await self._hand_over(group_of(shard_id), host, placed.following)
+        return True
+
+    async def _lead_control(self, membership: Membership) -> bool:
+        """Everybody follows the control group; see to it that the right ones vote."""
+        host = self._node.control
+        if not host.is_leader or host.is_over:
+            return False
+        voters = host.machine.generation.members or voters_of(self._node.identity.members)
+        wanted = control_voters(membership, voters)
+        host.raft.set_learners([name for name in membership.members if name not in voters])
+        if not wanted or set(wanted) == set(voters):
+            return False
+        await self._hand_over(CONTROL_GROUP, host, wanted)
+        return True
+
+    async def _hand_over(self, slot: int, host: GroupHost[Any], members: Sequence[str]) -> None:
+        """End the generation if all who come are near: have what was the whole log a moment ago."""
+        end, before = host.raft.last_position, self._ends.get(slot)
+        self._ends[slot] = (host.generation, end)
+        if before is None or before[0] != host.generation or host.raft.is_closing:
+            return
+        known = {one.name: one for one in host.raft.progress()}
+        for name in members:
+            if name != host.raft.me and (name not in known or not known[name].is_up or known[name].match < before[1]):
+                return
+        # Whoever leads now leads on, if it may; else the one that is nearest.
+        near = {name: int(one.match) for name, one in known.items()} | {host.raft.me: int(host.raft.last_position)}
+        order = sorted(members, key=lambda name: (name != host.raft.me, -near[name]))
+        log.info("hands over group=%s generation=%d to=%s", host.name, host.generation + 1, ",".join(order))
+        await host.change(Handover(host.generation + 1, order))
+
+    def _catch_up_with_those_ahead(self) -> bool:
+        """Others speak in a generation that is not open here: take a checkpoint of it."""
+        ahead, self._node.replicas.ahead = self._node.replicas.ahead, {}
+        for slot, peer in ahead.items():
+            host = self._node.replicas.hosts.get(slot)
+            if host is not None and not host.is_over:
+                self._install(slot, host.machine.position + 1, [peer])
+        return bool(ahead)
+
+    def _install(self, slot: int, at_least: int, sources: Sequence[str]) -> None:
+        node = self._node
+        assert node.snapshots is not None and node.mesh is not None, "a node without peers places nothing"
+        up = [name for name in sources if name != node.name and node.mesh.is_up(name)]
+        if up:
+            node.snapshots.begin(slot, at_least, up[0])
