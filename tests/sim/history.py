@@ -64,12 +64,15 @@ class Read:
 class Session:
     """What a client that reads at Session level has written and read."""
 
-    known: dict[tuple[str, int], list[Write]] = field(default_factory=dict)
-    """(collection, key) -> the writes that it was told of, or whose values it saw."""
+    known: dict[tuple[str, int], Write] = field(default_factory=dict)
+    """(collection, key) -> of the writes that it was told of, or whose values it saw, the one that was called last:
+    what must be seen because of another must be seen because of this one."""
 
     def learn(self, write: Write, keys: Iterable[int]) -> None:
         for key in keys:
-            self.known.setdefault((write.collection, key), []).append(write)
+            before = self.known.setdefault((write.collection, key), write)
+            if write.called > before.called:
+                self.known[write.collection, key] = write
 
 
 class History:
@@ -84,6 +87,8 @@ class History:
         self.sessions: dict[str, Session] = {}
         self._moments = 0
         self._writes_of: dict[tuple[str, int], list[Write]] = {}
+        self._sources_of: dict[tuple[str, int, Version], list[Write]] = {}
+        self._shard_of: dict[tuple[str, int], int] = {}
 
     def moment(self, now_s: float) -> float:
         """Return `now_s`, a little later than any moment before."""
@@ -94,8 +99,9 @@ class History:
         """Note a request that is about to be made."""
         made = Write(client, collection, dict(wanted), self.moment(now_s))
         self.writes.append(made)
-        for key in wanted:
+        for key, version in made.wanted.items():
             self._writes_of.setdefault((collection, key), []).append(made)
+            self._sources_of.setdefault((collection, key, version), []).append(made)
         return made
 
     def acknowledge(self, write: Write, now_s: float) -> None:
@@ -105,8 +111,9 @@ class History:
     def refuse(self, write: Write) -> None:
         """The request was refused before anything was written: it did not happen."""
         self.writes.remove(write)
-        for key in write.wanted:
+        for key, version in write.wanted.items():
             self._writes_of[write.collection, key].remove(write)
+            self._sources_of[write.collection, key, version].remove(write)
 
     def read(
         self,
@@ -129,8 +136,8 @@ class History:
         elif level is Consistency.EVENTUALLY:
             self._check_fresh(made, -inf, "Eventually")
         for key, value in found.items():
-            sources = [one for one in self._of(collection, key) if value is not None and one.wanted[key] == value]
-            if len(sources) == 1:
+            sources = self._sources(collection, key, value)
+            if value is not None and len(sources) == 1:
                 session.learn(sources[0], [key])
 
     def keys(self, collection: str) -> list[int]:
@@ -192,58 +199,66 @@ class History:
     def _of(self, collection: str, key: int) -> Sequence[Write]:
         return self._writes_of.get((collection, key), ())
 
+    def _sources(self, collection: str, key: int, version: Version) -> Sequence[Write]:
+        """Return the writes that wanted the key to hold this."""
+        return self._sources_of.get((collection, key, version), ())
+
     def _is_last(self, collection: str, key: int, write: Write) -> bool:
         """Whether no other write of the key can have come after this one, nor beside it."""
         return all(one is write or one.returned < write.called for one in self._of(collection, key))
 
     def _by_shard(self, collection: str, keys: Iterable[int]) -> list[list[int]]:
         chosen = list(keys)
-        owner = hash_keys(np.array(chosen, np.int64)) % np.uint64(self.channels[collection])
+        if fresh := [key for key in chosen if (collection, key) not in self._shard_of]:
+            owner = hash_keys(np.array(fresh, np.int64)) % np.uint64(self.channels[collection])
+            self._shard_of.update({(collection, key): one for key, one in zip(fresh, owner.tolist(), strict=True)})
         shards: dict[int, list[int]] = {}
-        for key, shard in zip(chosen, owner.tolist(), strict=True):
-            shards.setdefault(shard, []).append(key)
+        for key in chosen:
+            shards.setdefault(self._shard_of[collection, key], []).append(key)
         return list(shards.values())
 
     def _check_whole(self, read: Read) -> None:
         """Raise if the read shows a request on one key and, on another of the same shard, what was there before it."""
-        shown = {version for version in read.found.values() if version is not None}
         for keys in self._by_shard(read.collection, read.found):
-            for version in {read.found[key] for key in keys} & shown:
-                sources = [key for key in keys if read.found[key] == version]
-                writes = [one for one in self._of(read.collection, sources[0]) if one.wanted[sources[0]] == version]
+            shown: dict[int, int] = {}
+            for key in keys:
+                if (version := read.found[key]) is not None:
+                    shown.setdefault(version, key)
+            for version, source in shown.items():
+                writes = self._sources(read.collection, source, version)
                 if len(writes) != 1:
                     continue  # a repeat of the same request: which one is seen where cannot be told
                 (write,) = writes
+                if len(write.wanted) == 1:
+                    continue
                 for key in keys:
                     if key in write.wanted and read.found[key] != version and self._is_older(read, key, write):
                         raise Violation(
-                            f"{read.collection}: {read.client} at {read.level} saw {write} on key {sources[0]}, but "
+                            f"{read.collection}: {read.client} at {read.level} saw {write} on key {source}, but "
                             f"version {read.found[key]} from before it on key {key} of the same shard"
                         )
 
     def _is_older(self, read: Read, key: int, write: Write) -> bool:
         """Whether what the read found under the key was certainly replaced by the write, if that was done."""
         found = read.found[key]
+        sources = self._sources(read.collection, key, found)
         if found is None:
-            return not any(one.wanted[key] is None for one in self._of(read.collection, key))
-        sources = [one for one in self._of(read.collection, key) if one.wanted[key] == found]
+            return not sources
         return bool(sources) and all(one.returned < write.called for one in sources)
 
     def _check_fresh(self, read: Read, since: float, what: str) -> None:
         for key, value in read.found.items():
-            newer = [one for one in self._of(read.collection, key) if one.returned < since]
+            newer = [] if since == -inf else [one for one in self._of(read.collection, key) if one.returned < since]
             self._check_value(read, key, value, newer, what)
 
     def _check_session(self, read: Read, session: Session) -> None:
         for key, value in read.found.items():
-            newer = session.known.get((read.collection, key), ())
-            self._check_value(read, key, value, newer, "Session")
+            newest = session.known.get((read.collection, key))
+            self._check_value(read, key, value, () if newest is None else (newest,), "Session")
 
     def _check_value(self, read: Read, key: int, value: Version, newer: Sequence[Write], what: str) -> None:
         """Raise if nothing wrote the value in time, or each of its writes was certainly followed by one of `newer`."""
-        ends = [
-            w.returned for w in self._of(read.collection, key) if w.wanted[key] == value and w.called < read.returned
-        ]
+        ends = [one.returned for one in self._sources(read.collection, key, value) if one.called < read.returned]
         if value is None:
             ends.append(-inf)
         if not ends:

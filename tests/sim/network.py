@@ -111,7 +111,10 @@ class SimWire:
 
     def path(self, a: str, b: str) -> Path:
         """Return the direction from `a` to `b`; its fields may be changed."""
-        return self._paths.setdefault((a, b), Path())
+        found = self._paths.get((a, b))
+        if found is None:
+            found = self._paths[a, b] = Path()
+        return found
 
     def cut(self, a: str, b: str) -> None:
         """Let nothing from `a` reach `b`."""

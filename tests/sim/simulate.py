@@ -210,7 +210,7 @@ class Simulation:
                     raise Violation(f"replicas of group {group} do not become equal: {self._state()}")
                 await asyncio.sleep(LOOK_S)
             for machine in replicas:
-                self.witness.compare(machine)
+                self.witness.compare(machine, anew=True)
 
     def _at_one_position(self, group: int) -> list[StateMachine]:
         hosts = [hosts[group] for _, node in self.cluster.nodes() if group in (hosts := _hosts(node))]

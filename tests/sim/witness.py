@@ -22,6 +22,7 @@ from cluster.control import Control
 from cluster.machine import Acknowledge, StateMachine
 from cluster.message import Entry
 from cluster.shard import Shard, StoredSegment
+from storage.columns import Column, VectorColumn
 from storage.growing import GrowingSegment
 from storage.sealed import SealedSegment
 from storage.types import Position
@@ -68,8 +69,13 @@ class Witness:
         finally:
             StateMachine.apply = apply  # type: ignore[method-assign]
 
-    def compare(self, machine: StateMachine) -> None:
-        """Raise Violation if another replica had another state at this machine's position."""
+    def compare(self, machine: StateMachine, *, anew: bool = False) -> None:
+        """Raise Violation if another replica had another state at this machine's position.
+
+        anew  read all rows again, also those that were read when they were new
+        """
+        if anew:
+            _contents.clear()
         where = (_name(machine), machine.position)
         digest = digest_of(machine)
         known = self.digests.setdefault(where, digest)
@@ -119,23 +125,31 @@ def _stored(one: StoredSegment) -> Any:
     return [*_rows(one.segment), files, {str(i): blob.to_dict() for i, blob in sorted(one.indexes.items())}]
 
 
-_contents: WeakKeyDictionary[Any, tuple[tuple[int, int], bytes]] = WeakKeyDictionary()
-"""Segment -> (rows and version of the schema, digest of the values): rows never change, so they are read once."""
+_contents: WeakKeyDictionary[Any, tuple[int, int, Any]] = WeakKeyDictionary()
+"""Segment -> version of the schema, how many rows were read under it, and what they hash to so far: rows never change,
+so each is read once, and again in the end. Row by row, as replicas look at different moments of a segment."""
 
 
 def _rows(segment: GrowingSegment | SealedSegment) -> list[Any]:
     view = segment.view()
-    known = _contents.get(segment)
-    seen = (view.rows, view.schema.version)
-    if known is None or known[0] != seen:
-        everything = np.arange(view.rows, dtype=np.int64)
-        rows = view.fetch(everything, [one.id for one in view.schema.fields]).to_bytes()
-        known = _contents[segment] = (seen, blake2b(rows, digest_size=16).digest())
+    version, seen, hashed = _contents.get(segment, (-1, 0, blake2b()))
+    if version != view.schema.version or seen > view.rows:
+        version, seen, hashed = view.schema.version, 0, blake2b(digest_size=16)
+    if seen < view.rows:
+        fresh = view.fetch(np.arange(seen, view.rows, dtype=np.int64), [one.id for one in view.schema.fields])
+        columns = [_values(fresh.columns[field_id]) for field_id in sorted(fresh.columns)]
+        for row in zip(*columns, strict=True):
+            hashed.update(repr(row).encode())
+    _contents[segment] = (version, view.rows, hashed)
     deletes = view.deletes
     return [
-        *(view.segment_id, view.partition_id, view.sealed, view.rows, known[1]),
+        *(view.segment_id, view.partition_id, view.sealed, view.rows, hashed.digest()),
         *(view.ticks.tobytes(), deletes.offsets.tobytes(), deletes.ticks.tobytes()),
     ]
+
+
+def _values(column: Column) -> list[Any]:
+    return [row.tobytes() for row in column.values] if isinstance(column, VectorColumn) else column.to_list()
 
 
 def _default(encoder: cbor2.CBOREncoder, value: object) -> None:
