@@ -34,7 +34,20 @@ def troubles(found: Mapping[str, Any]) -> list[str]:
             for replica in group["replicas"]
             if replica["state"].startswith("catching up")
         ]
+    for node in cluster["nodes"] or [{"name": found["node"], "healing": found.get("healing")}]:
+        said += _damage(node["name"], node.get("healing") or {})
     return list(dict.fromkeys(said))
+
+
+def _damage(name: str, healing: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a node could not make good of its chunks, and which replicas differ, as far as it knows."""
+    if left := healing.get("scrub", {}).get("left"):
+        yield f"node {name} has {left} damaged chunks that nothing could replace; `annulus check --cluster` tries again"
+    for group in healing.get("rebuilding", ()):
+        yield f"the replica of {group} on {name} differed from the others and is being rebuilt"
+    for group, one in healing.get("compared", {}).items():
+        if wrong := set(one["wrong"]) - set(one["rebuilt"]):
+            yield f"the replicas of {group} differ ({one['verdict']}): {', '.join(sorted(wrong))}"
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -80,7 +93,7 @@ def _shards(shards: list[Mapping[str, Any]]) -> Table:
 
 
 def _nodes(nodes: list[Mapping[str, Any]]) -> Table:
-    table = Table("node", "state", "leads", "replicas", title="nodes")
+    table = Table("node", "state", "leads", "replicas", "chunks", title="nodes")
     for one in nodes:
         style = "" if one["state"] == "ready" else "red"
         table.add_row(one["name"], Text(one["state"], style=style), str(one["leads"]), str(one["replicas"]))
