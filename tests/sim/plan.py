@@ -119,6 +119,8 @@ REQUESTS: Final = {
 }  # fmt: skip
 LEVELS: Final = {"Strong": 6, "Session": 3, "Bounded": 3, "Eventually": 1}
 CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
+CHURN: Final = {**CHORES, "move": 8}
+"""Where there are more nodes than a shard has copies."""
 
 
 def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None = None) -> Plan:
@@ -159,7 +161,8 @@ def _requests(plan: Plan, rng: Random) -> Iterable[Step]:
             yield Step(round(at_s, 3), f"client{number}", what, rng.getrandbits(32), {"level": level})
     at_s = 0.0
     while (at_s := at_s + rng.expovariate(0.7)) < plan.duration_s:
-        yield Step(round(at_s, 3), "operator", _weighted(rng, CHORES), rng.getrandbits(32))
+        chores = CHORES if plan.copies == plan.nodes else CHURN
+        yield Step(round(at_s, 3), "operator", _weighted(rng, chores), rng.getrandbits(32))
 
 
 FaultMaker = Callable[[Plan, Random], Mapping[str, Fact]]

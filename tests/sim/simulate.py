@@ -217,6 +217,10 @@ class Simulation:
         wanted = self.plan.nodes if group == CONTROL_GROUP else self.plan.copies
         if len(hosts) != wanted or len({host.machine.position for host in hosts}) != 1:
             return []
+        if len({host.generation for host in hosts}) != 1 or any(host.is_over for host in hosts):
+            return []
+        if group != CONTROL_GROUP and any(host.raft.is_learner for host in hosts):
+            return []  # of a move under way
         if hosts[0].machine.position != max(host.raft.last_position for host in hosts):
             return []
         return [host.machine for host in hosts]
@@ -262,7 +266,7 @@ class Simulation:
             for machine, node in self.cluster.nodes():
                 for group, host in _hosts(node).items():
                     if host.raft.leads:
-                        leader = self._leaders.setdefault((group, host.raft.term), machine.name)
+                        leader = self._leaders.setdefault((host.raft.group_id, host.raft.term), machine.name)
                         if leader != machine.name:
                             raise Violation(f"{leader} and {machine.name} both lead group {group} in {host.raft.term}")
 
@@ -279,7 +283,8 @@ class Simulation:
             for group, host in _hosts(node).items():
                 raft = host.raft
                 place = f"applied {host.machine.position} delivered {raft.delivered} of {raft.last_position}"
-                role = f"leader {raft.leader} leads {raft.leads} whole {host.is_whole}"
+                role = f"leader {raft.leader} leads {raft.leads} learns {raft.is_learner} whole {host.is_whole}"
+                role = f"generation {host.generation} over {host.is_over} {role}"
                 lines.append(f"{name} group {group} term {raft.term} {role} {place}")
         return "\n    ".join(["", *lines])
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from cluster.membership import PlanMove
 from node.database import Database
 from node.scope import Scope
 from node.service import CollectionRequest, Consistency, IndexRequest, ReadOptions, Rows, SearchRequest
@@ -22,7 +23,7 @@ from storage.columns import Batch, Column, ScalarColumn, StringColumn, VectorCol
 from storage.errors import AnnulusError, BadRequest, NoLeader, Overloaded, ReadOnly, StorageFault, Unavailable
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
-from storage.types import FieldId
+from storage.types import FieldId, ShardId
 from tests.sim.cluster import Cluster, NoAnswer, Refused
 from tests.sim.history import History, Version, Violation
 from tests.sim.plan import Plan, Step
@@ -172,6 +173,9 @@ class Workload:
         if what == "other":
             await self._other(rng)
             return
+        if what == "move":
+            await self._move(rng)
+            return
         request: Callable[[Database], Awaitable[object]]
         if what == "flush":
             request = lambda database: database.flush("default", name)  # noqa: E731
@@ -182,6 +186,19 @@ class Workload:
             properties = {"collection.autocompaction.enabled": value}
             request = lambda database: database.alter_collection("default", name, properties, [])  # noqa: E731
         await self.at_some_node(rng, request, attempts=2, within_s=DDL_S)
+        self.requests += 1
+
+    async def _move(self, rng: Random) -> None:
+        """Let other nodes hold a shard: any of them, in the middle of a move too."""
+        plan = self.cluster.plan
+        shard, wanted = ShardId(rng.randrange(plan.shards)), rng.sample(plan.names, plan.copies)
+
+        async def move(database: Database) -> None:
+            node = database._node  # the way of a coordinator, which no client has
+            known = node.control.machine.membership.placements[shard]
+            await node.router.control_change(PlanMove(shard, known.generation, wanted))
+
+        await self.at_some_node(rng, move, attempts=2, within_s=DDL_S)
         self.requests += 1
 
     async def _other(self, rng: Random) -> None:
