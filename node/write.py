@@ -20,7 +20,7 @@ import orjson
 
 from cluster.catalog import DEFAULT_PARTITION, Collection
 from cluster.message import Delete, Insert, Message
-from cluster.route import hash_keys, split
+from cluster.route import channels_of, split
 from node.network import Blob
 from node.node import Node
 from node.read import Reader
@@ -129,10 +129,7 @@ class Writer:
         again: bool = False,
     ) -> list[Mapping[str, Any]]:
         """Propose one message per virtual channel that has rows; return their outcomes."""
-        channels = split(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
-        owner = np.empty(batch.rows, np.int64)
-        for channel, offsets in enumerate(channels):
-            owner[offsets] = channel
+        owner = channels_of(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
         proposals: list[tuple[ShardId, Message, Blob]] = []
         for channel, shard_id in enumerate(collection.shards):
             parts = [(partition_id, chosen[owner[chosen] == channel]) for partition_id, chosen in groups]
@@ -250,12 +247,8 @@ class Writer:
         if partition:
             raise InvalidParameter("not support manually specifying the partition names if partition key mode is used")
         ids = [collection.partitions[name] for name in sorted(collection.partitions, key=partition_number)]
-        owner = hash_keys(batch_keys(batch, key.id)) % np.uint64(len(ids))
-        return [
-            (partition_id, offsets)
-            for number, partition_id in enumerate(ids)
-            if len(offsets := np.flatnonzero(owner == np.uint64(number)))
-        ]
+        parts = split(batch_keys(batch, key.id), len(ids))
+        return [(partition_id, offsets) for partition_id, offsets in zip(ids, parts, strict=True) if len(offsets)]
 
     # partial updates
 

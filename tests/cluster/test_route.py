@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.route import Keys, hash_keys, split
+from cluster.route import Keys, channel_of, channels_of, hash_keys, split
 
 integers = st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=50).map(lambda some: np.array(some, np.int64))
 texts = st.lists(st.text(max_size=10), max_size=50)
@@ -42,6 +42,10 @@ def test_every_key_has_one_channel(keys: Keys, ways: int) -> None:
         for offset in offsets.tolist():
             alone: Keys = keys[offset : offset + 1]
             assert [len(one) for one in split(alone, ways)].index(1) == way
+            assert channel_of(keys[offset] if isinstance(keys, list) else int(keys[offset]), ways) == way
+    assert channels_of(keys, ways).tolist() == [
+        next(way for way, offsets in enumerate(parts) if offset in offsets) for offset in range(len(keys))
+    ]
 
 
 @pytest.mark.parametrize("ways", [2, 3, 8, 16])
