@@ -12,8 +12,9 @@ Everything has a fixed size, and nothing is trusted or shown before it is checke
 
 A proof says who opened the connection. Keeping others from changing bytes on their way is TLS's part.
 
-A cluster is known by what its nodes are configured with, which all must agree on, and by an id that it gives itself
-when it is formed: nodes of two clusters with the same names refuse each other. A new node knows none yet.
+A cluster is known by an id that it gives itself when it is formed: nodes of two clusters refuse each other, also with
+the same names and the same secret. Who does not know it yet is known by what it was configured with to form the
+cluster, which all that form it must agree on. Who joined later was not configured with any of it, and knows the id.
 
 The sides are generators without I/O: they yield what to send and how many bytes to wait for.
 """
@@ -37,10 +38,12 @@ NONCE_BYTES: Final = 32
 INCARNATION_BYTES: Final = 8
 SCRYPT_COST: Final = 1 << 14
 """16 MiB and some 40 ms, once for each start."""
+SCRYPT_SALT: Final = b"annulus nodes"
+"""The same everywhere: a node that joins knows nothing of its cluster but the secret."""
 
 _HELLO: Final = struct.Struct("<8sHBB8s16s16s64s64s32s")
-"""magic, version, verdict, link, incarnation, cluster, its id, from, to, nonce. Size, magic, version and verdict stay
-where they are in all versions, so that different ones can tell each other."""
+"""magic, version, verdict, link, incarnation, formation, cluster id, from, to, nonce. Size, magic, version and verdict
+stay where they are in all versions, so that different ones can tell each other."""
 HELLO_BYTES: Final = _HELLO.size
 _WELCOME: Final = struct.Struct("<B32s")
 _PROOF_BYTES: Final = 32
@@ -72,7 +75,7 @@ ADVICE: Final = {
     Verdict.VERSION: "the nodes speak different versions of the protocol: run the same version on all",
     Verdict.CLUSTER: "the nodes are of different clusters: names in peers, shards and replication_factor must agree, "
     "and so must the data directories",
-    Verdict.NAME: "the name is not one of a node that may dial here: the list of peers must be the same on all nodes",
+    Verdict.NAME: "the name is not one of a node that may dial here: it is not a node of the cluster, as far as known",
     Verdict.ADDRESS: "another node answers there: each peer's address must lead to the node of that name",
     Verdict.PROOF: "the proof does not fit: cluster_secret must be the same on all nodes",
     Verdict.DUPLICATE: "there is a session with another process of that name: is it started twice?",
@@ -95,30 +98,29 @@ class Identity:
     """Who this process is. `incarnation` is different in every process that ever has the name."""
 
     name: str
-    cluster: bytes
+    formation: bytes
+    """Zeros of a node that joined."""
     key: bytes = field(repr=False)
     incarnation: bytes
     find_cluster_id: Callable[[], str] = field(default=lambda: "", repr=False)
 
     @classmethod
     def make(
-        cls, name: str, cluster: str, secret: str, incarnation: bytes, cluster_id: Callable[[], str] = lambda: ""
+        cls, name: str, formation: str, secret: str, incarnation: bytes, cluster_id: Callable[[], str] = lambda: ""
     ) -> Identity:
         """Return the identity.
 
-        cluster     any text that nodes of one cluster have in common
+        formation   any text that nodes have in common that form a cluster; "" of a node that joins one
         cluster_id  returns the id that the cluster gave itself, "" while it is not known here
         """
         assert NAME_PATTERN.fullmatch(name.encode()) and len(incarnation) == INCARNATION_BYTES
-        digest = hashlib.sha256(cluster.encode()).digest()
-        key = hashlib.scrypt(secret.encode(), salt=digest, n=SCRYPT_COST, r=8, p=1, dklen=32) if secret else b""
-        return cls(name, digest[:16], key, incarnation, cluster_id)
+        key = hashlib.scrypt(secret.encode(), salt=SCRYPT_SALT, n=SCRYPT_COST, r=8, p=1, dklen=32) if secret else b""
+        return cls(name, _digest(formation), key, incarnation, cluster_id)
 
     @property
     def cluster_id(self) -> bytes:
         """Zeros while it is not known."""
-        found = self.find_cluster_id()
-        return hashlib.sha256(found.encode()).digest()[:16] if found else bytes(16)
+        return _digest(self.find_cluster_id())
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class _Hello:
     version: int
     link: Link
     incarnation: bytes
-    cluster: bytes
+    formation: bytes
     cluster_id: bytes
     name: str
     to: str
@@ -208,12 +210,12 @@ def _hello(me: Identity, to: str, link: Link, nonce: bytes, verdict: Verdict = V
     assert len(nonce) == NONCE_BYTES
     number = _LINKS.index(link)
     names = me.name.encode(), to.encode()
-    return _HELLO.pack(MAGIC, VERSION, verdict, number, me.incarnation, me.cluster, me.cluster_id, *names, nonce)
+    return _HELLO.pack(MAGIC, VERSION, verdict, number, me.incarnation, me.formation, me.cluster_id, *names, nonce)
 
 
 def _parse(data: bytes) -> _Hello:
     """Return the hello in the bytes. Raises Refused for another version, or for what is none."""
-    magic, version, code, link, incarnation, cluster, cluster_id, name, to, _ = _HELLO.unpack(data)
+    magic, version, code, link, incarnation, formation, cluster_id, name, to, _ = _HELLO.unpack(data)
     if magic != MAGIC:
         raise Refused(Verdict.NOT_OURS)
     if version != VERSION:
@@ -223,7 +225,7 @@ def _parse(data: bytes) -> _Hello:
     if link >= len(_LINKS):
         raise Refused(Verdict.NOT_OURS)
     names = _name(name), "" if verdict else _name(to)
-    return _Hello(verdict, version, _LINKS[link], incarnation, cluster, cluster_id, *names)
+    return _Hello(verdict, version, _LINKS[link], incarnation, formation, cluster_id, *names)
 
 
 def _verdict(code: int) -> Verdict:
@@ -241,14 +243,19 @@ def _name(padded: bytes) -> str:
 
 
 def _check_alike(me: Identity, theirs: _Hello) -> None:
-    if theirs.cluster != me.cluster:
+    if any(theirs.cluster_id) and any(me.cluster_id):
+        if theirs.cluster_id != me.cluster_id:
+            raise Refused(
+                Verdict.CLUSTER,
+                f"{theirs.name} has the data of another cluster: one of the two has the wrong data directory, or the "
+                "wrong addresses of other nodes",
+            )
+    elif any(theirs.formation) and any(me.formation) and theirs.formation != me.formation:
         raise Refused(Verdict.CLUSTER, f"{theirs.name}: {ADVICE[Verdict.CLUSTER]}")
-    if any(theirs.cluster_id) and any(me.cluster_id) and theirs.cluster_id != me.cluster_id:
-        raise Refused(
-            Verdict.CLUSTER,
-            f"{theirs.name} has the data of another cluster whose nodes have the same names: one of the two has the "
-            "wrong data directory or the wrong addresses of peers",
-        )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16] if text else bytes(16)
 
 
 def _proof(me: Identity, role: bytes, dialers: bytes, acceptors: bytes) -> bytes:

@@ -6,6 +6,7 @@ the state (segments, journal) are set when somebody scrapes: their owner registe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -252,6 +253,12 @@ class Metrics:
     # other nodes
     def peer_session(self, peer: str, up: bool) -> None:
         self._peer_sessions.labels(peer).set(1 if up else 0)
+
+    def peer_forgotten(self, peer: str) -> None:
+        """The node is no peer any more: its gauges end."""
+        for gauge in (self._peer_sessions, self._peer_round_trip):
+            with contextlib.suppress(KeyError):
+                gauge.remove(peer)
 
     def peer_bytes(self, peer: str, *, received: int, sent: int) -> None:
         self._peer_bytes.labels(peer, "in").inc(received)

@@ -25,6 +25,8 @@ from zlib import crc32
 
 import cbor2
 
+from node.settings import Address
+
 VERSION: Final = 1
 """Of frames and of the hello: nodes of different versions refuse each other."""
 HEAD_BYTES_MAX: Final = 1 << 20
@@ -82,6 +84,13 @@ class Network(Protocol):
     async def start(self, receiver: Receiver) -> None: ...
 
     async def stop(self) -> None: ...
+
+    def set_peers(self, peers: Mapping[str, Sequence[Address]]) -> None:
+        """The other nodes are these from now on, to be found at one of their addresses each.
+
+        May come before `start`. Sessions with others end, those with the named ones go on.
+        """
+        ...
 
     def send(self, peer: str, link: Link, header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> bool:
         """Queue a frame; return False if there is no session or the link's queue is over its limit.

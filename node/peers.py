@@ -93,16 +93,19 @@ class PeerNetwork:
     ) -> None:
         """Make the network of node `me`.
 
-        peers       all nodes of the cluster, `me` included or not, and where to reach them
-        cluster     any text that the nodes of one cluster have in common
+        peers       all nodes of the cluster as far as known, `me` included or not, and where to reach them
+        cluster     any text that nodes have in common that form a cluster; "" of a node that joined it
         cluster_id  returns the id that the cluster gave itself, "" while it is not known here
         Raises OSError, in words for a person, if the TLS files cannot be used or others could pose as a node.
         """
-        others = {name: address for name, address in sorted(peers.items()) if name != me}
-        _check_proof(listen, others, has_proof=bool(secret) or tls is not None)
+        self._has_proof = bool(secret) or tls is not None
+        _check_proof((listen, *peers.values()), has_proof=self._has_proof)
         incarnation = incarnation or os.urandom(INCARNATION_BYTES)
+        self.me = me
         self._identity = Identity.make(me, cluster, secret, incarnation, cluster_id)
-        self._addresses = others
+        self._addresses: dict[str, Sequence[Address]] = {}
+        """Of each other node, the one first that was right the last time."""
+        self._diallers: dict[str, list[asyncio.Task[None]]] = {}
         self._listen_address = listen
         self._metrics = metrics
         self.clock = SystemClock()
@@ -119,7 +122,8 @@ class PeerNetwork:
         self._round_trips_s: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
         self._said: set[tuple[str, str]] = set()
-        self._stopping = False
+        self._is_started = self._stopping = False
+        self.set_peers({name: [address] for name, address in peers.items()})
 
     @classmethod
     def from_settings(
@@ -132,7 +136,7 @@ class PeerNetwork:
         return cls(
             node.name,
             {peer.name: peer.address for peer in node.peers},
-            cluster=f"{','.join(node.members)} shards={node.shards} copies={node.copies}",
+            cluster=f"{','.join(node.members)} shards={node.shards} copies={node.copies}" if node.peers else "",
             cluster_id=cluster_id,
             listen=node.peer_address,
             secret=node.cluster_secret,
@@ -155,12 +159,9 @@ class PeerNetwork:
         address = self.bind()
         assert self._listener is not None
         self._listener.listen(BACKLOG)
+        self._is_started = True
         for peer in self._addresses:
-            self._session_begun[peer] = asyncio.Event()
-            self._metrics.peer_session(peer, False)
-            if peer > self._identity.name:
-                for link in Link:
-                    self._spawn(self._keep_linked(peer, link))
+            self._begin_with(peer)
         self._spawn(self._accept_all(self._listener))
         self._spawn(self._watch())
         proof = ["secret"] * bool(self._identity.key) + ["TLS"] * (self._server_tls is not None)
@@ -187,6 +188,21 @@ class PeerNetwork:
         for connection in leaving:
             connection.abort()
 
+    def set_peers(self, peers: Mapping[str, Sequence[Address]]) -> None:
+        others = {name: tuple(dict.fromkeys(found)) for name, found in sorted(peers.items()) if name != self.me}
+        for peer in [name for name in self._addresses if name not in others]:
+            self._end_with(peer)
+        for peer, addresses in others.items():
+            if set(addresses) == set(self._addresses.get(peer, ())):
+                continue
+            if not self._has_proof and not all(address.is_local for address in addresses):
+                self.refuse(peer, "unproved", f"other machines reach {addresses[0]}, and nodes do not prove themselves")
+                continue
+            is_new = peer not in self._addresses
+            self._addresses[peer] = addresses
+            if is_new and self._is_started:
+                self._begin_with(peer)
+
     def send(self, peer: str, link: Link, header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> bool:
         connection = self._links.get((peer, link))
         if connection is None or connection.queued_bytes > QUEUE_BYTES_MAX[link]:
@@ -206,19 +222,37 @@ class PeerNetwork:
         return [
             PeerState(
                 name,
-                address,
+                addresses[0],
                 is_up := self.is_up(name),
                 self._round_trips_s.get(name) if is_up else None,
                 ""
                 if is_up
-                else self._troubles.get(
-                    name, "not tried yet" if name > self._identity.name else "it has yet to dial us"
-                ),
+                else self._troubles.get(name, "not tried yet" if name > self.me else "it has yet to dial us"),
             )
-            for name, address in self._addresses.items()
+            for name, addresses in self._addresses.items()
         ]
 
     # connecting
+
+    def _begin_with(self, peer: str) -> None:
+        """From now on there may be a session with the peer."""
+        self._session_begun[peer] = asyncio.Event()
+        self._metrics.peer_session(peer, False)
+        if peer > self.me:
+            self._diallers[peer] = [self._spawn(self._keep_linked(peer, link)) for link in Link]
+
+    def _end_with(self, peer: str) -> None:
+        """The peer is no node of the cluster any more."""
+        for task in self._diallers.pop(peer, ()):
+            task.cancel()
+        del self._addresses[peer]
+        if (session := self._links.get((peer, Link.SMALL))) is not None:
+            session.close("it is no node of the cluster any more")
+        self._session_begun.pop(peer, None)
+        self._troubles.pop(peer, None)
+        if self._is_started:
+            log.info("no longer a peer=%s", peer)
+            self._metrics.peer_forgotten(peer)
 
     async def _keep_linked(self, peer: str, link: Link) -> None:
         """Dial, wait for the end, dial again."""
@@ -228,10 +262,13 @@ class PeerNetwork:
                 await self._session_begun[peer].wait()
             connection = PeerLink(self, dial(self._identity, peer, link, os.urandom(NONCE_BYTES)), peer)
             began_s = self.clock.monotonic_s()
-            if await self._dial(connection, self._addresses[peer]):
+            first, *rest = self._addresses[peer]
+            if await self._dial(connection, first):
                 await connection.gone
                 if self.clock.monotonic_s() - began_s > STEADY_S:
                     retry_s = RETRY_S_MIN
+            elif rest and self._addresses[peer][0] == first:
+                self._addresses[peer] = (*rest, first)
             await asyncio.sleep(retry_s * self._dice.uniform(0.5, 1))
             retry_s = min(2 * retry_s, RETRY_S_MAX)
 
@@ -312,7 +349,7 @@ class PeerNetwork:
         return accept(
             self._identity,
             os.urandom(NONCE_BYTES),
-            knows=lambda name: name in self._addresses and name < self._identity.name,
+            knows=lambda name: name in self._addresses and name < self.me,
             admit=lambda proven: self._admit(connection, proven),
         )
 
@@ -341,7 +378,7 @@ class PeerNetwork:
         """The handshake is over: make the connection the link. Return False if that has become senseless."""
         peer, link = proven.peer, proven.link
         session = self._links.get((peer, Link.SMALL))
-        if self._stopping or (peer, link) in self._links:
+        if self._stopping or peer not in self._addresses or (peer, link) in self._links:
             return False
         if link is Link.BULK and (session is None or session.incarnation != proven.incarnation):
             return False
@@ -428,10 +465,11 @@ class PeerNetwork:
             self._said.add((peer, "trouble"))
             log.info("no session, trying on peer=%s (%s)", peer, text)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _bind(address: Address) -> socket.socket:
@@ -454,9 +492,9 @@ def _bind(address: Address) -> socket.socket:
     return listener
 
 
-def _check_proof(listen: Address, peers: Mapping[str, Address], *, has_proof: bool) -> None:
+def _check_proof(addresses: Sequence[Address], *, has_proof: bool) -> None:
     """Raise OSError if anybody on other machines could pose as a node."""
-    open_ones = [str(address) for address in (listen, *peers.values()) if not address.is_local]
+    open_ones = [str(address) for address in addresses if not address.is_local]
     if open_ones and not has_proof:
         raise OSError(
             f"other machines reach {open_ones[0]}, where anybody may pose as a node: give each node the same "

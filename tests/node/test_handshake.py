@@ -139,6 +139,21 @@ def test_the_cluster_s_own_id_must_agree_once_known(dialers: str, acceptors: str
     assert [verdict(side) for side in sides] == [None if fits else Verdict.CLUSTER] * 2
 
 
+@pytest.mark.parametrize("ids", [("i", "i"), ("i", ""), ("", "i")])
+def test_a_node_that_joined_was_configured_with_no_cluster(ids: tuple[str, str]) -> None:
+    """It knows the id, or comes before the other does; its secret is the same though it formed nothing."""
+    joined = Identity.make("n1", "", SECRET, b"1" * 8, lambda: ids[0])
+    sides = talk(dialing(joined), accepting(replace(N2, find_cluster_id=lambda: ids[1])))
+    assert [verdict(side) for side in sides] == [None, None]
+
+
+def test_who_knows_the_id_need_not_be_configured_alike() -> None:
+    """The list of peers may be older or newer on one of the nodes: the id says that they are of one cluster."""
+    other = Identity.make("n1", "another list", SECRET, b"1" * 8, lambda: "i")
+    sides = talk(dialing(other), accepting(replace(N2, find_cluster_id=lambda: "i")))
+    assert [verdict(side) for side in sides] == [None, None]
+
+
 def test_who_admits_may_refuse() -> None:
     """A proved dialer can still be turned away, with the reason."""
     dialer, acceptor = talk(dialing(), accepting(admit=lambda _: Verdict.DUPLICATE))

@@ -517,3 +517,60 @@ def test_all_sockets_are_closed_by_stop() -> None:
             probe.connect(tuple(addresses["n2"]))
 
     run(story())
+
+
+def test_peers_come_and_go_while_it_runs() -> None:
+    """A node that is named gets a session; one that no longer is loses it at both ends, and is kept out."""
+
+    async def story() -> None:
+        addresses = free_addresses("n1", "n2", "n3")
+        two_of_them = {name: addresses[name] for name in ("n1", "n2")}
+        async with Host("n1", two_of_them) as one, Host("n2", two_of_them) as two, Host("n3", addresses) as three:
+            await one.meets("n2")
+            assert not one.network.is_up("n3") and not three.network.is_up("n1")
+            everybody = {name: [address] for name, address in addresses.items()}
+            one.network.set_peers(everybody)
+            two.network.set_peers(everybody)
+            for host in (one, two):
+                await host.meets("n3")
+                await three.meets(host.name)
+            assert one.diary.entries.count(("n2", True)) == 1, "who stays has the session that it had"
+            one.network.set_peers({name: [address] for name, address in two_of_them.items()})
+            await until(lambda: ("n1", False) in three.diary.entries)
+            assert ("n3", False) in one.diary.entries and not one.network.is_up("n3")
+            assert not one.network.send("n3", Link.SMALL, {})
+            two.network.set_peers({"n1": [addresses["n1"]]})
+            await until(lambda: two.refused("hello_name") or not three.network.is_up("n2"))
+            assert [state.name for state in two.network.states()] == ["n1"]
+            assert one.network.is_up("n2") and two.network.is_up("n1")
+            assert two.metrics.registry.get_sample_value("annulus_peer_sessions", {"peer": "n3"}) is None
+
+    run(story())
+
+
+def test_a_peer_is_found_at_any_of_its_addresses() -> None:
+    """What is known of a node may be old: the dialer tries all, and goes to the one that was right first."""
+
+    async def story() -> None:
+        addresses = free_addresses("n1", "n2", "old")
+        async with Host("n1", {"n1": addresses["n1"], "n2": addresses["old"]}) as one, Host("n2", addresses) as two:
+            one.network.set_peers({"n2": [addresses["old"], addresses["n2"]]})
+            await one.meets("n2")
+            await two.network.stop()
+            await until(lambda: not one.network.is_up("n2"))
+            async with Host("n2", addresses):
+                await one.meets("n2")
+
+    run(story())
+
+
+def test_a_peer_that_anybody_may_pose_as_is_not_taken() -> None:
+    """Without secret and TLS no address of another machine becomes a peer's."""
+
+    async def story() -> None:
+        addresses = free_addresses("n1")
+        async with Host("n1", addresses, secret="") as one:
+            one.network.set_peers({"n2": [Address("10.0.0.2", 1)]})
+            assert one.network.states() == [] and one.refused("unproved") == 1
+
+    run(story())

@@ -22,6 +22,7 @@ from typing import Any, Final
 import cbor2
 
 from node.network import Blob, Frame, FrameReader, Link, Receiver, encode_message
+from node.settings import Address
 from tests.sim.world import Life, SimLoop
 
 SILENCE_S: Final = 3.0
@@ -169,6 +170,13 @@ class SimWire:
         for other in sorted(self._networks):
             self._connect(network.name, other)
 
+    def part(self, network: SimNetwork) -> None:
+        """A process has other peers now: sessions with those that it knows no more end."""
+        if self._networks.get(network.name) is network:
+            for (a, b), session in self._sessions.items():
+                if network.name in (a, b) and not network.knows(b if network.name == a else a):
+                    self._break(session)
+
     def leave(self, network: SimNetwork, *, silently: bool = False) -> None:
         """The process is gone: its machine closes the sockets, or is gone too and the others hear nothing more."""
         if self._networks.get(network.name) is not network:
@@ -240,6 +248,8 @@ class SimWire:
     def _hear_each_other(self, a: str, b: str) -> bool:
         for me, peer in ((a, b), (b, a)):
             if me not in self._networks or self._networks[me].life.paused or self.path(me, peer).cut:
+                return False
+            if not self._networks[me].knows(peer):
                 return False
         return True
 
@@ -346,6 +356,15 @@ class SimNetwork:
         self.name, self.life = name, life
         self.receiver: Receiver
         self._wire = wire
+        self._peers: frozenset[str] | None = None
+        """None: whoever is there."""
+
+    def knows(self, peer: str) -> bool:
+        return self._peers is None or peer in self._peers
+
+    def set_peers(self, peers: Mapping[str, Sequence[Address]]) -> None:
+        self._peers = frozenset(peers)
+        self._wire.part(self)
 
     async def start(self, receiver: Receiver) -> None:
         self.receiver = receiver

@@ -134,3 +134,26 @@ def test_a_cut_keeps_frames_until_the_session_ends(mended: bool) -> None:
         run(loop, main())
     finally:
         close(loop)
+
+
+def test_sessions_are_with_those_that_know_each_other() -> None:
+    """Who is no peer any more loses its session, at both ends, and gets none until both know each other again."""
+    loop = SimLoop()
+    wire = SimWire(loop, Random(1))
+
+    async def main() -> None:
+        talkers = {name: Talker(loop, wire, name) for name in NAMES}
+        a, b, c = talkers.values()
+        await asyncio.sleep(1.0)
+        a.network.set_peers({"b": []})
+        await asyncio.sleep(2.0)
+        assert (a.up, b.up, c.up) == ({"b"}, {"a", "c"}, {"b"})
+        a.network.set_peers({"b": [], "c": []})
+        c.network.set_peers({"a": []})
+        await asyncio.sleep(2.0)
+        assert (a.up, b.up, c.up) == ({"b", "c"}, {"a"}, {"a"})
+
+    try:
+        run(loop, main())
+    finally:
+        close(loop)
