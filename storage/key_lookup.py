@@ -42,7 +42,7 @@ class KeySet:
     def numbers(self) -> npt.NDArray[np.int64]:
         """Int64 keys, ascending."""
         assert isinstance(self._keys, np.ndarray), "Int64 keys come as an array"
-        return np.unique(self._keys)
+        return np.unique(self._keys) if len(self._keys) > 1 else self._keys
 
     @cached_property
     def texts(self) -> tuple[StringArray, _HASHES]:
@@ -141,7 +141,11 @@ class SortedIntegers:
         self.is_unique = _all_differ(self._sorted)
 
     def find(self, keys: Keys | KeySet) -> Offsets:
-        places, _ = _ranges(self._sorted, KeySet.of(keys).numbers)
+        wanted = KeySet.of(keys).numbers
+        if len(wanted) == 1:  # as most writes and deletes come
+            first, stop = self._sorted.searchsorted(wanted[0], "left"), self._sorted.searchsorted(wanted[0], "right")
+            return self._order[first:stop]  # ascending, for the sort that made it was stable
+        places, _ = _ranges(self._sorted, wanted)
         return np.sort(self._order[places])
 
     @property
@@ -224,11 +228,11 @@ def _all_differ(ascending: npt.NDArray[np.generic]) -> bool:
 
 def _ranges(ascending: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> tuple[Offsets, Offsets]:
     """Return (places in `ascending` equal to any of `wanted`, for each which of `wanted` it equals)."""
-    starts = np.searchsorted(ascending, wanted, side="left")
-    counts = np.searchsorted(ascending, wanted, side="right") - starts
+    starts = ascending.searchsorted(wanted, "left")
+    counts = ascending.searchsorted(wanted, "right") - starts
     total = int(counts.sum())
     if total == 0:
         return _NONE, _NONE
-    sources = np.repeat(np.arange(len(wanted), dtype=np.int64), counts)
-    inside = np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + inside, sources
+    sources = np.arange(len(wanted), dtype=np.int64).repeat(counts)
+    inside = np.arange(total, dtype=np.int64) - (counts.cumsum() - counts).repeat(counts)
+    return starts.repeat(counts) + inside, sources

@@ -229,14 +229,14 @@ def find_keys(views: Sequence[SegmentView], keys: Keys | KeySet, *, tick: Tick, 
 
 def fetch(views: Sequence[SegmentView], refs: Refs, field_ids: Sequence[FieldId]) -> Batch:
     """Return these fields of the rows, in the order of the refs; there is at least one view. Raises ChunkDamaged."""
-    return Batch({one: _take(views, refs, one) for one in field_ids}, len(refs))
+    places = _places(refs)
+    return Batch({one: _take(views, refs, one, places) for one in field_ids}, len(refs))
 
 
 def inserted_ticks(views: Sequence[SegmentView], refs: Refs) -> Ticks:
     """Return the tick at which each of the rows was inserted."""
     ticks = np.empty(len(refs), np.int64)
-    for number in np.unique(refs.views).tolist():
-        mine = refs.views == number
+    for number, mine in _places(refs).by_view:
         ticks[mine] = views[number].ticks[refs.offsets[mine]]
     return ticks
 
@@ -372,7 +372,8 @@ def _distinct(
     if offsets.shape[1] < 2:
         return sources, offsets, distances
     codes = np.broadcast_to(-np.arange(1, offsets.shape[1] + 1), offsets.shape).copy()  # padding differs
-    codes[found] = _codes(_take(views, Refs(sources[found], offsets[found]), views[0].schema.primary.id))
+    refs = Refs(sources[found], offsets[found])
+    codes[found] = _codes(_take(views, refs, views[0].schema.primary.id, _places(refs)))
     alike = np.sort(codes, axis=1)
     if not (alike[:, 1:] == alike[:, :-1]).any():
         return sources, offsets, distances
@@ -406,7 +407,7 @@ def _newest_by_key(views: Sequence[SegmentView], refs: Refs) -> Refs:
         return refs
     newest_first = np.lexsort((refs.offsets, refs.views, inserted_ticks(views, refs)))[::-1]
     refs = Refs(refs.views[newest_first], refs.offsets[newest_first])
-    keys = _take(views, refs, views[0].schema.primary.id)
+    keys = _take(views, refs, views[0].schema.primary.id, _places(refs))
     codes = _codes(keys)
     if isinstance(keys, StringColumn):
         order = keys.values.order()
@@ -427,18 +428,34 @@ def _codes(keys: Column) -> npt.NDArray[np.int64]:
     return keys.values.astype(np.int64, copy=False)
 
 
-def _take(views: Sequence[SegmentView], refs: Refs, field_id: FieldId) -> Column:
-    """Return one field of the rows, in the order of the refs."""
-    if len(refs) == 0:
-        return empty_column(views[0].schema.by_id[field_id])
-    numbers = [0] if len(views) == 1 else np.unique(refs.views).tolist()
-    if len(numbers) == 1:
-        return views[numbers[0]].take(field_id, refs.offsets)
-    places = [np.flatnonzero(refs.views == number) for number in numbers]
-    pieces = [views[number].take(field_id, refs.offsets[mine]) for number, mine in zip(numbers, places, strict=True)]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Where the rows of some refs are: the same for all their fields."""
+
+    by_view: Sequence[tuple[int, Offsets]]
+    """(number of a view, places of its rows among the refs), ascending."""
+    back: Offsets | None
+    """For each ref, which of the rows in the order of `by_view` it is; None if they are in order."""
+
+
+def _places(refs: Refs) -> _Places:
+    numbers = np.bincount(refs.views).nonzero()[0].tolist() if len(refs) else []
+    if len(numbers) <= 1:
+        return _Places([(number, np.arange(len(refs), dtype=np.int64)) for number in numbers], None)
+    by_view = [(number, (refs.views == number).nonzero()[0]) for number in numbers]
     back = np.empty(len(refs), np.int64)
-    back[np.concatenate(places)] = np.arange(len(refs), dtype=np.int64)
-    rows: Column = concat_columns(pieces).take(back)
+    back[np.concatenate([mine for _, mine in by_view])] = np.arange(len(refs), dtype=np.int64)
+    return _Places(by_view, back)
+
+
+def _take(views: Sequence[SegmentView], refs: Refs, field_id: FieldId, places: _Places) -> Column:
+    """Return one field of the rows, in the order of the refs."""
+    if not places.by_view:
+        return empty_column(views[0].schema.by_id[field_id])
+    if places.back is None:
+        return views[places.by_view[0][0]].take(field_id, refs.offsets)
+    pieces = [views[number].take(field_id, refs.offsets[mine]) for number, mine in places.by_view]
+    rows: Column = concat_columns(pieces).take(places.back)
     return rows
 
 

@@ -118,8 +118,8 @@ Chunks = Iterator[tuple[bytes, bytes]]
 def write_segment(batch: Batch, ticks: Ticks) -> tuple[SegmentFiles, Chunks]:
     """Return where the rows will be and the chunks to put there.
 
-    Serialises twice, once for the digests and once for the bytes: hashing 1 GB/s beats holding the segment in memory
-    a second time.
+    A large segment is serialised twice, once for the digests and once for the bytes: hashing 1 GB/s beats holding it
+    in memory a second time.
     """
     assert len(ticks) == batch.rows, "a tick for each row"
     columns: dict[FieldId, Column] = {TICK_FIELD: ScalarColumn(np.asarray(ticks, np.int64)), **batch.columns}
@@ -127,17 +127,22 @@ def write_segment(batch: Batch, ticks: Ticks) -> tuple[SegmentFiles, Chunks]:
     cuts = {i: _cuts(column) for i, column in columns.items()}
     mark = digest_of(np.ascontiguousarray(ticks, "<i8").tobytes())
     fields: dict[FieldId, tuple[ChunkRef, ...]] = {}
+    kept: dict[bytes, bytes] = {}
+    kept_bytes = 0
     for field_id, column in columns.items():
         refs = []
         for start, stop in cuts[field_id]:
             data = mark + _piece(field_id, column, start, stop)
             refs.append(ChunkRef(digest_of(data), stop - start, len(data)))
+            if kept_bytes + len(data) <= CHUNK_BYTES:
+                kept[refs[-1].digest] = data
+                kept_bytes += len(data)
         fields[field_id] = tuple(refs)
 
     def chunks() -> Chunks:
         for field_id, column in columns.items():
             for (start, stop), ref in zip(cuts[field_id], fields[field_id], strict=True):
-                yield ref.digest, mark + _piece(field_id, column, start, stop)
+                yield ref.digest, kept.get(ref.digest) or mark + _piece(field_id, column, start, stop)
 
     return SegmentFiles(batch.rows, fields), chunks()
 

@@ -52,6 +52,8 @@ _FILTER_MASKS_KEPT: Final = 8
 """For each part: 8 bytes a row, as much as its ticks take."""
 _WIDENED_KEPT: Final = 4
 """Of the rows with fields that they lack, for each view."""
+_WHOLE_ROWS_FACTOR: Final = 2
+"""Who wants as many of a segment's rows as one in this many gets them of all of them joined: one copy more, no sort."""
 _BLOCK_VALUES: Final = 1 << 16
 """Components taken to float64 at once: half a MiB, which stays in the cache."""
 NEVER: Final = Tick(0)
@@ -333,6 +335,8 @@ def _gather(columns: list[Column], parts: Sequence[Part], offsets: Offsets | Non
         return columns[0] if offsets is None else columns[0].take(offsets)
     if offsets is None:
         return concat_columns(columns)
+    if parts[-1].stop <= _WHOLE_ROWS_FACTOR * len(offsets):
+        return concat_columns(columns).take(offsets)
     starts = np.array([part.start for part in parts], np.int64)
     owners = np.searchsorted(starts, offsets, side="right") - 1
     order = np.argsort(owners, kind="stable")
