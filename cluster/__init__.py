@@ -17,7 +17,7 @@ of its log. A *chunk* is some bytes of a segment in the store, named by their di
 **What flows through.** A write: `node` stamps a message and proposes it (`raft.py`); once committed, `Shard.apply`
 decodes it, gives it its tick, looks the producer and sequence up among the outcomes it remembers, and if it is new
 changes rows. A change of the catalogue: `BeginDdl` in the control group checks the request and opens a task (`ddl.py`),
-every shard concerned is told one message, `EndDdl` makes the change visible (`catalog.py`). A segment: rows grow in
+every shard concerned is told one message, the last `AckDdl` makes the change visible (`catalog.py`). A segment: rows grow in
 memory; `Seal` ends that, `Flushed` says in which chunks they are, `Indexed` in which chunks an index of them is,
 `Compacted` puts one segment in the place of several. What takes time in between is done outside, on frozen views, and
 comes back as the next message; its product is handed to the replica that made it and read from chunks by the others.
@@ -37,6 +37,9 @@ comes back as the next message; its product is handed to the replica that made i
 | `checkpoint.py` | freeze, write, install, restore                                                    |
 | `catalog.py`    | databases, collections, aliases, indexes: their state and the changes of it alone  |
 | `ddl.py`        | the changes of the catalogue that shards must see                                  |
+| `resources.py`  | what changes of the catalogue hold while they are made                             |
+| `idempotency.py`| requests that clients name, so that each is made once                              |
+| `jobs.py`       | compactions that clients asked for                                                 |
 | `control.py`    | the control group's state machine around both                                      |
 
 **Promises**, each held by the tests of its file:

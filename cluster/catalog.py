@@ -4,15 +4,17 @@ It is the state machine of the control group. A change that concerns the catalog
 rename) is one command. A change that shards must see too is a *task* of two commands with a broadcast between them:
 
     BeginDdl      checks the request against the catalogue, gives ids, notes the task durably
-    ...           the broadcaster appends the task's messages to every shard concerned (again after a crash: shards
-                  answer repeats with the first outcome)
-    EndDdl        applies the change to the catalogue and forgets the task
+    ...           the broadcaster appends the task's message to every shard concerned (again after a crash: shards
+                  answer repeats with the first outcome, and a message that is applied twice changes nothing)
+    AckDdl        notes which shards have applied it; with the last one it applies the change to the catalogue and
+                  forgets the task
 
 Invariants
   1. A collection is visible exactly when every shard that holds its rows has its CreateCollection.
   2. A task is forgotten only after every shard concerned has applied its message.
-  3. At most one task is open per collection. What it checked when it began holds until it ends: nothing is named
-     like a collection that is being created, and nothing begins to refer to one that is being dropped.
+  3. Of two changes that conflict (`cluster.resources`) one ends before the other begins. So what a task checked when
+     it began holds until it ends: nothing is named like a collection that is being created, and nothing begins to
+     refer to one that is being dropped.
   4. `apply` is total: a command that cannot be applied answers Rejected and changes nothing.
 """
 
@@ -26,6 +28,7 @@ from typing import Any, Final
 import cbor2
 
 from cluster.message import Message
+from cluster.resources import Domain, Hold, Holds, Resource, conflict, of_database, of_names
 from index.spec import IndexSpec
 from storage.errors import (
     AliasConflict,
@@ -142,7 +145,26 @@ class Task:
     task_id: int
     kind: str
     collection_id: CollectionId
+    """0 if it is not about one collection."""
     facts: Mapping[str, Any]
+    holds: Holds = ()
+    acked: frozenset[ShardId] = frozenset()
+    """Shards that are known to have applied its message. Not all that have: who finds a task goes by this."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "task_id": self.task_id, "kind": self.kind, "collection_id": self.collection_id, "facts": self.facts,
+            "holds": [[*resource, alone] for resource, alone in self.holds], "acked": sorted(self.acked),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Task:
+        known = dict(data)
+        known["holds"] = tuple(
+            Hold(Resource(Domain(domain), *names), alone) for domain, *names, alone in known["holds"]
+        )
+        known["acked"] = frozenset(known["acked"])
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -241,17 +263,12 @@ class Catalog:
     def aliases_of(self, collection_id: CollectionId) -> list[str]:
         return sorted(alias for (_, alias), found in self.aliases.items() if found == collection_id)
 
-    def task_of(self, collection_id: CollectionId) -> Task | None:
-        """Return the open task of a collection."""
-        return next((task for task in self.tasks.values() if task.collection_id == collection_id), None)
-
-    def open_tasks(self, database: str, name: str) -> list[Task]:
-        """Return the open tasks that concern a collection of this name, or one being created under it."""
-        return [one for one in self.tasks.values() if (one.facts["database"], one.facts["name"]) == (database, name)]
-
-    def is_taken(self, database: str, name: str) -> bool:
-        """Say whether a collection has the name, or is being created under it."""
-        return (database, name) in self.names or bool(self.open_tasks(database, name))
+    def check_free(self, wanted: Holds) -> None:
+        """Raise Conflict if an open task holds what a change needs."""
+        for task in self.tasks.values():
+            if conflict(wanted, task.holds):
+                what = f"collection {task.facts['name']}" if task.facts["name"] else "the cluster"
+                raise Conflict(f"{what} is being changed ({task.kind}); try again")
 
     # changes that concern the catalogue alone
 
@@ -268,7 +285,8 @@ class Catalog:
         del self.names[collection.database, collection.name]
 
     def change(self, message: Message) -> Mapping[str, Any]:
-        """Apply a command of the catalogue alone. Raises BadRequest, having changed nothing."""
+        """Apply a command of the catalogue alone. Raises BadRequest or Conflict, having changed nothing."""
+        self.check_free(holds_of(message))
         match message:
             case CreateDatabase(name, properties):
                 return self._create_database(name, properties)
@@ -285,7 +303,7 @@ class Catalog:
             case RenameCollection():
                 self._rename(message)
             case AlterIndex(database, collection_name, index_name, changed, dropped):
-                owner = self.find(database, collection_name)
+                owner = self.find(database, collection_name, alias=False)
                 index = owner.index(index_name)
                 index = replace(index, properties=altered(index.properties, changed, dropped))
                 self.put(replace(owner, indexes={**owner.indexes, index_name: index}))
@@ -307,9 +325,7 @@ class Catalog:
             raise InvalidParameter("can not drop default database")
         if name not in self.databases:
             return {}
-        if any(owner == name for owner, _ in self.names) or any(
-            task.facts.get("database") == name for task in self.tasks.values()
-        ):
+        if any(owner == name for owner, _ in self.names):
             raise InvalidParameter(f"database:{name} not empty, must drop all collections before drop database")
         del self.databases[name]
         return {}
@@ -317,10 +333,7 @@ class Catalog:
     def _create_alias(self, database: str, name: str, alias: str, move: bool) -> None:
         check_name(alias, "alias")
         collection = self.find(database, name, alias=False)
-        task = self.task_of(collection.collection_id)
-        if task is not None and task.kind == "drop_collection":
-            raise Conflict(f"collection {name} is being dropped")
-        if self.is_taken(database, alias):
+        if (database, alias) in self.names:
             raise AliasConflict(f"alias and collection name conflict[database={database}][alias={alias}]")
         known = self.aliases.get((database, alias))
         if move and known is None:
@@ -338,12 +351,10 @@ class Catalog:
         collection = self.find(message.database, message.name, alias=False)
         self.database(message.new_database)
         target = (message.new_database, message.new_name)
-        if self.is_taken(*target) or target in self.aliases:
+        if target in self.names or target in self.aliases:
             raise InvalidParameter(f"duplicated new collection name {message.new_name} in database {target[0]}")
         if message.new_database != message.database and self.aliases_of(collection.collection_id):
             raise InvalidParameter("fail to rename db name, must drop all aliases of this collection before rename")
-        if self.task_of(collection.collection_id) is not None:
-            raise InvalidParameter(f"collection {message.name} is being changed; rename it afterwards")
         del self.names[message.database, message.name]
         self.put(replace(collection, database=message.new_database, name=message.new_name))
 
@@ -364,7 +375,7 @@ class Catalog:
             "databases": [asdict(one) for one in self.databases.values()],
             "collections": [one.to_dict() for one in self.collections.values()],
             "aliases": [[database, alias, found] for (database, alias), found in self.aliases.items()],
-            "tasks": [asdict(task) for task in self.tasks.values()],
+            "tasks": [task.to_dict() for task in self.tasks.values()],
         }
         return cbor2.dumps(data)
 
@@ -377,8 +388,22 @@ class Catalog:
         for one in data["collections"]:
             catalog.put(Collection.from_dict(one))
         catalog.aliases = {(database, alias): found for database, alias, found in data["aliases"]}
-        catalog.tasks = {one["task_id"]: Task(**one) for one in data["tasks"]}
+        catalog.tasks = {one["task_id"]: Task.from_dict(one) for one in data["tasks"]}
         return catalog
+
+
+def holds_of(message: Message) -> Holds:
+    """Return what a command of the catalogue alone holds while it is applied; nothing if it is none of them."""
+    match message:
+        case CreateDatabase(database) | DropDatabase(database) | AlterDatabase(database):
+            return of_database(database)
+        case CreateAlias(database, name, alias):
+            return of_names((database, name), (database, alias))
+        case DropAlias(database, name) | AlterIndex(database, name):
+            return of_names((database, name))
+        case RenameCollection(database, name, new_database, new_name):
+            return of_names((database, name), (new_database, new_name))
+    return ()
 
 
 def altered(known: Mapping[str, str], changed: Mapping[str, str], dropped: Sequence[str]) -> dict[str, str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import cbor2
 
 from cluster.catalog import Catalog
-from cluster.ddl import BeginDdl, EndDdl, begin, end
+from cluster.ddl import AckDdl, BeginDdl, acknowledge, begin
+from cluster.idempotency import CloseKey, KeyedStep, Keys, OpenKey
+from cluster.jobs import BeginCompaction, CompactedShard, Jobs
 from cluster.machine import FrozenMachine, StateMachine
 from cluster.membership import FormCluster, Membership
 from cluster.message import Message
+from cluster.parse import check_values
 from storage.types import Tick
 
 CONTROL_GROUP: Final = 0
@@ -27,10 +30,13 @@ class FrozenControl:
     catalog: Catalog
     cluster_id: str
     membership: Membership
+    keys: Keys
+    jobs: Jobs
 
     def to_bytes(self) -> bytes:
         plain: dict[str, Any] = {"catalog": self.catalog.to_bytes(), "cluster_id": self.cluster_id}
         plain["membership"] = self.membership.to_plain()
+        plain["keys"], plain["jobs"] = self.keys.to_plain(), self.jobs.to_plain()
         return cbor2.dumps({**self.machine.to_plain(), **plain})
 
 
@@ -43,20 +49,34 @@ class Control(StateMachine):
         self.cluster_id = ""
         """Empty until the first leader has given one; a node without peers needs none."""
         self.membership = Membership()
+        self.keys = Keys()
+        self.jobs = Jobs()
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
+        check_values(message, message.kind)
         match message:
             case BeginDdl():
                 task = begin(self.catalog, message, tick)
-                return {} if task is None else {"task": asdict(task)}
-            case EndDdl(task_id):
-                end(self.catalog, task_id)
+                return {} if task is None else {"task": task.task_id}
+            case AckDdl():
+                acknowledge(self.catalog, message)
                 return {}
             case FormCluster():
                 if not self.cluster_id:  # the first one stays
                     self.membership.form(message, self.catalog.shard_count)
                     self.cluster_id = message.cluster_id
                 return {"cluster_id": self.cluster_id}
+            case OpenKey():
+                return self.keys.open(message, tick)
+            case KeyedStep():
+                return self.keys.step(message, lambda command: self._execute(command, b"", tick))
+            case CloseKey():
+                return self.keys.close(message)
+            case BeginCompaction():
+                return self.jobs.begin(self.catalog, message)
+            case CompactedShard():
+                self.jobs.done(message)
+                return {}
             case _:
                 changed = self.membership.change(message)
                 return self.catalog.change(message) if changed is None else changed
@@ -67,7 +87,12 @@ class Control(StateMachine):
         term, reset_log  see FrozenMachine
         """
         return FrozenControl(
-            self.freeze_machine(term, reset_log=reset_log), self.catalog.copy(), self.cluster_id, self.membership.copy()
+            self.freeze_machine(term, reset_log=reset_log),
+            self.catalog.copy(),
+            self.cluster_id,
+            self.membership.copy(),
+            self.keys.copy(),
+            self.jobs.copy(),
         )
 
     def checkpoint(self) -> bytes:
@@ -82,4 +107,5 @@ class Control(StateMachine):
         control.catalog = Catalog.from_bytes(data["catalog"])
         control.cluster_id = data["cluster_id"]
         control.membership = Membership.from_plain(data["membership"])
+        control.keys, control.jobs = Keys.from_plain(data["keys"]), Jobs.from_plain(data["jobs"])
         return control

@@ -1,14 +1,17 @@
 """Changes of the catalogue that shards must see too: one class per kind, with its three moments.
 
-`begin` checks the request against the catalogue and returns the facts of the task, or None if there is nothing to do
-(a repeat of something that is so already succeeds). `messages` says what each shard must be told. `end` changes the
-catalogue. `begin` runs while no other task of the collection is open, so what it checked still holds at `end`.
+`open` checks the request against the catalogue and returns the facts of the task, or None if there is nothing to do
+(a repeat of something that is so already succeeds). `message` says what each shard must be told. `end` changes the
+catalogue. A task holds its resources (`cluster.resources`), so what it checked still holds when it ends.
 Answers that clients compare follow Milvus 2.6.
+
+A request comes from another node, perhaps of another version: what is not as it should be is refused like anything
+else that a client may get wrong, and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -34,11 +37,14 @@ from cluster.message import (
     LoadCollection,
     Message,
     ReleaseCollection,
+    SealAll,
     TruncateCollection,
 )
-from storage.errors import CollectionLimit, Conflict, FieldNotFound, IndexConflict, IndexNotFound, InvalidParameter
+from cluster.parse import asked, check_values, parse_field, parse_index, parse_new_schema
+from cluster.resources import WHOLE_CLUSTER, Holds, of_names
+from storage.errors import BadRequest, CollectionLimit, FieldNotFound, IndexConflict, IndexNotFound, InvalidParameter
 from storage.evolution import DYNAMIC_PROPERTY, with_dynamic_field, with_field, with_field_params, without_field
-from storage.schema import CollectionSchema, FieldSchema, check_name
+from storage.schema import SHARDS_MAX, CollectionSchema, check_name
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
 Facts = Mapping[str, Any]
@@ -51,7 +57,7 @@ PROPERTIES_MAX = 256
 
 @dataclass(frozen=True)
 class BeginDdl(Message):
-    """Open a task of this kind; `request` is what its `begin` reads. Answers the task, or an empty answer."""
+    """Open a task of this kind; `request` is what its `open` reads. Answers the task's id, or an empty answer."""
 
     kind = "begin_ddl"
     ddl: str
@@ -59,13 +65,21 @@ class BeginDdl(Message):
     collection: str
     request: Mapping[str, Any]
 
+    @property
+    def holds(self) -> Holds:
+        return KINDS[self.ddl].holds(self.database, self.collection) if self.ddl in KINDS else ()
+
 
 @dataclass(frozen=True)
-class EndDdl(Message):
-    """Close the task: every shard has applied its message."""
+class AckDdl(Message):
+    """These shards have applied the task's message. With the last one the catalogue changes, and the task is over.
 
-    kind = "end_ddl"
+    Repeated, or of a task that is over, it changes nothing.
+    """
+
+    kind = "ack_ddl"
     task_id: int
+    shards: Sequence[ShardId]
 
 
 class Ddl:
@@ -73,25 +87,50 @@ class Ddl:
 
     name: ClassVar[str]
 
+    def holds(self, database: str, name: str) -> Holds:
+        return of_names((database, name))
+
+    def open(self, catalog: Catalog, message: BeginDdl, tick: Tick) -> tuple[CollectionId, Facts] | None:
+        target = self.target(catalog, message.database, message.collection)
+        facts = None if target is None else self.begin(catalog, target, message.request)
+        return None if target is None or facts is None else (target.collection_id, facts)
+
     def target(self, catalog: Catalog, database: str, name: str) -> Collection | None:
         return catalog.find(database, name, alias=False)
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
         raise NotImplementedError  # every kind says what it checks
+
+    def shards(self, catalog: Catalog, task: Task) -> Iterable[ShardId]:
+        return catalog.collections[task.collection_id].shards
 
     def message(self, collection_id: CollectionId, facts: Facts) -> Message:
         raise NotImplementedError  # every kind says what shards are told
+
+    def close(self, catalog: Catalog, task: Task) -> None:
+        self.end(catalog, catalog.collections[task.collection_id], task.facts)
 
     def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
         """Change the catalogue; by default there is nothing to change."""
 
 
 class _CreateCollection(Ddl):
+    """With its indexes, and loaded if that is asked for: it is there as a whole, or not."""
+
     name = "create_collection"
 
-    def begin_new(self, catalog: Catalog, database: str, name: str, request: Facts, tick: Tick) -> Facts | None:
+    def open(self, catalog: Catalog, message: BeginDdl, tick: Tick) -> tuple[CollectionId, Facts] | None:
+        database, name, request = message.database, message.collection, message.request
         check_new_collection_name(catalog, database, name)
-        check_properties(request["properties"])
+        schema = parse_new_schema(asked(request, "schema", "Mapping[str, Any]"))
+        shards = asked(request, "shards", "int")
+        if not 1 <= shards <= SHARDS_MAX:
+            raise InvalidParameter(f"invalid shards number: {shards}, should be in range [1, {SHARDS_MAX}]")
+        properties = asked(request, "properties", "Mapping[str, str]")
+        check_properties(properties)
+        partitions = asked(request, "partitions", "Sequence[str]")
+        if not 1 <= len(partitions) <= PARTITIONS_MAX:
+            raise InvalidParameter(f"there are {len(partitions)} partitions, should be in range [1, {PARTITIONS_MAX}]")
         known = catalog.names.get((database, name))
         if known is not None:
             if _same_parameters(catalog.collections[known], request):
@@ -100,22 +139,40 @@ class _CreateCollection(Ddl):
         if len(catalog.collections) >= COLLECTIONS_MAX:
             raise CollectionLimit(f"exceeded the limit number of collections[limit={COLLECTIONS_MAX}]")
         collection_id = CollectionId(catalog.fresh_id())
-        shards = tuple(ShardId((collection_id + channel) % catalog.shard_count) for channel in range(request["shards"]))
-        partitions = {one: PartitionId(catalog.fresh_id()) for one in request["partitions"]}
         created = Collection(
-            collection_id, database, name, CollectionSchema.from_dict(request["schema"]), shards, partitions,
-            request["description"], request["consistency"], dict(request["properties"]), created_tick=tick,
+            collection_id, database, name, schema,
+            tuple(ShardId((collection_id + channel) % catalog.shard_count) for channel in range(shards)),
+            {check_name(one, "partition"): PartitionId(catalog.fresh_id()) for one in partitions},
+            asked(request, "description", "str"), asked(request, "consistency", "str"), dict(properties),
+            created_tick=tick,
         )  # fmt: skip
-        return {"database": database, "collection": created.to_dict()}
+        for plain in asked(request, "indexes", "Sequence[Mapping[str, Any]]") if "indexes" in request else ():
+            index = _new_index(created, plain)
+            if index is not None:
+                index = replace(index, index_id=IndexId(catalog.fresh_id()))
+                created = replace(created, indexes={**created.indexes, index.name: index})
+        if "load" in request and asked(request, "load", "bool"):
+            check_indexed(created)
+            created = replace(created, loaded=None)
+        return collection_id, {"collection": created.to_dict()}
+
+    def shards(self, catalog: Catalog, task: Task) -> Iterable[ShardId]:
+        shards: Sequence[ShardId] = task.facts["collection"]["shards"]
+        return shards
 
     def message(self, collection_id: CollectionId, facts: Facts) -> Message:
         created = facts["collection"]
         return CreateCollection(
-            collection_id, created["schema"], sorted(created["partitions"].values()), created["properties"]
+            collection_id,
+            created["schema"],
+            sorted(created["partitions"].values()),
+            created["properties"],
+            [(one["index_id"], one["field_id"], one["spec"]) for one in created["indexes"].values()],
+            created["loaded"] is None,
         )
 
-    def end_new(self, catalog: Catalog, facts: Facts) -> None:
-        catalog.put(Collection.from_dict(facts["collection"]))
+    def close(self, catalog: Catalog, task: Task) -> None:
+        catalog.put(Collection.from_dict(task.facts["collection"]))
 
 
 class _DropCollection(Ddl):
@@ -128,7 +185,7 @@ class _DropCollection(Ddl):
         known = catalog.names.get((database, name))
         return None if known is None else catalog.collections[known]
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
         aliases = catalog.aliases_of(target.collection_id)
         if aliases:
             raise InvalidParameter(
@@ -147,7 +204,7 @@ class _DropCollection(Ddl):
 class _Truncate(Ddl):
     name = "truncate_collection"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
         return {"number": catalog.fresh_id()}
 
     def message(self, collection_id: CollectionId, facts: Facts) -> Message:
@@ -159,8 +216,8 @@ class _Alter(Ddl):
 
     name = "alter_collection"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        changed = dict(request["changed"])
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        changed = dict(asked(request, "changed", "Mapping[str, str]"))
         schema = None
         dynamic = changed.pop(DYNAMIC_PROPERTY, None)
         if dynamic is not None:
@@ -170,7 +227,7 @@ class _Alter(Ddl):
                 schema = with_dynamic_field(target.schema)
             elif target.schema.dynamic is not None:
                 raise InvalidParameter("dynamic schema cannot supported to be disabled: rows have keys that need it")
-        properties = altered(target.properties, changed, request["dropped"])
+        properties = altered(target.properties, changed, asked(request, "dropped", "Sequence[str]"))
         check_properties(properties)
         facts: dict[str, Any] = {"properties": properties}
         if schema is not None and schema is not target.schema:
@@ -191,7 +248,7 @@ class _Alter(Ddl):
 class _Evolve(_Alter):
     """Base of the changes of one field: the properties stay, the schema gets its next version."""
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
         schema = self.next_schema(target.schema, request)
         if schema is target.schema:
             return None
@@ -205,7 +262,7 @@ class _AddField(_Evolve):
     name = "add_field"
 
     def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
-        return with_field(schema, FieldSchema.from_dict(request["field"]))
+        return with_field(schema, parse_field(asked(request, "field", "Mapping[str, Any]")))
 
 
 class _DropField(_Evolve):
@@ -214,21 +271,23 @@ class _DropField(_Evolve):
     name = "drop_field"
 
     def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
-        return without_field(schema, request["field_name"], request["field_id"])
+        return without_field(schema, asked(request, "field_name", "str"), asked(request, "field_id", "int"))
 
 
 class _AlterField(_Evolve):
     name = "alter_field"
 
     def next_schema(self, schema: CollectionSchema, request: Facts) -> CollectionSchema:
-        return with_field_params(schema, request["field_name"], request["params"])
+        return with_field_params(
+            schema, asked(request, "field_name", "str"), asked(request, "params", "Mapping[str, str]")
+        )
 
 
 class _CreatePartition(Ddl):
     name = "create_partition"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        name = check_name(request["partition"], "partition")
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        name = check_name(asked(request, "partition", "str"), "partition")
         if target.schema.partition_key is not None:
             raise InvalidParameter("disable create partition if partition key mode is used")
         if name in target.partitions:
@@ -248,8 +307,8 @@ class _CreatePartition(Ddl):
 class _DropPartition(Ddl):
     name = "drop_partition"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        name = request["partition"]
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        name = asked(request, "partition", "str")
         if name == DEFAULT_PARTITION:
             raise InvalidParameter("default partition cannot be deleted")
         if target.schema.partition_key is not None:
@@ -271,21 +330,9 @@ class _DropPartition(Ddl):
 class _CreateIndex(Ddl):
     name = "create_index"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        asked = IndexDef(IndexId(0), **request["index"])
-        if asked.field_id not in target.schema.by_id:
-            raise FieldNotFound(f"field {asked.field_name} not exist: it was dropped")
-        known = target.index_on(asked.field_name)
-        if known is not None:
-            if (known.name, known.spec) == (asked.name, asked.spec):
-                return None
-            raise IndexConflict(
-                f"CreateIndex failed: at most one distinct index is allowed per field: {asked.field_name} has "
-                f"{known.name} ({known.index_type}, {known.metric_type}); drop it first"
-            )
-        if asked.name in target.indexes:
-            raise IndexConflict(f"CreateIndex failed: index name {asked.name} is used by another field")
-        return {"index": asdict(replace(asked, index_id=IndexId(catalog.fresh_id())))}
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        index = _new_index(target, asked(request, "index", "Mapping[str, Any]"))
+        return None if index is None else {"index": asdict(replace(index, index_id=IndexId(catalog.fresh_id())))}
 
     def message(self, collection_id: CollectionId, facts: Facts) -> Message:
         index = facts["index"]
@@ -299,10 +346,10 @@ class _CreateIndex(Ddl):
 class _DropIndex(Ddl):
     name = "drop_index"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        index = target.indexes.get(request["index_name"])
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        index = target.indexes.get(asked(request, "index_name", "str"))
         if index is None:
-            raise IndexNotFound(request["index_name"])
+            raise IndexNotFound(asked(request, "index_name", "str"))
         if target.is_loaded:
             raise InvalidParameter(
                 f"vector index cannot be dropped on loaded collection: {target.collection_id}; release it first"
@@ -320,13 +367,9 @@ class _DropIndex(Ddl):
 class _Load(Ddl):
     name = "load"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        missing = [one.name for one in target.schema.vectors if target.index_on(one.name) is None]
-        if missing:
-            raise InvalidParameter(
-                f"there is no vector index on field: [{', '.join(missing)}], please create index firstly"
-            )
-        wanted = [target.partition(name) for name in request["partitions"]]
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        check_indexed(target)
+        wanted = [target.partition(name) for name in asked(request, "partitions", "Sequence[str]")]
         if target.loaded is None or (wanted and target.loaded.issuperset(wanted)):
             return None
         return {"partitions": wanted or None}
@@ -343,8 +386,8 @@ class _Load(Ddl):
 class _Release(Ddl):
     name = "release"
 
-    def begin(self, catalog: Catalog, target: Collection, request: Facts, tick: Tick) -> Facts | None:
-        unwanted = [target.partition(name) for name in request["partitions"]]
+    def begin(self, catalog: Catalog, target: Collection, request: Facts) -> Facts | None:
+        unwanted = [target.partition(name) for name in asked(request, "partitions", "Sequence[str]")]
         if not target.is_loaded:
             return None
         return {"partitions": unwanted or None}
@@ -354,6 +397,27 @@ class _Release(Ddl):
 
     def end(self, catalog: Catalog, target: Collection, facts: Facts) -> None:
         catalog.put(replace(target, loaded=released(target.loaded, target.partitions.values(), facts["partitions"])))
+
+
+class _FlushAll(Ddl):
+    """Seals what grows in every collection, at one position of each shard. Nothing else is changed meanwhile."""
+
+    name = "flush_all"
+
+    def holds(self, database: str, name: str) -> Holds:
+        return (WHOLE_CLUSTER,)
+
+    def open(self, catalog: Catalog, message: BeginDdl, tick: Tick) -> tuple[CollectionId, Facts] | None:
+        return CollectionId(0), {}
+
+    def shards(self, catalog: Catalog, task: Task) -> Iterable[ShardId]:
+        return (ShardId(number) for number in range(catalog.shard_count))
+
+    def message(self, collection_id: CollectionId, facts: Facts) -> Message:
+        return SealAll()
+
+    def close(self, catalog: Catalog, task: Task) -> None:
+        """There is nothing to change."""
 
 
 def released(
@@ -369,7 +433,7 @@ KINDS: Mapping[str, Ddl] = {
     one.name: one
     for one in (
         *(_CreateCollection(), _DropCollection(), _Truncate(), _Alter(), _AddField(), _DropField(), _AlterField()),
-        *(_CreatePartition(), _DropPartition(), _CreateIndex(), _DropIndex(), _Load(), _Release()),
+        *(_CreatePartition(), _DropPartition(), _CreateIndex(), _DropIndex(), _Load(), _Release(), _FlushAll()),
     )
 }
 
@@ -378,46 +442,77 @@ def begin(catalog: Catalog, message: BeginDdl, tick: Tick) -> Task | None:
     """Open the task, or return None if nothing is to be done. Raises BadRequest or Conflict, changing nothing."""
     ddl = KINDS.get(message.ddl)
     if ddl is None:
-        raise InvalidParameter(f"unknown change of the catalogue: {message.ddl}")
+        raise InvalidParameter(f"unknown change of the catalogue: {message.ddl[:80]}")
     catalog.database(message.database)
-    for task in catalog.open_tasks(message.database, message.collection):
-        raise Conflict(f"collection {message.collection} is being changed ({task.kind}); try again")
-    facts: Facts | None
-    if isinstance(ddl, _CreateCollection):
-        facts = ddl.begin_new(catalog, message.database, message.collection, message.request, tick)
-        collection_id = None if facts is None else facts["collection"]["collection_id"]
-    else:
-        target = ddl.target(catalog, message.database, message.collection)
-        facts = None if target is None else ddl.begin(catalog, target, message.request, tick)
-        collection_id = None if target is None else target.collection_id
-    if facts is None or collection_id is None:
+    catalog.check_free(message.holds)
+    first_id = catalog.next_id
+    try:
+        opened = ddl.open(catalog, message, tick)
+    except BadRequest:
+        catalog.next_id = first_id
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        catalog.next_id = first_id
+        raise InvalidParameter(f"not a request of {message.ddl}: {error!r}") from error
+    if opened is None:
         return None
+    collection_id, facts = opened
     where = {"database": message.database, "name": message.collection}
-    task = Task(catalog.fresh_id(), message.ddl, CollectionId(collection_id), {**facts, **where})
+    task = Task(catalog.fresh_id(), message.ddl, collection_id, {**facts, **where}, message.holds)
     catalog.tasks[task.task_id] = task
     return task
 
 
 def messages(catalog: Catalog, task: Task) -> list[tuple[ShardId, Message]]:
     """Return what each shard concerned must be told, one message a shard."""
-    if task.kind == _CreateCollection.name:
-        shards: Sequence[ShardId] = task.facts["collection"]["shards"]
-    else:
-        shards = catalog.collections[task.collection_id].shards
-    message = KINDS[task.kind].message(task.collection_id, task.facts)
-    return [(shard, message) for shard in sorted(set(shards))]
+    ddl = KINDS[task.kind]
+    message = ddl.message(task.collection_id, task.facts)
+    return [(shard, message) for shard in sorted(set(ddl.shards(catalog, task)))]
 
 
-def end(catalog: Catalog, task_id: int) -> None:
-    """Apply the change and forget the task; a task that is forgotten already is done already."""
-    task = catalog.tasks.pop(task_id, None)
+def acknowledge(catalog: Catalog, message: AckDdl) -> None:
+    """Note which shards are told; when all are, apply the change and forget the task."""
+    task = catalog.tasks.get(message.task_id)
     if task is None:
         return
+    acked = task.acked.union(message.shards)
     ddl = KINDS[task.kind]
-    if isinstance(ddl, _CreateCollection):
-        ddl.end_new(catalog, task.facts)
+    if acked.issuperset(ddl.shards(catalog, task)):
+        del catalog.tasks[task.task_id]
+        ddl.close(catalog, task)
     else:
-        ddl.end(catalog, catalog.collections[task.collection_id], task.facts)
+        catalog.tasks[task.task_id] = replace(task, acked=acked)
+
+
+def check_indexed(target: Collection) -> None:
+    """Raise InvalidParameter unless every vector has an index, as a collection that is loaded must."""
+    missing = [one.name for one in target.schema.vectors if target.index_on(one.name) is None]
+    if missing:
+        raise InvalidParameter(
+            f"there is no vector index on field: [{', '.join(missing)}], please create index firstly"
+        )
+
+
+def _new_index(target: Collection, plain: Mapping[str, Any]) -> IndexDef | None:
+    """Return the index as it is asked for, without an id; None if the collection has it. Raises BadRequest."""
+    wanted = IndexDef(IndexId(0), **plain)
+    check_values(wanted)
+    check_name(wanted.name, "index")
+    field = target.schema.by_id.get(wanted.field_id)
+    if field is None or field.name != wanted.field_name:
+        raise FieldNotFound(f"field {wanted.field_name} not exist: it was dropped")
+    parse_index(wanted.spec)
+    known = target.index_on(wanted.field_name)
+    if known is not None:
+        if (known.name, known.spec) == (wanted.name, wanted.spec):
+            return None
+        raise IndexConflict(
+            f"CreateIndex failed: at most one distinct index is allowed per field: {wanted.field_name} has "
+            f"{known.name} ({known.index_type}, {known.metric_type}); drop it first"
+        )
+    if wanted.name in target.indexes:
+        raise IndexConflict(f"CreateIndex failed: index name {wanted.name} is used by another field")
+    return wanted
 
 
 def check_properties(properties: Mapping[str, str]) -> None:

@@ -7,7 +7,8 @@ still be an answer: applying an entry that raises would stop every replica of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import fields, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from index.spec import IndexSpec
 from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, BatchDamaged, Column, ScalarColumn, StringColumn
 from storage.errors import BadPrimaryKey, BadRow, InvalidParameter
 from storage.key_lookup import Keys
-from storage.schema import CollectionSchema, DataType, FieldSchema
+from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
 from storage.segment_files import BlobFiles, SegmentFiles
-from storage.types import PartitionId
+from storage.types import FieldId, PartitionId
 
 T = TypeVar("T")
 
@@ -85,6 +86,79 @@ def parse_segment_files(plain: Any) -> SegmentFiles:
 def parse_blob_files(plain: Any) -> BlobFiles:
     """Return the files of which this is `to_dict()`. Raises InvalidParameter."""
     return _parse("list of an index's chunks", BlobFiles.from_dict, plain)
+
+
+def parse_field(plain: Any) -> FieldSchema:
+    """Return the field of which this is `to_dict()`. Raises InvalidParameter."""
+    found = _parse("field", FieldSchema.from_dict, plain)
+    check_values(found)
+    return found
+
+
+def parse_new_schema(plain: Any) -> CollectionSchema:
+    """Return the schema like `parse_schema`, checked in all its values: nothing has been made of it yet."""
+    found = parse_schema(plain)
+    check_values(found)
+    for one in found.fields:
+        check_values(one)
+    given = [replace(one, id=FieldId(0)) for one in found.fields if not one.dynamic]
+    if make_schema(given, dynamic=found.dynamic is not None) != found:
+        raise InvalidParameter("the schema of a new collection is as it was made: version 1, ids in order")
+    return found
+
+
+def check_values(one: Any, what: str = "") -> None:
+    """Raise InvalidParameter, naming the field, unless a dataclass's values are of the kinds that it declares."""
+    for declared in fields(one):
+        _checked(what or type(one).__name__, declared.name, getattr(one, declared.name), str(declared.type))
+
+
+def asked(request: Mapping[str, Any], name: str, kind: str) -> Any:
+    """Return what a request says under a name. Raises InvalidParameter unless it is of this kind."""
+    if name not in request:
+        raise InvalidParameter(f"the request says nothing of {name}")
+    return _checked("the request", name, request[name], kind)
+
+
+def _checked(what: str, name: str, value: Any, kind: str) -> Any:
+    if kind in _KINDS and not _KINDS[kind](value):
+        raise InvalidParameter(f"{what}: {name} is {str(value)[:80]!r}, which is no {kind}")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(check(one) for one in value)
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+_KINDS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "str": _is_text,
+    "bool": _is_truth,
+    **dict.fromkeys(("int", "Position", "ShardId", "CollectionId", "FieldId", "PartitionId", "IndexId"), _is_number),
+    "Sequence[str]": _all(_is_text),
+    "Sequence[Any]": _all(lambda value: True),
+    **dict.fromkeys(("Sequence[int]", "Sequence[ShardId]"), _all(_is_number)),
+    "Mapping[str, Any]": _is_map,
+    "Mapping[str, str]": lambda value: _is_map(value) and all(_is_text(one) for one in value.values()),
+    "Sequence[Mapping[str, Any]]": _all(_is_map),
+    "bool | int | float | str | None": lambda value: value is None or isinstance(value, bool | int | float | str),
+}
+"""A declaration -> whether a value, as it comes out of the log, is of that kind. Others are not looked at."""
 
 
 def _parse(what: str, read: Callable[[Any], T], plain: Any) -> T:

@@ -45,6 +45,7 @@ from cluster.message import (
     Message,
     ReleaseCollection,
     Seal,
+    SealAll,
     TruncateCollection,
 )
 from cluster.parse import (
@@ -222,17 +223,18 @@ class Shard(StateMachine):
                 return {"rows": self._delete(state, parse_keys(keys, state.schema), tick, partitions)}
             case Seal(collection_id, segments):
                 return self._seal(collection_id, segments)
+            case SealAll():
+                for collection_id in self.collections:
+                    self._seal(collection_id, None)
             case Flushed(collection_id, segment_id, files):
                 return self._flushed(collection_id, segment_id, files)
             case Indexed():
                 return self._indexed(message)
             case Compacted():
                 return self._compacted(message)
-            case CreateCollection(collection_id, schema, partition_ids, properties):
-                if collection_id not in self.collections:
-                    self.collections[collection_id] = CollectionState(
-                        collection_id, parse_schema(schema), set(partition_ids), dict(properties)
-                    )
+            case CreateCollection():
+                if message.collection_id not in self.collections:
+                    self.collections[message.collection_id] = _new_state(message)
             case DropCollection(collection_id):
                 dropped = self.collections.pop(collection_id, None)
                 if dropped is not None:
@@ -513,3 +515,16 @@ class Shard(StateMachine):
         saved = self.saved_deletes.pop(segment_id, None)
         if saved is not None:
             self.forget(saved.digests)
+
+
+def _new_state(message: CreateCollection) -> CollectionState:
+    """Return a collection that has just come to be."""
+    indexes = [ShardIndex(index_id, field_id, parse_index(spec)) for index_id, field_id, spec in message.indexes]
+    return CollectionState(
+        message.collection_id,
+        parse_schema(message.schema),
+        set(message.partitions),
+        dict(message.properties),
+        {one.index_id: one for one in indexes},
+        None if message.load else frozenset(),
+    )

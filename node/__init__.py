@@ -71,10 +71,11 @@ checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken f
       <- storage.merging                            one answer of several nodes
       <- scores and rows <- replies                 large replies are encoded on a thread
 
-**A change of the catalogue** that shards must see (a collection, a partition, an index): `Node.ddl` proposes its
-beginning to the control group, its messages to the shards, its end to the control group. A crash in between leaves a
-task, which the next start finishes. Shards so have a new schema before the catalogue: until the change ends, inserts
-that they refuse wait (`write.py`), and reads are by the catalogue's schema, whatever a replica has (`read.py`).
+**A change of the catalogue** waits at the leader of the control group until nothing that conflicts with it is under way
+(`key_locks.py`). One that shards must see too (a collection, a partition, an index) is a task: `broadcaster.py` has it
+noted by the control group, tells every shard, and has it closed. A crash in between leaves the task, which the next
+leader finishes. Shards so have a new schema before the catalogue: until the change ends, inserts that they refuse wait
+(`write.py`), and reads are by the catalogue's schema, whatever a replica has (`read.py`).
 
 **Invariants**
   1. A write is acknowledged after it is durable here and applied, never before.

@@ -1,37 +1,85 @@
-"""The broadcaster: changes of the catalogue that shards must see, carried through by whoever leads the control group.
+"""The broadcaster: changes of the catalogue, in order and to the end, by whoever leads the control group.
 
-A change is a task: begun in the catalogue, told to every shard concerned, ended in the catalogue (`cluster.ddl`). Once
-begun it is carried through even if its caller goes away, or the leader: the next one goes on where the catalogue says
-that it was.
+A change that shards must see is a task (`cluster.ddl`). It goes through these steps, each of which a crash may be the
+last of:
+
+    1 holds       what it needs is held (`cluster.resources`); others wait here for their turn
+    2 opened      checked, and noted in the control group: from here on it is carried through, whoever dies
+    3 tells       a shard is about to be told; all are told at once
+    4 told        a shard has applied its message
+    5 tells all   all shards have
+    6 closed      the control group has changed the catalogue and forgotten the task, in one command
+    7 let go      what was held is free again, the caller is about to be answered
+
+Shards know the repeat of a message, and one that is applied again all the same changes nothing. So a new leader tells
+every shard of which it is not noted that it was told; that is noted early only if others keep the task open. The open
+tasks hold what they need in the control group's state: no conflicting change can be noted before they are closed, nor
+does a new leader take one on that would have to be refused. Changes of the catalogue alone are one command and no task,
+but wait for their turn all the same.
+
+It also sees to it that the shards do the compactions that clients asked for (`cluster.jobs`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Coroutine, Mapping
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from cluster.catalog import Catalog, Task
+from cluster.catalog import Catalog, Task, holds_of
 from cluster.control import CONTROL_GROUP, Control
-from cluster.ddl import BeginDdl, EndDdl, messages
+from cluster.ddl import AckDdl, BeginDdl, messages
+from cluster.idempotency import KeyedStep
+from cluster.jobs import CompactedShard, Job
 from cluster.machine import Rejected
 from cluster.membership import FormCluster
 from cluster.message import Message
+from cluster.parse import check_values
 from cluster.raft import NotLeader
+from cluster.resources import Holds
 from node.calls import Mesh
 from node.clock import Clock
 from node.group import GroupHost
+from node.key_locks import KeyLocks
 from node.route import Dice, Router
 from node.settings import Settings
-from storage.errors import AnnulusError, OutcomeUnknown
+from storage.errors import AnnulusError, NoLeader, OutcomeUnknown, error_from
 from storage.types import Position, ShardId
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-ROLE_RETRY_S: Final = 0.5
-"""How long an interrupted change that cannot go on waits for its next attempt."""
+TURN_S: Final = 10.0
+"""How long a change waits for others that hold what it needs."""
+RETRY_S_MIN: Final = 0.1
+RETRY_S_MAX: Final = 5.0
+"""Between attempts at what a task or a job cannot go on without."""
+ACK_S: Final = 0.5
+"""How long shards that are done wait for the others until it is noted that they are."""
+COMPACT_METHOD: Final = "shard/compact"
+COMPACT_S_MAX: Final = 3_600.0
+
+
+class Step(StrEnum):
+    """How far a change is; see above."""
+
+    HOLDS = "1 holds"
+    OPENED = "2 opened"
+    TELLS = "3 tells"
+    TOLD = "4 told"
+    TELLS_ALL = "5 tells all"
+    CLOSED = "6 closed"
+    LETS_GO = "7 lets go"
+
+
+class Carried(NamedTuple):
+    """A change that was made: what it answered, and the position at which the catalogue has it."""
+
+    outcome: Mapping[str, Any]
+    position: Position
 
 
 class Surroundings(Protocol):
@@ -65,9 +113,13 @@ class Broadcaster:
 
     def __init__(self, node: Home) -> None:
         self._node = node
-        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        self._role: asyncio.Task[None] | None = None
-        """Runs while this node leads the control group."""
+        self._locks = KeyLocks()
+        self._work: set[asyncio.Task[Any]] = set()
+        """All that this node does in the role."""
+        self._troubles: dict[int, str] = {}
+        """Task -> why a shard could not be told yet."""
+        self.on_step: Callable[[Step], None] = lambda step: None
+        """Called at each step of each change: the simulation lets nodes die there."""
         self.settled = asyncio.Event()
         """Set when what predecessors in the role had left open is finished."""
 
@@ -79,59 +131,64 @@ class Broadcaster:
     def _catalog(self) -> Catalog:
         return self._control.machine.catalog
 
-    async def ddl(
-        self,
-        kind: str,
-        database: str,
-        collection: str,
-        request: Mapping[str, Any],
-        *,
-        producer: str = "",
-        sequence: int = 0,
-    ) -> Position:
-        """Carry a change through: begun in the catalogue, told to every shard, ended in the catalogue.
+    async def carry_out(self, message: Message, *, producer: str = "", sequence: int = 0) -> Carried:
+        """Make a change of the catalogue, be it a task or one command.
 
         Runs on the leader of the control group. Once begun it is carried through even if the caller goes away, or this
-        node: repeating it under the same producer and sequence joins it. Returns the position of the control group at
-        which it is done. Raises what `begin` refuses, and NoLeader if another node leads.
+        node: repeating it under the same producer and sequence joins it. Raises what it is refused for; Busy if it did
+        not get its turn, and NotLeader, having changed nothing; OutcomeUnknown if it goes on after the caller's time,
+        or at another leader.
         """
         self._node.check_journal()
-        # Held by whoever waits for it, so it is the same one for all who want to change this collection.
-        lock = self._locks.setdefault((database, collection), asyncio.Lock())
-        async with lock:
-            if not self._control.is_leader:
-                raise NotLeader(CONTROL_GROUP, self._control.leader)
-            for task in self._catalog.open_tasks(database, collection):
-                await self.finish(task)  # which another leader began
-            begin = BeginDdl(kind, database, collection, request)
-            outcome = await self._control.change(begin, producer=producer, sequence=sequence)
-            facts: Any = outcome.get("task")
-            if facts is not None and facts["task_id"] in self._catalog.tasks:
-                finishing = asyncio.get_running_loop().create_task(self.finish(Task(**facts)))
-                self._node.keep(finishing)
-                finishing.add_done_callback(self._note_finished)
-                await asyncio.shield(finishing)
-        return self._control.machine.position
+        if not self._control.is_leader:
+            raise NotLeader(CONTROL_GROUP, self._control.leader)
+        check_values(message, message.kind)
+        wanted, locks = _holds(message), self._locks
+        await locks.acquire(wanted, within_s=TURN_S)
+        carrying = self._start(self._carry_out(message, producer, sequence, locks, wanted))
+        await asyncio.wait({carrying}, timeout=self._node.settings.api.request_timeout_s)
+        if carrying.cancelled():
+            raise OutcomeUnknown("the control group has another leader, which goes on with what was begun")
+        if not carrying.done():
+            why = "; ".join(dict.fromkeys(self._troubles.values())) or "it is slow"
+            raise OutcomeUnknown(f"the change goes on, but takes long: {why}")
+        return carrying.result()
 
     def lead(self, leads: bool) -> None:
         """Begin with the role, anew if it was held already, or give it up."""
-        if self._role is not None:
-            self._role.cancel()
-            self._role = None
+        self._locks.close(NotLeader(CONTROL_GROUP, None))
+        for one in self._work:
+            one.cancel()
+        self._troubles.clear()
         self.settled.clear()
         if leads:
-            self._role = asyncio.get_running_loop().create_task(self._coordinate())
+            self._locks = KeyLocks()
+            for task in self._catalog.tasks.values():  # before anybody else can ask
+                self._locks.take(task.holds)
+            self._start(self._resume())
 
     async def finish(self, task: Task) -> None:
-        """Tell the shards, then end the task; nothing is done for one that has ended."""
+        """Tell the shards that are not known to be told, then close the task; nothing is done for one that is over."""
         if task.task_id not in self._catalog.tasks:
-            return  # somebody else has finished it, and its collection may be gone
-        told = messages(self._catalog, task)
-        await asyncio.gather(*(self.tell(shard_id, message, task) for shard_id, message in told))
-        await self._control.change(EndDdl(task.task_id))
+            return
+        told = [one for one in messages(self._catalog, task) if one[0] not in task.acked]
+        telling = {asyncio.ensure_future(self._tell_to_the_end(*one, task)): one[0] for one in told}
+        try:
+            while telling:
+                done, _ = await asyncio.wait(telling, timeout=ACK_S)
+                acked = [telling.pop(one) for one in done if one.result() is None]
+                if not telling:
+                    self.on_step(Step.TELLS_ALL)
+                if acked:
+                    await self._note(AckDdl(task.task_id, sorted(acked)))
+            self.on_step(Step.CLOSED)
+        finally:
+            self._troubles.pop(task.task_id, None)
+            for one in telling:
+                one.cancel()
 
     async def tell(self, shard_id: ShardId, message: Message, task: Task) -> None:
-        """Return when a shard has applied the task's message, however often it is told."""
+        """Return when a shard has applied the task's message, however often it is told. Raises why it has not."""
         deadline_s = self._node.seams.clock.monotonic_s() + self._node.settings.api.request_timeout_s
         written = await self._node.router.propose(
             shard_id, message, producer=f"task/{task.task_id}", sequence=shard_id, deadline_s=deadline_s
@@ -140,24 +197,94 @@ class Broadcaster:
         if isinstance(written.outcome, Rejected) and written.outcome.code != OutcomeUnknown.code:
             raise written.outcome.error()
 
-    def _note_finished(self, finishing: asyncio.Task[None]) -> None:
-        """See to it that a change goes on which a shard could not be told; whoever asked for it may have gone."""
-        if finishing.cancelled() or finishing.exception() is None:
-            return
-        if self._control.is_leader and (self._role is None or self._role.done()):
-            self.lead(True)  # else the next leader goes on
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do something in the role, whoever asked for it; it ends with the role."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may have gone
+        self._node.keep(task)  # type: ignore[arg-type]
+        return task
 
-    async def _coordinate(self) -> None:
+    async def _carry_out(
+        self, message: Message, producer: str, sequence: int, locks: KeyLocks, wanted: Holds
+    ) -> Carried:
+        try:
+            self.on_step(Step.HOLDS)
+            outcome = await self._control.change(message, producer=producer, sequence=sequence)
+            if isinstance(message, KeyedStep):
+                if "refused" in outcome:
+                    raise error_from(*outcome["refused"])  # type: ignore[misc]
+                outcome = outcome["outcome"]  # type: ignore[assignment]
+            if (task := self._catalog.tasks.get(outcome.get("task"))) is not None:  # type: ignore[call-overload]
+                self.on_step(Step.OPENED)
+                await self.finish(task)
+            if (job := self._control.machine.jobs.known.get(outcome.get("job"))) is not None:  # type: ignore[call-overload]
+                self._start(self._compact(job))
+        finally:
+            locks.release(wanted)
+        self.on_step(Step.LETS_GO)
+        return Carried(outcome, Position(self._control.machine.position))
+
+    async def _resume(self) -> None:
+        """Go on with what the catalogue says is open."""
         if self._node.mesh is not None and not self._control.machine.cluster_id:
             node = self._node.settings.node
             peers = {peer.name: str(peer.address) for peer in sorted(node.peers, key=lambda peer: peer.name)}
             await self._control.change(FormCluster(f"{self._node.seams.dice.getrandbits(64):016x}", peers, node.copies))
-        while self._catalog.tasks:
-            for task in list(self._catalog.tasks.values()):
-                log.info("finishing an interrupted change task=%d kind=%s", task.task_id, task.kind)
-                try:
-                    await self.finish(task)
-                except AnnulusError as error:
-                    log.warning("an interrupted change waits task=%d kind=%s: %s", task.task_id, task.kind, error)
-                    await asyncio.sleep(ROLE_RETRY_S)
+        for job in self._control.machine.jobs.open:
+            self._start(self._compact(job))
+        await asyncio.gather(*(self._finish_open(task, self._locks) for task in list(self._catalog.tasks.values())))
         self.settled.set()
+
+    async def _finish_open(self, task: Task, locks: KeyLocks) -> None:
+        log.info("finishing an interrupted change task=%d kind=%s", task.task_id, task.kind)
+        await self.finish(task)
+        locks.release(task.holds)
+
+    async def _tell_to_the_end(self, shard_id: ShardId, message: Message, task: Task) -> None:
+        self.on_step(Step.TELLS)
+        retry_s = RETRY_S_MIN
+        while True:
+            try:
+                await self.tell(shard_id, message, task)
+            except AnnulusError as error:
+                level = logging.WARNING if error.retriable else logging.ERROR
+                log.log(
+                    level, "a shard is not told task=%d kind=%s shard=%d: %s", task.task_id, task.kind, shard_id, error
+                )
+                self._troubles[task.task_id] = str(error)
+                await asyncio.sleep(retry_s)
+                retry_s = min(RETRY_S_MAX, 2 * retry_s)
+            else:
+                break
+        self.on_step(Step.TOLD)
+
+    async def _note(self, message: Message) -> None:
+        """Have the control group note what is so; ends with the role if it cannot."""
+        while True:
+            try:
+                await self._control.change(message)
+            except NoLeader:
+                await asyncio.sleep(RETRY_S_MIN)  # or until somebody else leads
+            else:
+                return
+
+    async def _compact(self, job: Job) -> None:
+        until_s = self._node.seams.clock.monotonic_s() + COMPACT_S_MAX
+        for shard_id in job.left:
+            asked = {"collection": job.collection_id}
+            try:
+                await self._node.router.ask_leader(COMPACT_METHOD, shard_id, asked, deadline_s=until_s)
+            except AnnulusError as error:
+                log.warning("compaction ends early job=%d shard=%d: %s", job.job_id, shard_id, error)
+            await self._note(CompactedShard(job.job_id, shard_id))
+
+
+def _holds(message: Message) -> Holds:
+    match message:
+        case KeyedStep():
+            return _holds(message.message)
+        case BeginDdl():
+            return message.holds
+    return holds_of(message)

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from cluster.catalog import (
+    DEFAULT_DATABASE,
     DEFAULT_PARTITION,
     AlterDatabase,
     AlterIndex,
@@ -30,12 +31,15 @@ from cluster.catalog import (
     altered,
 )
 from cluster.ddl import check_property_count
+from cluster.idempotency import CloseKey, OpenKey
+from cluster.jobs import BeginCompaction
 from cluster.message import Seal
 from cluster.shard import CollectionState, Shard
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
-from node.calls import Answer as Reply
+from node.broadcaster import COMPACT_METHOD
 from node.node import Node
 from node.read import Reader
+from node.scope import current
 from node.service import (
     CollectionInfo,
     CollectionRequest,
@@ -73,6 +77,7 @@ from storage.errors import (
     SchemaMismatch,
     Unavailable,
     UnsupportedOperation,
+    error_from,
 )
 from storage.filter.compiled import compile_filter
 from storage.schema import SHARDS_MAX, CollectionSchema, FieldSchema, check_name, make_schema
@@ -81,11 +86,8 @@ from storage.types import CollectionId, IndexId, PartitionId, ShardId
 PARTITION_KEY_PARTITIONS_MAX: Final = 1_024
 FACTS_METHOD: Final = "shard/facts"
 FLUSH_METHOD: Final = "shard/flush"
-COMPACT_METHOD: Final = "shard/compact"
-JOB_METHOD: Final = "node/compaction"
 ASK_S: Final = 2.0
 """How long a look at the state of a shard waits for its leader."""
-COMPACT_S_MAX: Final = 3_600.0
 LOOK_S: Final = 0.5
 GONE: Final = (CollectionNotFound, PartitionNotFound)
 MAY_BE_OLD: Final = (*GONE, CollectionNotLoaded, PartitionNotLoaded, FieldNotFound)
@@ -105,23 +107,40 @@ class Database:
         self._router = node.router
         self._reader = Reader(node)
         self._writer = Writer(node, self._reader)
-        self._compactions: dict[int, asyncio.Task[None]] = {}
         for method, function in (
             (FACTS_METHOD, self._facts_here),
             (FLUSH_METHOD, self._flush_here),
             (COMPACT_METHOD, self._compact_here),
         ):
             self._router.on_leader(method, function)
-        if node.mesh is not None:
-            node.mesh.serve(JOB_METHOD, self._serve_job)
+
+    # requests with a key
+
+    async def once(self, key: str, request: str, work: Callable[[], Awaitable[object]]) -> bool:
+        scope = current.get()
+        assert scope is not None, "who names a request waits for its answer"
+        known = (await self._router.control_change(OpenKey(key, request))).get("outcome")
+        if known is not None:
+            outcome = known
+        else:
+            scope.key = key
+            outcome = []
+            try:
+                await work()
+            except BadRequest as error:
+                outcome = [error.code, error.message]
+            outcome = (await self._router.control_change(CloseKey(key, outcome)))["outcome"]
+        if outcome:
+            raise error_from(*outcome)
+        return known is not None
 
     # databases
 
     async def create_database(self, name: str, properties: Mapping[str, str]) -> None:
-        await self._router.control_change(CreateDatabase(name, dict(properties)))
+        await self._router.broadcast(CreateDatabase(name, dict(properties)))
 
     async def drop_database(self, name: str) -> None:
-        await self._router.control_change(DropDatabase(name))
+        await self._router.broadcast(DropDatabase(name))
 
     async def list_databases(self) -> list[str]:
         await self._router.refresh_catalog()
@@ -135,7 +154,7 @@ class Database:
     async def alter_database(self, name: str, changed: Mapping[str, str], dropped: Sequence[str]) -> None:
         await self._router.refresh_catalog()
         check_property_count(altered(self._node.catalog.database(name).properties, changed, dropped))
-        await self._router.control_change(AlterDatabase(name, dict(changed), list(dropped)))
+        await self._router.broadcast(AlterDatabase(name, dict(changed), list(dropped)))
 
     # collections
 
@@ -156,7 +175,7 @@ class Database:
                     f"got {request.partitions}"
                 )
             partitions = [f"{DEFAULT_PARTITION}_{i}" for i in range(request.partitions)]
-        await self._router.ddl(
+        made = await self._router.ddl(
             "create_collection",
             database,
             request.name,
@@ -167,9 +186,13 @@ class Database:
                 "description": request.description,
                 "consistency": str(request.consistency),
                 "properties": dict(request.properties),
+                "indexes": [_plain_index(one) for one in indexes],
+                "load": request.load,
             },
         )
-        for index in indexes:
+        if made:
+            return
+        for index in indexes:  # there was one like it
             await self._router.ddl("create_index", database, request.name, {"index": _plain_index(index)})
         if request.load:
             await self.load(database, request.name)
@@ -209,7 +232,7 @@ class Database:
         )
 
     async def rename_collection(self, database: str, name: str, new_name: str, new_database: str) -> None:
-        await self._router.control_change(RenameCollection(database, name, new_database or database, new_name))
+        await self._router.broadcast(RenameCollection(database, name, new_database or database, new_name))
 
     async def drop_collection(self, database: str, name: str) -> None:
         await self._router.ddl("drop_collection", database, name, {})
@@ -253,22 +276,29 @@ class Database:
 
     async def flush(self, database: str, name: str) -> None:
         found = await self._find(database, name)
-        asked = {"collection": found.collection_id}
-        await asyncio.gather(
-            *(
-                self._router.ask_leader(FLUSH_METHOD, shard_id, asked, self._flush_here)
-                for shard_id in sorted(set(found.shards))
-            )
-        )
+        await self._flush_shards(sorted(set(found.shards)), {"collection": found.collection_id})
+
+    async def flush_all(self) -> None:
+        self._node.check_writable()
+        await self._router.ddl("flush_all", DEFAULT_DATABASE, "", {})
+        shards = range(self._node.catalog.shard_count)
+        await self._flush_shards([ShardId(one) for one in shards], {"collection": None})
+
+    async def _flush_shards(self, shards: Sequence[ShardId], asked: Mapping[str, Any]) -> None:
+        await asyncio.gather(*(self._router.ask_leader(FLUSH_METHOD, one, asked) for one in shards))
 
     async def _flush_here(self, shard_id: ShardId, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Seal the collection in a shard that this node leads; return when all that is sealed is in chunks."""
+        """Seal a collection in a shard that this node leads; return when all that is sealed of it is in chunks.
+
+        Without a collection: seal nothing more, and wait for all of them.
+        """
         self._node.check_writable()
         host = self._node.shards[shard_id]
-        collection_id = CollectionId(asked["collection"])
+        collection_id = asked["collection"]
         waiting = _unflushed(host.machine, collection_id)
-        outcome = await host.change(Seal(collection_id, None))
-        waiting |= set(_ids(outcome["segments"]))
+        if collection_id is not None:
+            outcome = await host.change(Seal(collection_id, None))
+            waiting |= set(_ids(outcome["segments"]))
 
         def is_over() -> bool:
             return not host.is_leader or not waiting & _unflushed(host.machine, collection_id)
@@ -283,25 +313,8 @@ class Database:
 
     async def compact(self, database: str, name: str) -> int:
         found = await self._find(database, name)
-        job_id = int(self._node.hybrid.stamp())
-        until_s = self._node.seams.clock.monotonic_s() + COMPACT_S_MAX
-        asked = {"collection": found.collection_id}
-
-        async def run() -> None:
-            for shard_id in sorted(set(found.shards)):
-                try:
-                    await self._router.ask_leader(
-                        COMPACT_METHOD, shard_id, asked, self._compact_here, deadline_s=until_s
-                    )
-                except AnnulusError as error:
-                    log.warning("compaction ends early collection=%s shard=%d: %s", name, shard_id, error)
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._compactions[job_id] = task
-        while len(self._compactions) > 1_000:
-            self._compactions.pop(next(iter(self._compactions)))
-        self._node.keep(task)
-        return job_id
+        outcome = await self._router.broadcast(BeginCompaction(found.collection_id))
+        return int(outcome["job"])
 
     async def _compact_here(self, shard_id: ShardId, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Compact the collection in a shard that this node leads, and give the room back."""
@@ -314,26 +327,11 @@ class Database:
         return {}
 
     async def compaction_state(self, job_id: int) -> tuple[str, int, int]:
-        state = self._job(job_id)
-        mesh = self._node.mesh
-        if state != UNKNOWN_JOB or mesh is None:
-            return state
-        peers = [one for one in self._node.settings.node.members if one != self._node.settings.node.name]
-        calls = (mesh.call(one, JOB_METHOD, {"job": job_id}, timeout_s=ASK_S) for one in peers if mesh.is_up(one))
-        for answer in await asyncio.gather(*calls, return_exceptions=True):
-            if not isinstance(answer, BaseException) and tuple(answer[0]["state"]) != UNKNOWN_JOB:
-                name, executing, done = answer[0]["state"]
-                return name, executing, done
-        return UNKNOWN_JOB
-
-    def _job(self, job_id: int) -> tuple[str, int, int]:
-        task = self._compactions.get(job_id)
-        if task is None:
+        await self._router.refresh_catalog()
+        job = self._node.control.machine.jobs.known.get(job_id)
+        if job is None:
             return UNKNOWN_JOB
-        return ("Completed", 0, 1) if task.done() else ("Executing", 1, 0)
-
-    async def _serve_job(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Reply:
-        return {"state": list(self._job(arguments["job"]))}, ()
+        return ("Executing", 1, 0) if job.left else ("Completed", 0, 1)
 
     async def alter_collection(
         self, database: str, name: str, changed: Mapping[str, str], dropped: Sequence[str]
@@ -412,18 +410,18 @@ class Database:
                     f"{name} is not configable index property; these are: "
                     f"{', '.join(sorted(ALTERABLE_INDEX_PROPERTIES))}"
                 )
-        await self._router.control_change(AlterIndex(database, found.name, index_name, dict(changed), list(dropped)))
+        await self._router.broadcast(AlterIndex(database, found.name, index_name, dict(changed), list(dropped)))
 
     # aliases
 
     async def create_alias(self, database: str, collection: str, alias: str) -> None:
-        await self._router.control_change(CreateAlias(database, collection, alias))
+        await self._router.broadcast(CreateAlias(database, collection, alias))
 
     async def alter_alias(self, database: str, collection: str, alias: str) -> None:
-        await self._router.control_change(CreateAlias(database, collection, alias, True))
+        await self._router.broadcast(CreateAlias(database, collection, alias, True))
 
     async def drop_alias(self, database: str, alias: str) -> None:
-        await self._router.control_change(DropAlias(database, alias))
+        await self._router.broadcast(DropAlias(database, alias))
 
     async def describe_alias(self, database: str, alias: str) -> str:
         await self._router.refresh_catalog()
@@ -638,9 +636,7 @@ class Database:
             if here_first and shard_id in self._node.shards:
                 return await self._facts_here(shard_id, asked)
             try:
-                return await self._router.ask_leader(
-                    FACTS_METHOD, shard_id, asked, self._facts_here, deadline_s=deadline_s
-                )
+                return await self._router.ask_leader(FACTS_METHOD, shard_id, asked, deadline_s=deadline_s)
             except Unavailable:
                 if shard_id not in self._node.shards:
                     raise
@@ -744,11 +740,10 @@ def _index_info(index: IndexDef, shards: Sequence[Mapping[str, Any]]) -> IndexIn
     )
 
 
-def _unflushed(shard: Shard, collection_id: CollectionId) -> set[int]:
-    state = shard.collections.get(collection_id)
-    if state is None:
-        return set()
-    return {segment_id for segment_id, one in state.stored.items() if not one.is_flushed}
+def _unflushed(shard: Shard, collection_id: CollectionId | None) -> set[int]:
+    """Return the sealed segments of a collection, or of all, that are not in chunks yet."""
+    states = [one for one in shard.populated() if collection_id in (None, one.collection_id)]
+    return {segment_id for state in states for segment_id, one in state.stored.items() if not one.is_flushed}
 
 
 def _plain_index(index: IndexDef) -> dict[str, Any]:

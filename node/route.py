@@ -22,8 +22,11 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import cbor2
 
+from cluster.ddl import BeginDdl
+from cluster.idempotency import KeyedStep
 from cluster.machine import Outcome, Rejected
 from cluster.message import Insert, Message, from_plain, to_plain
+from cluster.raft import NotLeader
 from node.calls import Answer, Mesh
 from node.clock import Clock
 from node.group import Producer
@@ -34,6 +37,7 @@ from node.settings import Settings
 from storage.errors import (
     AnnulusError,
     BadRequest,
+    Busy,
     Conflict,
     JournalDamaged,
     NoLeader,
@@ -121,19 +125,19 @@ class Surroundings(Protocol):
     def dice(self) -> Dice: ...
 
 
+class Carries(Protocol):
+    """What a `Broadcaster` answers."""
+
+    @property
+    def outcome(self) -> Mapping[str, Any]: ...
+    @property
+    def position(self) -> Position: ...
+
+
 class Broadcasts(Protocol):
     """The part of a `Broadcaster` that requests need."""
 
-    async def ddl(
-        self,
-        kind: str,
-        database: str,
-        collection: str,
-        request: Mapping[str, Any],
-        *,
-        producer: str = "",
-        sequence: int = 0,
-    ) -> Position: ...
+    async def carry_out(self, message: Message, *, producer: str = "", sequence: int = 0) -> Carries: ...
 
 
 class Home(Protocol):
@@ -226,6 +230,7 @@ class Router:
         self._leaders: dict[ShardId, str] = {}
         """Who led a shard that has no replica here when it was last heard of."""
         self._rounds: dict[ShardId | None, _Rounds] = {}
+        self._functions: dict[str, LeaderHandler] = {}
         self._latencies: dict[str, Latency] = {}
         self._turn = 0
         if node.mesh is not None:
@@ -235,7 +240,7 @@ class Router:
                 ("shard/leader", self._serve_leader),
                 ("control/change", self._serve_propose),
                 ("control/barrier", self._serve_barrier),
-                ("control/ddl", self._serve_ddl),
+                ("control/broadcast", self._serve_broadcast),
             ):
                 node.mesh.serve(method, handler)
 
@@ -313,31 +318,33 @@ class Router:
             raise written.outcome.error()
         return written.outcome
 
-    async def ddl(self, kind: str, database: str, collection: str, request: Mapping[str, Any]) -> None:
-        """Carry out a change that shards must see, on the control leader; return when this node's copy has it."""
+    async def ddl(self, kind: str, database: str, collection: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Make a change that shards must see; return its outcome, empty if there was nothing to do."""
+        return await self.broadcast(BeginDdl(kind, database, collection, dict(request)))
+
+    async def broadcast(self, message: Message) -> Mapping[str, Any]:
+        """Make a change of the catalogue in its turn, on the control leader; return when this node's copy has it.
+
+        Raises what it was refused for, and Busy if it did not get its turn.
+        """
         deadline_s = self.deadline_s()
-        waits = 0
-        while True:
-            producer, sequence = self._producer.name, self._producer.next()
-            arguments = {
-                "kind": kind, "database": database, "collection": collection, "request": dict(request),
-                "producer": producer, "sequence": sequence,
-            }  # fmt: skip
+        scope = current.get()
+        if scope is not None and scope.key:
+            scope.steps += 1
+            message = KeyedStep(scope.key, scope.steps, *to_plain(message))
+        producer, sequence = self._producer.name, self._producer.next()
 
-            async def here(control: Host, arguments: dict[str, Any] = arguments) -> Position:
-                return await self._ddl_here(control, arguments)
+        async def here(control: Host) -> tuple[Mapping[str, Any], Position]:
+            return await self._carry_out_here(message, producer, sequence)
 
-            step = _Step("control/ddl", here, arguments, lambda reply: Position(reply["position"]))
-            try:
-                position = await self._at_leader(None, step, deadline_s)
-            except Conflict:  # a change that a lost leader began is being finished; this one was refused
-                if self._node.mesh is None or waits >= PATIENCE_S / BACKOFF_S_MAX:
-                    raise
-                waits += 1
-                await self.pause(waits, deadline_s)
-            else:
-                await self._catch_up(position, deadline_s)
-                return
+        def read(reply: dict[str, Any]) -> tuple[Mapping[str, Any], Position]:
+            return reply["outcome"], Position(reply["position"])
+
+        arguments = {"producer": producer, "sequence": sequence}
+        step = _Step("control/broadcast", here, arguments, read, lambda: (cbor2.dumps(to_plain(message)),))
+        outcome, position = await self._at_leader(None, step, deadline_s)
+        await self._catch_up(position, deadline_s)
+        return outcome
 
     async def refresh_catalog(self, *, patience_s: float = REFRESH_S) -> bool:
         """Bring this node's catalogue up to every change acknowledged before the call; return whether that worked."""
@@ -356,6 +363,7 @@ class Router:
 
     def on_leader(self, method: str, function: LeaderHandler) -> None:
         """Serve a method for shards that this node leads: `function(shard, arguments)` returns plain data."""
+        self._functions[method] = function
         if self._node.mesh is None:
             return
 
@@ -372,14 +380,13 @@ class Router:
         method: str,
         shard_id: ShardId,
         arguments: Mapping[str, Any],
-        function: LeaderHandler,
         *,
         deadline_s: float | None = None,
     ) -> dict[str, Any]:
-        """Return what the leader's `function` for this method answers; it may be asked more than once."""
+        """Return what the leader's function for this method answers; it may be asked more than once."""
 
         async def here(host: Host) -> dict[str, Any]:
-            return await function(shard_id, arguments)
+            return await self._functions[method](shard_id, arguments)
 
         def read(reply: dict[str, Any]) -> dict[str, Any]:
             answer: dict[str, Any] = reply["reply"]
@@ -527,6 +534,12 @@ class Router:
                     self._note_leader(shard_id, "")
             except (BadRequest, Conflict):
                 raise  # decided, whichever attempt it was
+            except Busy as error:
+                if not unsure:
+                    raise
+                why = str(error)
+            except NotLeader as error:  # here, before anything was proposed
+                tried, why = False, str(error)
             except Overloaded as error:
                 if not unsure and self._clock.monotonic_s() > busy_until_s:
                     raise
@@ -634,18 +647,13 @@ class Router:
             self._node.check_journal()
         return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
 
-    async def _ddl_here(self, control: Host, arguments: Mapping[str, Any]) -> Position:
-        if arguments["kind"] == "create_collection":
+    async def _carry_out_here(
+        self, message: Message, producer: str, sequence: int
+    ) -> tuple[Mapping[str, Any], Position]:
+        if isinstance(message, BeginDdl) and message.ddl == "create_collection":
             self._node.check_writable()
-        await self._node.broadcaster.ddl(
-            arguments["kind"],
-            arguments["database"],
-            arguments["collection"],
-            arguments["request"],
-            producer=arguments["producer"],
-            sequence=arguments["sequence"],
-        )
-        return Position(control.machine.position)
+        carried = await self._node.broadcaster.carry_out(message, producer=producer, sequence=sequence)
+        return carried.outcome, carried.position
 
     # what peers ask of this node
 
@@ -653,12 +661,11 @@ class Router:
         host = self._host(arguments["shard"])
         if host is None or not host.is_leader:
             return _elsewhere(host)
-        try:
-            message = from_plain(*cbor2.loads(blobs[0]))
-        except JournalDamaged as error:
-            raise UnsupportedOperation(f"{self._me} runs another version than {peer}: {error}") from None
+        message = self._message(peer, blobs[0])
         try:
             written = await self._propose_here(host, message, blobs[1], arguments["producer"], arguments["sequence"])
+        except NotLeader:
+            return _elsewhere(host)
         except NoLeader as error:
             raise OutcomeUnknown(str(error)) from None  # it was proposed, and may yet be decided
         outcome = written.outcome
@@ -677,14 +684,24 @@ class Router:
     async def _serve_leader(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
         return _elsewhere(self._host(arguments["shard"]))
 
-    async def _serve_ddl(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
+    async def _serve_broadcast(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
         control = self._node.control
         if not control.is_leader:
             return _elsewhere(control)
+        message = self._message(peer, blobs[0])
         try:
-            return {"position": await self._ddl_here(control, arguments)}, ()
+            outcome, position = await self._carry_out_here(message, arguments["producer"], arguments["sequence"])
+        except NotLeader:
+            return _elsewhere(control)
         except NoLeader as error:
             raise OutcomeUnknown(str(error)) from None
+        return {"outcome": dict(outcome), "position": position}, ()
+
+    def _message(self, peer: str, plain: Blob) -> Message:
+        try:
+            return from_plain(*cbor2.loads(plain))
+        except (JournalDamaged, cbor2.CBORDecodeError, TypeError) as error:
+            raise UnsupportedOperation(f"{self._me} runs another version than {peer}: {error}") from None
 
     # latencies
 

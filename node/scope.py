@@ -38,6 +38,13 @@ class Scope:
     read_at: dict[ShardId, Tick] = field(default_factory=dict)
     """As of which ticks the request has read."""
 
+    key: str = ""
+    """Names the request, so that its changes of the catalogue are made once however often it comes."""
+    steps: int = 0
+    """How many of them it has asked for."""
+    is_repeat: bool = False
+    """Whether the answer is that to an earlier request of the same key."""
+
     def saw(self, shard_id: ShardId, tick: Tick) -> None:
         """Note what the client now knows of a shard."""
         if tick > self.seen.get(shard_id, 0):

@@ -6,7 +6,7 @@ checked here, all errors are of `storage.errors`. Vectors and rows travel as `Ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -202,6 +202,19 @@ class Service(Protocol):
 
     async def flush(self, database: str, name: str) -> None:
         """Return when everything inserted before the call is sealed and on disk."""
+        ...
+
+    async def flush_all(self) -> None:
+        """Return when everything inserted before the call, into any collection, is sealed and on disk."""
+        ...
+
+    async def once(self, key: str, request: str, work: Callable[[], Awaitable[object]]) -> bool:
+        """Do `work`, changes of the catalogue that a client asked for under a key; return whether it was done already.
+
+        request  a digest of all that was asked: the key is of that request for as long as it is remembered
+
+        Raises what the request was refused for, the first time and again; InvalidParameter if the key is another's.
+        """
         ...
 
     async def compact(self, database: str, name: str) -> int:

@@ -12,7 +12,8 @@
     ├── Unavailable                nothing is wrong with the request; it may succeed later
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
     │   ├── OutcomeUnknown         ├── NotFresh              ├── PeerUnreachable
-    │   ├── Conflict               ├── SchemaMismatch        └── ReadOnly              (the disk is full)
+    │   ├── Conflict               ├── SchemaMismatch        ├── Busy
+    │   └── ReadOnly              (the disk is full)
     └── StorageFault               this replica cannot trust its own disk; it stops loudly
         ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
 
@@ -205,6 +206,12 @@ class Conflict(Unavailable):
     """A precondition of the write no longer holds; reading again and repeating is safe."""
 
     code, deterministic = "conflict", True
+
+
+class Busy(Unavailable):
+    """Others are changing what this change needs, and it has waited long enough; nothing was changed."""
+
+    code = "busy"
 
 
 class SchemaMismatch(Unavailable):

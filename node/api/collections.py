@@ -151,6 +151,11 @@ async def flush(call: Call) -> Envelope:
     return success({})
 
 
+async def flush_all(call: Call) -> Envelope:
+    await call.service.flush_all()
+    return success({})
+
+
 async def compact(call: Call) -> Envelope:
     return success({"compactionID": await call.service.compact(call.database, call.collection)})
 
@@ -299,6 +304,7 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "truncate_collection": truncate_collection,
     "rename_collection": rename_collection,
     "flush": flush,
+    "flush_all": flush_all,
     "compact": compact,
     "compaction_state": compaction_state,
     "alter_collection": alter_collection,

@@ -23,6 +23,7 @@ _HEADERS: Final = (
     ("Request-Timeout", "integer", "seconds this request may take"),
     ("Annulus-Session", "string", "what an answer's header of this name said: the read sees at least that much"),
     ("Annulus-Snapshot", "string", "what a read's answer said: the read sees exactly what that one saw, for paging"),
+    ("Annulus-Idempotency-Key", "string", "names a change of the catalogue: its repeats are answered, not made again"),
     ("X-Request-Id", "string", "id to find the request by in logs; made up if not given, and always returned"),
     ("Accept-Type-Allow-Int64", "boolean", "false: Int64 values are strings in JSON replies"),
 )

@@ -35,6 +35,14 @@ class Route:
     def full_path(self) -> str:
         return BASE + self.path
 
+    @property
+    def takes_key(self) -> bool:
+        """Whether a client may name the request by an idempotency key: it changes the catalogue, and answers {}."""
+        return self.mutates and self.handler not in _NOT_OF_THE_CATALOGUE
+
+
+_NOT_OF_THE_CATALOGUE: Final = frozenset({"insert", "upsert", "delete", "flush", "flush_all", "compact"})
+
 
 def _text(name: str, doc: str, *, required: bool = False, default: str = "") -> Field:
     return Field(name, Kind.TEXT, doc, None if required else default, required)
@@ -300,6 +308,13 @@ _SERVED: Final = (
         mutates=True,
     ),
     Route("/collections/flush", NAMED, "Seal what was inserted before, on disk.", "flush", mutates=True),
+    Route(
+        "/collections/flush_all",
+        Shape("FlushAllReq", ()),
+        "Seal what was inserted before into any collection of any database, on disk.",
+        "flush_all",
+        mutates=True,
+    ),
     Route(
         "/collections/compact",
         Shape("CompactReq", (DB, COLLECTION, Field("isClustering", Kind.BOOL, "ignored", False))),

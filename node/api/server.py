@@ -12,17 +12,19 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
 from aiohttp import ClientError, hdrs, web
 
+from cluster.idempotency import KEY_CHARS_MAX
 from node.api import collections, entities
 from node.api.calls import Call, Handler
 from node.api.faults import Refusal, crash, refusal
 from node.api.limits import SMALL_CBOR_BYTES
 from node.api.openapi import document
-from node.api.replies import Style, encode, encode_large, is_large
+from node.api.replies import Style, encode, encode_large, is_large, success
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
 from node.api.routes import ROUTES, Route
 from node.clock import Clock
@@ -57,6 +59,9 @@ TOO_LARGE_CODE: Final = 1102
 _HANDLERS: Final[Mapping[str, Handler]] = {**collections.HANDLERS, **entities.HANDLERS}
 SESSION: Final = "Annulus-Session"
 SNAPSHOT: Final = "Annulus-Snapshot"
+KEY: Final = "Annulus-Idempotency-Key"
+REPEATED: Final = "Annulus-Idempotency-Repeated"
+"""Header of the answer that was given before."""
 ANSWER_S_MAX: Final = 0.5
 ANSWER_RATIO_MAX: Final = 0.1
 """Of a request's time, what is kept for telling its client how it ended."""
@@ -204,6 +209,8 @@ class _Server:
             scope.seen = from_token(headers[SESSION], SESSION)
         if SNAPSHOT in headers:
             scope.at = from_token(headers[SNAPSHOT], SNAPSHOT)
+        if KEY in headers:
+            _check_key(headers[KEY], route)
         mutation: asyncio.Future[Mapping[str, Any]] | None = None
         held = [0]
         try:
@@ -219,6 +226,8 @@ class _Server:
                 call = Call(self.service, route, values, database, style, self._offload)
                 if not route.mutates:
                     return await handler(call)
+                if KEY in headers:
+                    handler = _keyed(handler, headers[KEY], body)
                 mutation = asyncio.ensure_future(handler(call))
                 return await asyncio.shield(mutation)
         except TimeoutError:
@@ -382,7 +391,31 @@ def _tokens(scope: Scope) -> dict[str, str]:
         headers[SESSION] = to_token(scope.seen)
     if scope.read_at:
         headers[SNAPSHOT] = to_token(scope.read_at)
+    if scope.is_repeat:
+        headers[REPEATED] = "true"
     return headers
+
+
+def _check_key(key: str, route: Route) -> None:
+    """Raise InvalidParameter unless this may name a request of this route."""
+    if not route.takes_key:
+        raise InvalidParameter(f"{KEY} names changes of the catalogue; {route.path} is none, leave the header out")
+    if not (1 <= len(key) <= KEY_CHARS_MAX and key.isascii() and key.isprintable()):
+        raise InvalidParameter(f"{KEY} has 1 to {KEY_CHARS_MAX} printable ASCII characters")
+
+
+def _keyed(handler: Handler, key: str, body: bytes) -> Handler:
+    """Return the handler of a request that is carried out once, however often it comes under this key."""
+
+    async def once(call: Call) -> Mapping[str, Any]:
+        asked = blake2b(b"\0".join((call.route.path.encode(), call.database.encode(), body)), digest_size=16)
+        scope = current.get()
+        is_repeat = await call.service.once(key, asked.hexdigest(), lambda: handler(call))
+        if scope is not None:
+            scope.is_repeat = is_repeat
+        return success({})
+
+    return once
 
 
 def _page(status: int, content: Mapping[str, Any]) -> web.Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.catalog import Collection, IndexDef, Task
 from cluster.control import Control
-from cluster.ddl import BeginDdl, EndDdl, messages
+from cluster.ddl import AckDdl, BeginDdl, messages
 from cluster.machine import Outcome, Rejected
 from cluster.message import Entry, Message
 from index.spec import parse_index_spec
@@ -73,13 +73,16 @@ class Driver:
         outcome = self.say(BeginDdl(kind, database, name, request or {}))
         if isinstance(outcome, Rejected):
             return outcome
-        return Task(**outcome["task"]) if outcome else None
+        return self.control.catalog.tasks[outcome["task"]] if outcome else None
 
     def told(self, task: Task) -> list[tuple[ShardId, Message]]:
         return messages(self.control.catalog, task)
 
     def end(self, task: Task) -> None:
-        assert self.say(EndDdl(task.task_id)) == {}
+        assert self.say(AckDdl(task.task_id, [shard for shard, _ in self._shards_of(task)])) == {}
+
+    def _shards_of(self, task: Task) -> list[tuple[ShardId, Message]]:
+        return self.told(task) if task.task_id in self.control.catalog.tasks else []
 
     def carry(self, kind: str, name: str, request: Mapping[str, Any] | None = None, database: str = "default") -> Any:
         """Carry the change through; return what shards were told, or None, or the refusal."""

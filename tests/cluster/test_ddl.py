@@ -117,7 +117,17 @@ def test_all_kinds_are_in_the_table_above() -> None:
     """A new kind of change comes with its row."""
     assert set(KINDS) == {
         *("create_collection", "truncate_collection", "drop_collection", "alter_collection", "create_partition"),
-        *("drop_partition", "create_index", "drop_index", "load", "release", "add_field", "drop_field", "alter_field"),
+        *(
+            "drop_partition",
+            "create_index",
+            "drop_index",
+            "load",
+            "release",
+            "flush_all",
+            "add_field",
+            "drop_field",
+            "alter_field",
+        ),
     }
 
 
@@ -454,7 +464,9 @@ def test_what_shards_are_told() -> None:
     one = driver(A, INDEX, PARTITION)
     found = one.find("a")
     (_, create), *_ = driver().carry(*A)
-    assert create == CreateCollection(found.collection_id, SCHEMA.to_dict(), list(found.partitions.values())[:1], {})
+    assert create == CreateCollection(
+        found.collection_id, SCHEMA.to_dict(), list(found.partitions.values())[:1], {}, []
+    )
     index = found.indexes["v"]
     assert index.index_id > 0 and index.spec == new_index()["index"]["spec"]
     p = found.partitions["p"]

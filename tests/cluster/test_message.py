@@ -65,7 +65,8 @@ def test_all_kinds_are_known() -> None:
         *("create_collection", "drop_collection", "truncate_collection", "alter_collection", "create_partition"),
         *("drop_partition", "create_index", "drop_index", "load", "release", "insert", "delete", "seal", "flushed"),
         *("indexed", "compacted", "create_database", "drop_database", "alter_database", "create_alias", "drop_alias"),
-        *("rename_collection", "alter_index", "begin_ddl", "end_ddl"),
+        *("rename_collection", "alter_index", "begin_ddl", "ack_ddl", "open_key", "keyed_step", "close_key"),
+        *("begin_compaction", "compacted_shard", "seal_all"),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.ddl import EndDdl
+from cluster.ddl import AckDdl
 from cluster.message import Message
 from node.database import Database
 from node.metrics import Metrics
@@ -362,7 +362,7 @@ def test_until_a_change_has_ended_reads_go_on_and_inserts_wait(monkeypatch: pyte
             change = node.control.change
 
             async def held(message: Message, *, change: Any = change, **more: Any) -> Any:
-                if isinstance(message, EndDdl):
+                if isinstance(message, AckDdl):
                     await may_end.wait()
                 return await change(message, **more)
 

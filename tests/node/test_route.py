@@ -13,6 +13,7 @@ import pytest
 
 from cluster.machine import Outcome, Rejected
 from cluster.message import Delete, Insert, Message, Seal, to_plain
+from node.broadcaster import Carried
 from node.metrics import Metrics
 from node.network import Link
 from node.route import PATIENCE_S, Router, _Rounds
@@ -134,7 +135,7 @@ class Node:
         self.control, self.shards = Host("n1", me=name), shards
         self.metrics = Metrics()
         self.full = False
-        self.broadcaster = SimpleNamespace(ddl=self._ddl)
+        self.broadcaster = SimpleNamespace(carry_out=self._carry_out)
 
     def replicas_of(self, shard_id: ShardId) -> Sequence[str]:
         return ("n1", "n2", "n3")
@@ -145,8 +146,8 @@ class Node:
 
     def check_journal(self) -> None: ...
 
-    async def _ddl(self, *args: Any, **more: Any) -> Position:
-        return Position(5)
+    async def _carry_out(self, *args: Any, **more: Any) -> Carried:
+        return Carried({}, Position(5))
 
 
 class World:

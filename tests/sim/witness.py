@@ -105,7 +105,7 @@ def _name(machine: StateMachine) -> str:
 
 
 def _plain_control(control: Control) -> Any:
-    return control.catalog.to_bytes()
+    return [control.catalog.to_bytes(), control.membership.to_plain(), control.keys.to_plain(), control.jobs.to_plain()]
 
 
 def _plain_shard(shard: Shard) -> Any:

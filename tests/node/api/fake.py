@@ -75,6 +75,7 @@ class FakeService:
         self.searched: list[tuple[SearchRequest, ReadOptions]] = []
         self.queried: list[tuple[ReadOptions, int, int]] = []
         self.finished = 0
+        self.keys: dict[str, str] = {}
 
     def find(self, database: str, name: str) -> Kept:
         if database not in self.databases:
@@ -178,6 +179,18 @@ class FakeService:
 
     async def flush(self, database: str, name: str) -> None:
         self.find(database, name)
+
+    async def flush_all(self) -> None:
+        """Everything is where it belongs."""
+
+    async def once(self, key: str, request: str, work: Callable[[], Awaitable[object]]) -> bool:
+        if key in self.keys:
+            if self.keys[key] != request:
+                raise InvalidParameter(f"the idempotency key {key} was used for another request")
+            return True
+        self.keys[key] = request
+        await work()
+        return False
 
     async def compact(self, database: str, name: str) -> int:
         self.find(database, name)

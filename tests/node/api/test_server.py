@@ -234,6 +234,36 @@ def test_tokens_go_to_the_service_and_come_back() -> None:
     serve(script)
 
 
+def test_a_change_under_a_key_is_made_once() -> None:
+    """I-CO-7. A repeat under the key is answered and says so; another request under it, a key that is none, and a key
+    where nothing of the catalogue changes are refused."""
+
+    async def script(client: Client) -> None:
+        create, other = ({"collectionName": name, "dimension": 2} for name in "cd")
+
+        async def post(path: str, body: Any, key: str) -> tuple[int, str, str]:
+            headers = {"Annulus-Idempotency-Key": key}
+            async with client.http.post(BASE + path, data=json.dumps(body).encode(), headers=headers) as response:
+                reply = await response.json()
+                repeated = response.headers.get("Annulus-Idempotency-Repeated", "")
+                return reply["code"], reply.get("message", ""), repeated
+
+        assert await post("/collections/create", create, "k") == (0, "", "")
+        assert await post("/collections/create", create, "k") == (0, "", "true")
+        for path, body in (("/collections/create", other), ("/collections/drop", create)):
+            code, text, repeated = await post(path, body, "k")
+            assert (code, repeated) == (1100, "") and "used for another request" in text
+        for key in ("", "x" * 129):
+            code, text, _ = await post("/collections/create", other, key)
+            assert code == 1100 and "1 to 128 printable ASCII characters" in text
+        for path in ("/entities/query", "/collections/flush", "/collections/list"):
+            code, text, _ = await post(path, create, "l")
+            assert code == 1100 and f"{path} is none" in text
+        assert list(client.service.collections) == [("default", "c")]
+
+    serve(script)
+
+
 def test_a_change_outlives_its_time_limit() -> None:
     """An insert whose time is up is not cancelled half way, and the client is told so."""
 
