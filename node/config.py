@@ -47,6 +47,7 @@ from node.settings import (
     StorageSettings,
     WorkerSettings,
     bounds_text,
+    parse_address,
 )
 
 __all__ = [
@@ -241,17 +242,7 @@ def _parse_bool(raw: Any, option: Option) -> bool:
 
 
 def _parse_address(raw: Any, option: Option) -> Address:
-    found = (
-        re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):([0-9]{1,5})", raw.strip())
-        if isinstance(raw, str)
-        else None
-    )
-    if not found:
-        raise ValueError("is not an address; write HOST:PORT, or [IPV6]:PORT")
-    port = int(found[3])
-    if port > 65_535:
-        raise ValueError("has a port above 65535")
-    return Address(found[1] or found[2], port)
+    return parse_address(raw if isinstance(raw, str) else "")
 
 
 def _parse_peers(raw: Any, option: Option) -> tuple[Peer, ...]:

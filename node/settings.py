@@ -7,6 +7,7 @@ section and name, as in `storage.segment_bytes_max`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -31,8 +32,27 @@ class Address(NamedTuple):
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def is_any(self) -> bool:
+        """Whether it stands for all addresses of this machine: good to listen on, not to be found at."""
+        try:
+            return ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Return the address in `host:port`. Raises ValueError, which says what was expected."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):([0-9]{1,5})", text.strip())
+    if not found:
+        raise ValueError("is not an address; write HOST:PORT, or [IPV6]:PORT")
+    port = int(found[3])
+    if port > 65_535:
+        raise ValueError("has a port above 65535")
+    return Address(found[1] or found[2], port)
 
 
 class Peer(NamedTuple):
@@ -88,9 +108,15 @@ class NodeSettings:
         None, "host:port", "address for other nodes; left out, this node's own in peers"
     )
     peers: tuple[Peer, ...] = setting(
-        (), "name=host:port,...", "all nodes of the cluster with their addresses for each other, the same list on each"
+        (), "name=host:port,...", "nodes that form a cluster with their addresses for each other, the same list on each"
     )
-    join: Address | None = setting(None, "host:port", "client address of any member of the cluster to join")
+    join: Address | None = setting(
+        None,
+        "host:port",
+        "client address of any node of the cluster to join; not looked at once this node belongs to it",
+    )
+    replaces: str = setting("", "", "with join: name of the node whose shards this one takes over, so that it can go")
+    zone: str = setting("", "", "rack, room or site; copies of a shard are in different ones while there are enough")
     replication_factor: int | None = setting(
         None, "nodes", "copies of each shard; left out, three or as many as there are nodes", least=1, most=7
     )
@@ -109,6 +135,11 @@ class NodeSettings:
     @property
     def has_peers(self) -> bool:
         return len(self.members) > 1
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether these are settings of a node with peers: it forms a cluster, joins one, or has done so before."""
+        return self.has_peers or self.join is not None or self.peer_listen is not None
 
     @property
     def copies(self) -> int:
@@ -141,6 +172,13 @@ class ClusterSettings:
     )
     transfer_bytes_per_s_max: int = setting(
         256 * MIB, "bytes", "what a node that catches up takes from the others each second, at most", least=64 * KIB
+    )
+    dead_after_s: float = setting(
+        600.0, "s", "copies of a node that is away for so long are rebuilt on others; it is back in time if it can",
+        least=1,
+    )  # fmt: skip
+    moves_max: int = setting(
+        4, "shards", "how many are on the move to other nodes at the same time", least=1, most=1024
     )
     repair_from_peers: bool = setting(
         False, "", "at a start with damaged data, move it aside and take everything from the other nodes"
@@ -472,16 +510,22 @@ def _broken_cluster(settings: Settings, problem: Callable[..., Problem]) -> Iter
         )
     if cluster.election_s_max <= cluster.election_s_min:
         yield problem("cluster.election_s_max", "must be above cluster.election_s_min", "cluster.election_s_min")
-    if node.join is not None:
-        yield problem("join", "joining a running cluster is not available in this version; list all nodes in peers")
+    if node.replaces and node.join is None:
+        yield problem("replaces", "makes sense only together with join: `annulus node replace` is for later")
+    if node.join is not None and node.peers:
+        yield problem(
+            "join", "and peers are both given: a node joins a cluster, or is one of those that form it", "peers"
+        )
+    if node.is_clustered and not node.peers:
+        yield from _broken_guest(settings, problem)
+        return
     if not node.peers:
         for key, given in (
-            ("peer_listen", node.peer_listen),
             ("cluster_secret", node.cluster_secret),
             ("cluster_secret_file", node.cluster_secret_file),
         ):
             if given:
-                yield problem(key, "makes sense only together with peers; leave it out")
+                yield problem(key, "makes sense only together with peers or join; leave it out")
         if cluster.repair_from_peers:
             yield problem("cluster.repair_from_peers", "this node has no peers to take anything from; leave it out")
         if (node.replication_factor or 1) > 1:
@@ -511,6 +555,24 @@ def _broken_cluster(settings: Settings, problem: Callable[..., Problem]) -> Iter
     yield from _broken_proof(settings, problem)
 
 
+def _broken_guest(settings: Settings, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    """Yield a problem for each rule that does not hold for a node that joins a cluster, or did so before."""
+    node = settings.node
+    if node.peer_listen is None:
+        yield problem("join", "needs peer_listen too, the address at which other nodes find this one", "peer_listen")
+    elif node.peer_listen.port == 0 or node.peer_listen.is_any:
+        yield problem("peer_listen", f"{node.peer_listen} is no address at which other nodes can find this one")
+    if node.join is not None and node.join == node.listen:
+        yield problem("join", f"{node.join} is this node's own address; give that of a node of the cluster", "listen")
+    if node.listen.port and node.listen == node.peer_listen:
+        yield problem(
+            "listen", f"{node.listen} is the address for other nodes too; they need one of their own", "peer_listen"
+        )
+    if node.replication_factor is not None:
+        yield problem("replication_factor", "is the cluster's, which has one already; leave it out", "join")
+    yield from _broken_proof(settings, problem)
+
+
 def _broken_proof(settings: Settings, problem: Callable[..., Problem]) -> Iterator[Problem]:
     """Yield a problem for each thing that keeps nodes from proving themselves to each other."""
     node, cluster = settings.node, settings.cluster
@@ -526,9 +588,10 @@ def _broken_proof(settings: Settings, problem: Callable[..., Problem]) -> Iterat
             "cluster_secret", f"is shorter than {SECRET_CHARS_MIN} characters; `openssl rand -hex 32` makes a good one"
         )
     proves = node.cluster_secret or node.cluster_secret_file or all(files.values())
-    if len(node.peers) > 1 and not proves and not all(peer.address.is_local for peer in node.peers):
+    addresses = [peer.address for peer in node.peers] + [one for one in (node.peer_listen,) if one is not None]
+    if node.is_clustered and not proves and not all(one.is_local for one in addresses):
         yield problem(
-            "peers",
+            "peers" if node.peers else "peer_listen",
             "has addresses that other machines reach, where anybody may pose as a node without a secret or TLS; "
             "give each node the same cluster_secret_file",
         )

@@ -150,11 +150,13 @@ def test_good_values(key: str, text: str, value: object) -> None:
         pytest.param("peers", "n1=10.0.0.1:1,n2=127.0.0.1:2", "anybody may pose as a node", id="no secret"),
         pytest.param("peers", "n1=127.0.0.1:1,n2=127.0.0.1:1", "n1 and n2 have the same address", id="one address"),
         pytest.param("peers", "n1=127.0.0.1:1,n2=127.0.0.1:0", "has port 0", id="no port"),
-        pytest.param("join", "a:1", "joining a running cluster is not available", id="join"),
+        pytest.param("join", "127.0.0.1:1", "needs peer_listen too", id="join"),
+        pytest.param("replaces", "n1", "only together with join", id="replaces"),
         pytest.param("replication_factor", "3", "one node can hold only one copy", id="copies"),
         pytest.param("cluster.repair_from_peers", "true", "has no peers", id="repair alone"),
         pytest.param("cluster.election_s_max", "0.6", "must be above cluster.election_s_min", id="election"),
-        pytest.param("peer_listen", "a:1", "makes sense only together with peers", id="peer listen alone"),
+        pytest.param("peer_listen", "a:1", "anybody may pose as a node", id="peer listen without proof"),
+        pytest.param("peer_listen", "127.0.0.1:0", "is no address at which", id="peer listen anywhere"),
     ],
 )
 def test_bad_values(key: str, text: str, complaint: str) -> None:
@@ -171,6 +173,25 @@ def test_secrets_are_never_shown() -> None:
     settings = load(flags={"cluster_secret": "hush" * 4, "peers": "n1=a:1"}, environment={})
     (row,) = [row for row in describe(settings) if row.key == "cluster_secret"]
     assert row.value == "********"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        pytest.param({"peer_listen": "127.0.0.1:1", "peers": "n1=127.0.0.1:1,n2=127.0.0.1:2"}, "both given", id="both"),
+        pytest.param({"peer_listen": "0.0.0.0:1", "cluster_secret": "s" * 16}, "is no address at which", id="any"),
+        pytest.param({"peer_listen": "127.0.0.1:1", "listen": "127.0.0.1:9"}, "own address", id="itself"),
+        pytest.param({"peer_listen": "127.0.0.1:1", "replication_factor": "3"}, "is the cluster's", id="copies"),
+        pytest.param({"peer_listen": "10.0.0.1:1"}, "anybody may pose", id="no secret"),
+    ],
+)
+def test_a_node_that_joins_needs_an_address_and_no_list(flags: dict[str, str], complaint: str) -> None:
+    """What a cluster has already is not given again, and others must find the node, and know it."""
+    (problem,) = problems(flags={"join": "127.0.0.1:9", **flags})
+    assert complaint in problem
+    load(flags={"join": "127.0.0.1:9", "peer_listen": "127.0.0.1:1"}, environment={})
+    restarted = load(flags={"peer_listen": "10.0.0.1:1", "cluster_secret": "s" * 16}, environment={})
+    assert restarted.node.is_clustered and not load(flags={}, environment={}).node.is_clustered
 
 
 PEERS = "n2=10.0.0.2:7000,n1=10.0.0.1:7000,n3=[fd00::3]:7000"
