@@ -1,8 +1,9 @@
 """Whose data a directory holds: written when it is first used, compared at every start.
 
-A directory belongs to one node of one cluster. Which node holds which shard follows from the names of all nodes, the
+A directory belongs to one node of one cluster. Where shards began follows from the nodes that formed the cluster, the
 number of shards and the number of copies; a node that counted differently would take part in other groups than the
-rest believe. So all three stay as they were when the cluster was formed.
+rest believe. So all three stay as they were then, also in the directory of a node that joined later. Which nodes there
+are now is in the control group's state; what was last known of it is here too, so that a start finds the others.
 
 Two clusters may have the same names. What tells them apart is an id that the first leader makes up and the cluster's
 own log hands to every node (`cluster.membership.FormCluster`).
@@ -31,6 +32,7 @@ class Identity:
     node: str
     shards: int
     members: tuple[str, ...]
+    """The nodes that formed the cluster; this one is not among them if it joined."""
     copies: int
     cluster_id: str = ""
     """Empty until this node has learnt it."""
@@ -41,10 +43,16 @@ class Identity:
     """Whether data of this node was set aside: then it is not new, though it is not seated."""
     abstains: Mapping[int, int] = field(default_factory=dict)
     """Group -> position up to which its log must reach before this node votes in it again."""
+    peers: Mapping[str, str] = field(default_factory=dict)
+    """All nodes, this one included, and their addresses for each other, as last known; empty before that."""
+
+    @property
+    def has_joined(self) -> bool:
+        return self.node not in self.members
 
     @property
     def has_peers(self) -> bool:
-        return len(self.members) > 1
+        return len(self.members) > 1 or self.has_joined
 
     @property
     def form(self) -> str:
@@ -53,6 +61,9 @@ class Identity:
 
     def learnt(self, cluster_id: str) -> Identity:
         return replace(self, cluster_id=cluster_id)
+
+    def knowing(self, peers: Mapping[str, str]) -> Identity:
+        return replace(self, peers=dict(peers))
 
     def seated(self, abstains: Mapping[int, int]) -> Identity:
         return replace(self, is_seated=True, has_forgotten=False, abstains=dict(abstains))
@@ -67,6 +78,7 @@ class Identity:
             plain |= {
                 "members": list(self.members), "copies": self.copies, "cluster_id": self.cluster_id,
                 "is_seated": self.is_seated, "has_forgotten": self.has_forgotten, "abstains": dict(self.abstains),
+                "peers": dict(self.peers),
             }  # fmt: skip
         return cbor2.dumps(plain)
 
@@ -93,29 +105,43 @@ def settle(raw: bytes | None, node: NodeSettings) -> Identity:
         is_seated=plain.get("is_seated", True),
         has_forgotten=plain.get("has_forgotten", False),
         abstains=plain.get("abstains", {}),
+        peers=plain.get("peers", {}),
     )
     if found.node != node.name:
         raise StorageFault(
             f"the data directory {node.data} belongs to node {found.node}, not to {node.name}: "
             f"start with --name {found.node}, or give another --data"
         )
-    if found.members != node.members:
+    if found.has_peers != node.is_clustered:
         raise StorageFault(
-            f"the data directory {node.data} belongs to a cluster of {_listed(found.members)}, but the settings name "
-            f"{_listed(node.members)}: start with the peers that it was formed with, or give another --data; which "
-            "nodes a cluster has cannot be changed in this version"
+            f"the data directory {node.data} belongs to {_owners(found)}, but the settings name "
+            f"{_listed(node.members) if not node.is_clustered or node.peers else 'a cluster'}: start with "
+            f"{'--peer-listen' if found.has_joined else 'the peers that it was formed with'}, or give another --data"
         )
-    if found.has_peers and found.shards != node.shards:
+    if not node.peers or not found.has_peers:
+        return found
+    # A list of peers is for forming: once there is a cluster its own state says who belongs to it.
+    if found.members != node.members and not found.cluster_id:
+        raise StorageFault(
+            f"the data directory {node.data} is to be part of a cluster of {_listed(found.members)}, but the settings "
+            f"name {_listed(node.members)}: start with the peers that it was to be formed with, or give another --data"
+        )
+    if found.shards != node.shards:
         raise StorageFault(
             f"the data directory {node.data} belongs to a cluster of {found.shards} shards, but the settings say "
             f"{node.shards}: start with --shards {found.shards}, or give another --data"
         )
-    if found.copies != node.copies:
+    wanted = node.replication_factor if found.members != node.members else node.copies
+    if wanted is not None and found.copies != wanted:
         raise StorageFault(
             f"the data directory {node.data} belongs to a cluster that keeps {found.copies} copies of each shard, but "
-            f"the settings say {node.copies}: start with --replication-factor {found.copies}, or give another --data"
+            f"the settings say {wanted}: start with --replication-factor {found.copies}, or give another --data"
         )
     return found
+
+
+def _owners(found: Identity) -> str:
+    return f"node {found.node} of a cluster" if found.has_joined else _listed(found.members)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -139,7 +139,7 @@ class NodeSettings:
     @property
     def is_clustered(self) -> bool:
         """Whether these are settings of a node with peers: it forms a cluster, joins one, or has done so before."""
-        return self.has_peers or self.join is not None or self.peer_listen is not None
+        return self.has_peers or (not self.peers and (self.join or self.peer_listen) is not None)
 
     @property
     def copies(self) -> int:

@@ -41,6 +41,32 @@ def test_addresses_may_change() -> None:
     settle(record, NodeSettings(name="n1", peers=elsewhere))
 
 
+def test_the_list_of_peers_is_for_forming() -> None:
+    """Once there is a cluster the list may be older or newer than its nodes; before, all must begin with the same."""
+    formed = settle(None, node()).learnt("c").knowing({"n1": "a:1", "n4": "d:1"}).to_bytes()
+    for members in ("n1 n2", "n1 n2 n3 n4 n5", "n1 n4"):
+        found = settle(formed, node(members=members))
+        assert (found.members, found.copies, found.peers) == (("n1", "n2", "n3"), 3, {"n1": "a:1", "n4": "d:1"})
+    with pytest.raises(StorageFault, match="keeps 3 copies"):
+        settle(formed, node(members="n1 n2", replication_factor=2))
+
+
+def test_a_node_that_joined_starts_without_a_list() -> None:
+    """Its directory says what it belongs to, with --join or without; it needs to say where it listens."""
+    joined = Identity("n4", 16, ("n1", "n2", "n3"), 2, "c", peers={"n1": "a:1", "n4": "d:1"})
+    assert joined.has_joined and joined.has_peers
+    listen, alone = Address("127.0.0.1", 7004), NodeSettings(name="n4")
+    for again in (
+        NodeSettings(name="n4", peer_listen=listen),
+        NodeSettings(name="n4", peer_listen=listen, join=listen),
+    ):
+        assert settle(joined.to_bytes(), again) == joined
+    with pytest.raises(StorageFault, match=r"node n4 of a cluster.*--peer-listen"):
+        settle(joined.to_bytes(), alone)
+    with pytest.raises(StorageFault, match="the node n4 alone, but the settings name a cluster"):
+        settle(settle(None, alone).to_bytes(), NodeSettings(name="n4", peer_listen=listen))
+
+
 @pytest.mark.parametrize(
     "other, what, help",
     [
