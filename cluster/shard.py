@@ -90,6 +90,8 @@ class StoredSegment:
     spills: tuple[SegmentFiles, ...] = ()
     """The first rows, as checkpoints wrote them before it was flushed."""
     indexes: dict[IndexId, BlobFiles] = field(default_factory=dict)
+    outdated: set[IndexId] = field(default_factory=set)
+    """Indexes of which memory may hold an earlier one than chunks do. Not part of what replicas agree on."""
 
     @property
     def is_flushed(self) -> bool:
@@ -384,6 +386,9 @@ class Shard(StateMachine):
         stored.indexes[message.index_id] = files
         if built is not None and not stored.segment.released:
             stored.segment.install_index(wanted.field_id, built)
+            stored.outdated.discard(message.index_id)
+        elif damaged is not None:
+            stored.outdated.add(message.index_id)
         return {}
 
     def _compacted(self, message: Compacted) -> Mapping[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import numpy as np
 
 from index.faiss_engine import build_faiss, load_faiss
@@ -9,6 +12,14 @@ from index.flat import FlatIndex, load_flat
 from index.hnsw import build_nmslib, load_nmslib
 from index.protocol import BuildCancelled, Cancelled, Matrix, Progress, VectorIndex
 from index.spec import Engine, IndexSpec
+
+VERSIONS: Final[Mapping[Engine, int]] = {Engine.EXACT: 1, Engine.NMSLIB: 1, Engine.FAISS: 1}
+"""Raised when an engine makes better indexes of the same vectors, or its blobs change: older ones are built anew."""
+
+
+def version_of(spec: IndexSpec) -> int:
+    """Return the version of what `build` makes now."""
+    return VERSIONS[spec.engine]
 
 
 def build(spec: IndexSpec, vectors: Matrix, *, threads: int, progress: Progress, cancelled: Cancelled) -> VectorIndex:

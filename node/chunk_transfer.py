@@ -1,7 +1,8 @@
 """Chunks between the replicas of a shard: fetched by digest from whoever has them, served, and shipped.
 
-    chunks/get   "these digests": the bytes of as many as fit a reply, and which of them are not here
-    chunks/want  "have these soon, a message will name them": answered when they are all here
+    chunks/get     "these digests": the bytes of as many as fit a reply, and which of them are not here
+    chunks/want    "have these soon, this message will name them": answered when they are all here
+    chunks/offers  the messages whose chunks were wanted here, and that may not have been proposed
 
 A fetch gives its work out in batches. Every peer takes the next one when it is done with its last; a batch that a peer
 fails, or parts that it lacks, go back to the others. What has arrived is verified against its digest and stored before
@@ -9,13 +10,15 @@ more is asked for, so a fetch that is interrupted goes on with what is still mis
 damaged where it is stored is answered as missing, and repaired there.
 
 Leaders ship chunks before they propose the message that names them, and propose only when a majority has them: then a
-committed message names nothing that the loss of one node could take away.
+committed message names nothing that the loss of one node could take away. The message travels along: if its leader dies
+before it proposes it, the next one asks around and proposes it, rather than doing the work again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeGuard
@@ -47,6 +50,10 @@ SHIP_S: Final = 30.0
 """How long a leader waits for replicas, beside the time that the bytes themselves take."""
 SHIP_BYTES_PER_S: Final = 10 << 20
 """The slowest replica that a leader waits for."""
+OFFERS_MAX: Final = 64
+"""Of a shard. There are seldom more than two under way."""
+OFFERS_S: Final = 2.0
+"""How long a new leader waits for what others know of its predecessor's work."""
 
 
 class Calls(Protocol):
@@ -133,6 +140,7 @@ class ChunkTransfer:
         self._mesh = mesh
         self._store = store
         self._executor = executor
+        self._clock = clock
         self._dice = dice
         self._replicas = replicas
         self._pins = pins
@@ -144,8 +152,11 @@ class ChunkTransfer:
         self.bytes_fetched = 0
         self.bytes_served = 0
         self.chunks_repaired = 0
+        self._offers: dict[ShardId, OrderedDict[bytes, float]] = {}
+        """Messages that came with chunks, and when they are forgotten."""
         mesh.serve("chunks/get", self._serve_get)
         mesh.serve("chunks/want", self._serve_want)
+        mesh.serve("chunks/offers", self._serve_offers)
 
     def peers(self, shard_id: ShardId) -> list[str]:
         """Return the other nodes that hold the shard."""
@@ -302,8 +313,10 @@ class ChunkTransfer:
 
     # shipping
 
-    async def ship(self, shard_id: ShardId, chunks: Mapping[bytes, int]) -> None:
+    async def ship(self, shard_id: ShardId, chunks: Mapping[bytes, int], offer: bytes = b"") -> None:
         """Return when the other replicas have the chunks (digest -> bytes), or the slow ones have had their time.
+
+        `offer` is the message that is going to name them, for a leader that may have to propose it instead.
 
         Raises Unavailable if fewer than a majority, this node among it, have them then: do not propose.
         """
@@ -313,10 +326,11 @@ class ChunkTransfer:
         rate = min(self._bucket.bytes_per_s or SHIP_BYTES_PER_S, SHIP_BYTES_PER_S)
         timeout_s = SHIP_S + sum(chunks.values()) / rate
         blob = cbor2.dumps([[digest, size] for digest, size in chunks.items()])
+        self._note_offer(shard_id, offer)
         results = await asyncio.gather(
             *(
                 self._mesh.call(
-                    peer, "chunks/want", {"shard": shard_id}, [blob], timeout_s=timeout_s, link=Link.BULK
+                    peer, "chunks/want", {"shard": shard_id}, [blob, offer], timeout_s=timeout_s, link=Link.BULK
                 )
                 for peer in peers
             ),
@@ -334,7 +348,40 @@ class ChunkTransfer:
                 "too few to propose what names them"
             )
 
+    async def offers(self, shard_id: ShardId) -> list[bytes]:
+        """Return the messages that this node and the other replicas know chunks to be there for, each once."""
+        found = self._known_offers(shard_id)
+        calls = (
+            self._mesh.call(peer, "chunks/offers", {"shard": shard_id}, timeout_s=OFFERS_S, link=Link.BULK)
+            for peer in self.peers(shard_id)
+        )
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, tuple):
+                found += [bytes(one) for one in answer[1]]
+            elif not isinstance(answer, AnnulusError):
+                raise answer
+        return list(dict.fromkeys(found))
+
+    def _note_offer(self, shard_id: ShardId, offer: bytes) -> None:
+        if offer:
+            kept = self._offers.setdefault(shard_id, OrderedDict())
+            kept[offer] = self._clock.monotonic_s() + MESSAGE_S
+            while len(kept) > OFFERS_MAX:
+                kept.popitem(last=False)
+
+    def _known_offers(self, shard_id: ShardId) -> list[bytes]:
+        """Return those whose chunks are still kept for them."""
+        kept, now_s = self._offers.get(shard_id, OrderedDict()), self._clock.monotonic_s()
+        for offer in [one for one, until_s in kept.items() if until_s < now_s]:
+            del kept[offer]
+        return list(kept)
+
     # serving
+
+    async def _serve_offers(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        return {}, self._known_offers(self._known_shard(arguments))
 
     async def _serve_get(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
@@ -374,7 +421,7 @@ class ChunkTransfer:
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
         shard_id = self._known_shard(arguments)
-        wanted = _parse_wanted(blobs)
+        wanted = _parse_wanted(blobs[:1])
         pins = self._pins(shard_id)
         if pins is None:
             raise Unavailable(f"node {self._me} is starting")
@@ -386,6 +433,8 @@ class ChunkTransfer:
         if left:
             raise Unavailable(f"node {self._me} found {len(left)} of {len(wanted)} chunks of shard {shard_id} nowhere")
         pins.renew(lease_id, MESSAGE_S)
+        if len(blobs) > 1:
+            self._note_offer(shard_id, bytes(blobs[1]))
         return {}, ()
 
     def _known_shard(self, arguments: Mapping[str, Any]) -> ShardId:

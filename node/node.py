@@ -43,6 +43,7 @@ from node.placing import Placing
 from node.replicas import CATALOG_KEY, Replicas, group_of, voters_of
 from node.route import Router
 from node.settings import Settings
+from node.slots import Slots
 from node.snapshot import Snapshots
 from node.upkeep import Upkeep
 from node.workers import Executor, Lane
@@ -169,6 +170,7 @@ class Node:
                 self.mesh, self.transfer, seams.store, seams.executor, seams.dice, self.replicas.snapshot_groups
             )
         )
+        self.slots = Slots(settings.workers.build_threads)
         self.healing, self.cluster_check = healing_of(self, self.snapshots)
         self._taking_part: asyncio.Task[None] | None = None
         self.broadcaster = Broadcaster(self)

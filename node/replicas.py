@@ -208,6 +208,7 @@ class Replicas:
             on_store_error=node.note_store_error,
             readers_gone=node.readers_gone,
             store_full=lambda: node.is_store_full,
+            slots=node.slots,
         )
 
     def _open_snapshots(self, slot: int, shard_id: ShardId | None, host: GroupHost[Any]) -> None:

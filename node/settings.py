@@ -253,6 +253,13 @@ class CompactionSettings:
         most=30,  # as many are merged at once
     )
     interval_s: float = setting(10.0, "s", "how often segments are looked at", least=0.1)
+    priority: int = setting(
+        2,
+        "",
+        "compactions wait for a thread of workers.build_threads in this order: smaller numbers first",
+        least=0,
+        most=9,
+    )
 
 
 @dataclass(frozen=True)
@@ -284,6 +291,12 @@ class IndexSettings:
         0, "threads", "native threads of one index build; 0 takes every core, as a build is what the rest waits for",
         least=0, most=1024,
     )  # fmt: skip
+    priority: int = setting(
+        1, "", "the same for index builds, which come first: searches are exact and slow until then", least=0, most=9
+    )
+    upgrade: bool = setting(
+        True, "", "indexes that an older version of an engine made are built anew in the background"
+    )
     rows_min: int = setting(
         1024, "rows", "a segment with fewer rows gets no index: exact search is as fast there, and exact", least=0
     )

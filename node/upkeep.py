@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
 
+import cbor2
+
 from cluster.checkpoint import chunk_sizes, freeze, incoming_key, install, write
-from cluster.message import Compacted, Flushed, Indexed, Message, Seal
+from cluster.message import Compacted, Flushed, Indexed, Message, Seal, from_plain, to_plain
+from cluster.parse import parse_blob_files, parse_segment_files
 from cluster.shard import CollectionState, Shard, ShardIndex, StoredSegment
 from cluster.tick import HybridClock
-from index.engines import build, load
+from index.engines import build, load, version_of
 from index.protocol import BuildCancelled, IndexDamaged, VectorIndex
 from node.chunk_pins import MESSAGE_S, ChunkPins
 from node.chunk_transfer import ChunkTransfer, Dice
@@ -33,6 +36,7 @@ from node.group import GroupHost
 from node.metrics import Metrics
 from node.provision import Provisioner
 from node.settings import Settings
+from node.slots import Slots
 from node.workers import Executor, Lane, carry_through
 from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
@@ -82,8 +86,13 @@ class Upkeep:
         on_store_error: Callable[[OSError], None],
         readers_gone: Callable[[], Awaitable[None]],
         store_full: Callable[[], bool],
+        slots: Slots | None = None,
     ) -> None:
-        """transfer  None on a node without peers"""
+        """
+        transfer  None on a node without peers
+        slots     shared by all shards of the node; left out, this shard has its own
+        """
+        self._slots = slots or Slots(settings.workers.build_threads)
         self._host = host
         self._store = store
         self._executor = executor
@@ -109,6 +118,9 @@ class Upkeep:
         """Indexes whose chunks do not make one, and which chunks: newer ones are tried again."""
         self._mend_at_s: dict[tuple[SegmentId, IndexId], float] = {}
         """When to ask again for chunks that no peer gave."""
+        self._inherited = 0
+        """The term in which this replica last asked what the leaders before it had left."""
+        self._inheriting = asyncio.Lock()
         self.builds: dict[tuple[SegmentId, IndexId], BuildProgress] = {}
         self.failures: dict[tuple[SegmentId, IndexId], str] = {}
         self.compactions_running = 0
@@ -216,10 +228,10 @@ class Upkeep:
         finally:
             self.pins.renew(lease_id, MESSAGE_S)
 
-    async def _ship(self, sizes: Mapping[bytes, int]) -> None:
-        """Return when a majority has the chunks. Raises Unavailable."""
+    async def _ship(self, sizes: Mapping[bytes, int], message: Message) -> None:
+        """Return when a majority has the chunks that the message names. Raises Unavailable."""
         if self._transfer is not None:
-            await self._transfer.ship(self.shard.shard_id, sizes)
+            await self._transfer.ship(self.shard.shard_id, sizes, cbor2.dumps(to_plain(message)))
 
     async def _mend(self, error: Exception) -> bool:
         """Fetch the chunk that a read found damaged or missing; return whether the read may be tried again."""
@@ -335,7 +347,7 @@ class Upkeep:
         return [
             (state.indexes[index_id], files)
             for index_id, files in stored.indexes.items()
-            if state.indexes[index_id].field_id not in stored.segment.indexes
+            if (state.indexes[index_id].field_id not in stored.segment.indexes or index_id in stored.outdated)
             and self._unusable.get((segment_id, index_id)) is not files
             and self._mend_at_s.get((segment_id, index_id), 0.0) <= now_s
         ]
@@ -350,6 +362,7 @@ class Upkeep:
             return
         if not segment.released and stored.indexes.get(index.index_id) is files:
             segment.install_index(index.field_id, built)
+            stored.outdated.discard(index.index_id)
 
     def _give_index_up(self, key: tuple[SegmentId, IndexId], files: BlobFiles, error: Exception) -> None:
         """A leader builds the index anew; another replica asks for its chunks again later, or gets the new one."""
@@ -403,13 +416,24 @@ class Upkeep:
         """Build one index that a flushed segment lacks."""
         if self._store_full():
             return False
+        if self._next_index() is None:
+            return False
+        if await self._inherit():
+            return True
+        async with self._slots.take(self._settings.index.priority):
+            found = self._next_index()
+            if found is not None and self.leads:
+                await self._build_index(*found)
+        return True
+
+    def _next_index(self) -> tuple[CollectionState, StoredSegment, ShardIndex] | None:
+        """Return the index to build next: that of the largest segment, where searches gain most."""
         for state in self.shard.populated():
             for stored in sorted(state.stored.values(), key=lambda one: -one.segment.rows):
                 for index in self.wanted_indexes(state, stored):
                     if stored.segment.segment_id not in self._busy:
-                        await self._build_index(state, stored, index)
-                        return True
-        return False
+                        return state, stored, index
+        return None
 
     def wanted_indexes(self, state: CollectionState, stored: StoredSegment) -> list[ShardIndex]:
         """Return the indexes that the segment should have and lacks."""
@@ -419,12 +443,15 @@ class Upkeep:
         return [
             one
             for one in state.indexes.values()
-            if self._lacks(stored, segment_id, one.index_id) and (segment_id, one.index_id) not in self.failures
+            if self._lacks(stored, one) and (segment_id, one.index_id) not in self.failures
         ]
 
-    def _lacks(self, stored: StoredSegment, segment_id: SegmentId, index_id: IndexId) -> bool:
-        files = stored.indexes.get(index_id)
-        return files is None or self._unusable.get((segment_id, index_id)) is files
+    def _lacks(self, stored: StoredSegment, index: ShardIndex) -> bool:
+        """Return whether there is no index, none that can be used, or only one that an older program made."""
+        files = stored.indexes.get(index.index_id)
+        if files is None or self._unusable.get((stored.segment.segment_id, index.index_id)) is files:
+            return True
+        return self._settings.index.upgrade and files.version < version_of(index.spec)
 
     async def _build_index(self, state: CollectionState, stored: StoredSegment, index: ShardIndex) -> None:
         segment = stored.segment
@@ -435,15 +462,16 @@ class Upkeep:
         began_s, result = self._clock.monotonic_s(), "failed"
         try:
             built, blob = await self._executor.run(Lane.BUILD, self._build, segment.view(), index, progress)
-            files, chunks = await self._executor.run(Lane.DISK, write_blob, blob)
+            files, chunks = await self._executor.run(Lane.DISK, write_blob, blob, version_of(index.spec))
+            message = Indexed(state.collection_id, *key, files.to_dict())
             async with self._kept(files.digests) as lease_id:
                 await self._put(chunks)
                 del blob, chunks
-                await self._ship(files.sizes)
+                await self._ship(files.sizes, message)
                 shard = self.shard
                 shard.hand_over_index(*key, built)
                 try:
-                    await self._propose(Indexed(state.collection_id, *key, files.to_dict()))
+                    await self._propose(message)
                     self.pins.release(lease_id)
                 finally:
                     shard.take_back_index(*key)
@@ -484,19 +512,76 @@ class Upkeep:
             for state in self.shard.populated()
         )
 
+    # what another leader has left
+
+    async def _inherit(self) -> bool:
+        """Propose what earlier leaders made and shipped but did not come to propose; once in each leadership.
+
+        Returns whether that was done now, so that whoever is about to make something looks again.
+        """
+        async with self._inheriting:
+            term = self._host.raft.term
+            if self._transfer is None or self._inherited == term:
+                return False
+            for offer in await self._transfer.offers(self.shard.shard_id):
+                message = _offered(offer)
+                if message is not None and (inputs := self._takes(message)):
+                    await self._propose_offered(message, inputs)
+            self._inherited = term
+            return True
+
+    def _takes(self, message: Indexed | Compacted) -> Sequence[SegmentId]:
+        """Return the segments that the message is of, if it would change something now."""
+        state = self.shard.collections.get(message.collection_id)
+        inputs = [message.segment_id] if isinstance(message, Indexed) else list(message.inputs)
+        if state is None or any(one not in state.stored or one in self._busy for one in inputs):
+            return ()
+        if isinstance(message, Compacted):
+            return inputs
+        stored = state.stored[message.segment_id]
+        wanted = {one.index_id: one for one in self.wanted_indexes(state, stored)}.get(message.index_id)
+        files = parse_blob_files(message.files)
+        known_bad = self._unusable.get((message.segment_id, message.index_id)) == files
+        return inputs if wanted and not known_bad and files.version >= version_of(wanted.spec) else ()
+
+    async def _propose_offered(self, message: Indexed | Compacted, inputs: Sequence[SegmentId]) -> None:
+        assert self._transfer is not None
+        files = (parse_blob_files if isinstance(message, Indexed) else parse_segment_files)(message.files)
+        self._busy.update(inputs)
+        try:
+            async with self._kept(files.digests) as lease_id:
+                if await self._transfer.fetch(self.shard.shard_id, files.sizes):
+                    return  # not all of it is anywhere: it is made again
+                await self._ship(files.sizes, message)
+                await self._propose(message)
+                self.pins.release(lease_id)
+        finally:
+            self._busy.difference_update(inputs)
+        log.info("proposed what another leader had made shard=%s kind=%s", self._host.name, message.kind)
+
     # compaction
 
     async def _compact_step(self) -> bool:
         """Merge small segments, or rewrite one that is full of dead rows."""
         if self._store_full():
             return False
+        if self._next_plan() is None:
+            return False
+        if await self._inherit():
+            return True
+        async with self._slots.take(self._settings.compaction.priority):
+            found = self._next_plan()
+            if found is not None and self.leads:
+                await self._compact(*found)
+        return True
+
+    def _next_plan(self) -> tuple[CollectionState, Plan] | None:
         for state in self.shard.populated():
             if state.properties.get("collection.autocompaction.enabled", "true").lower() == "false":
                 continue
             for plan in self._plans(state, self._compaction_settings()):
-                await self._compact(state, plan)
-                return True
-        return False
+                return state, plan
+        return None
 
     async def compact_now(self, collection_id: CollectionId) -> None:
         """Merge and rewrite whatever can shrink, whether or not it is due."""
@@ -511,7 +596,9 @@ class Upkeep:
         while (state := self.shard.collections.get(collection_id)) and (plans := self._plans(state, eager)):
             if not self.leads:
                 raise NoLeader(f"this node does not lead {self._host.name} any more")
-            await self._compact(state, plans[0])
+            async with self._slots.take(self._settings.compaction.priority):
+                if state is self.shard.collections.get(collection_id) and plans == self._plans(state, eager):
+                    await self._compact(state, plans[0])
 
     def _compaction_settings(self) -> CompactionSettings:
         chosen = self._settings.compaction
@@ -540,15 +627,14 @@ class Upkeep:
         self.compactions_running += 1
         try:
             rows, files, chunks = await self._executor.run(Lane.BUILD, _merge, views, as_of, expire_before)
+            message = Compacted(state.collection_id, plan.inputs, as_of, expire_before, files.to_dict())
             async with self._kept(files.digests) as lease_id:
                 await self._put(chunks)
-                await self._ship(files.sizes)
+                await self._ship(files.sizes, message)
                 shard = self.shard
                 shard.hand_over_rows(plan.inputs, rows)
                 try:
-                    await self._propose(
-                        Compacted(state.collection_id, plan.inputs, as_of, expire_before, files.to_dict())
-                    )
+                    await self._propose(message)
                     self.pins.release(lease_id)
                 finally:
                     shard.take_back(plan.inputs)
@@ -662,6 +748,21 @@ class Upkeep:
                 if wanted(state, one):
                     return state, one
         return None
+
+
+def _offered(offer: bytes) -> Indexed | Compacted | None:
+    """Return the message that came with chunks; None if this program does not know it."""
+    try:
+        message = from_plain(*cbor2.loads(offer))
+        if isinstance(message, Indexed):
+            parse_blob_files(message.files)
+            return message
+        if isinstance(message, Compacted):
+            parse_segment_files(message.files)
+            return message
+    except (cbor2.CBORDecodeError, ValueError, TypeError, AnnulusError) as error:
+        log.warning("an offer that cannot be read: %s", error)
+    return None
 
 
 def _merge(views: Sequence[SegmentView], as_of: Tick, expire_before: Tick) -> tuple[SealedRows, SegmentFiles, Chunks]:

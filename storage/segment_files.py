@@ -93,6 +93,8 @@ class BlobFiles:
 
     nbytes: int
     chunks: tuple[ChunkRef, ...]
+    version: int = 1
+    """Of the code that made it, where a later one makes better ones (`index.engines.version_of`)."""
 
     @property
     def digests(self) -> list[bytes]:
@@ -104,11 +106,12 @@ class BlobFiles:
         return {ref.digest: ref.bytes for ref in self.chunks}
 
     def to_dict(self) -> dict[str, Any]:
-        return {"bytes": self.nbytes, "chunks": [[r.digest, r.rows, r.bytes] for r in self.chunks]}
+        newer = {} if self.version == 1 else {"version": self.version}
+        return {"bytes": self.nbytes, "chunks": [[r.digest, r.rows, r.bytes] for r in self.chunks], **newer}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> BlobFiles:
-        return cls(data["bytes"], tuple(ChunkRef(*one) for one in data["chunks"]))
+        return cls(data["bytes"], tuple(ChunkRef(*one) for one in data["chunks"]), data.get("version", 1))
 
 
 Chunks = Iterator[tuple[bytes, bytes]]
@@ -179,12 +182,12 @@ def read_rows(files: SegmentFiles, field_id: FieldId, offsets: Offsets, get: Get
     return concat_columns(pieces).take(back)
 
 
-def write_blob(blob: bytes | memoryview) -> tuple[BlobFiles, Chunks]:
+def write_blob(blob: bytes | memoryview, version: int = 1) -> tuple[BlobFiles, Chunks]:
     """Return where the blob will be and the chunks to put there."""
     view = memoryview(blob)
     pieces = [view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES)]
     refs = tuple(ChunkRef(digest_of(piece), 0, len(piece)) for piece in pieces)
-    return BlobFiles(len(view), refs), ((ref.digest, bytes(p)) for ref, p in zip(refs, pieces, strict=True))
+    return BlobFiles(len(view), refs, version), ((ref.digest, bytes(p)) for ref, p in zip(refs, pieces, strict=True))
 
 
 def read_blob(files: BlobFiles, get: GetChunk) -> bytes:

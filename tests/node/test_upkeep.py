@@ -84,7 +84,7 @@ class Member(WiredNode):
         self.raft_log = self.journal.group(1)
         self.raft_log.reset(1, 0)
         host: Any = self.host
-        host.raft = SimpleNamespace(log=self.raft_log)
+        host.raft = SimpleNamespace(log=self.raft_log, term=1)
         self.upkeep = Upkeep(
             host, self.store, self.executor, HybridClock(self.clock.wall_ms), self.clock, SETTINGS, Metrics(),
             dice=self.dice, transfer=self.transfer if len(names) > 1 else None,
@@ -138,6 +138,8 @@ class Team:
         self._more.set()
         self._more = asyncio.Event()
         done = await self.members[0].apply(position, entry.encode())
+        while host.machine.position < position:  # noqa: ASYNC110  # who proposes hears of it when it has applied it
+            await asyncio.sleep(0.001)
         return dict(done.outcome)
 
     async def _follow(self, member: Member) -> None:
