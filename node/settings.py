@@ -255,7 +255,7 @@ class CompactionSettings:
     interval_s: float = setting(10.0, "s", "how often segments are looked at", least=0.1)
     priority: int = setting(
         2,
-        "",
+        "rank",
         "compactions wait for a thread of workers.build_threads in this order: smaller numbers first",
         least=0,
         most=9,
@@ -292,7 +292,7 @@ class IndexSettings:
         least=0, most=1024,
     )  # fmt: skip
     priority: int = setting(
-        1, "", "the same for index builds, which come first: searches are exact and slow until then", least=0, most=9
+        1, "rank", "the same for index builds, which come first: searches are exact and slow until then", least=0, most=9
     )
     upgrade: bool = setting(
         True, "", "indexes that an older version of an engine made are built anew in the background"
