@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from errno import ENOSPC
+from functools import partial
 from random import Random
 from typing import Any, Final, TypeVar
 
 from cluster.checkpoint import manifest_key, referenced
+from node.broadcaster import Step
 from node.database import Database
 from node.identity import IDENTITY_KEY, settle
 from node.metrics import Metrics
@@ -29,7 +31,7 @@ from node.settings import (
 from storage.errors import StorageFault
 from storage.types import ShardId
 from tests.sim.chunks import SimChunks
-from tests.sim.disk import SimDisk
+from tests.sim.disk import PowerLoss, SimDisk
 from tests.sim.history import Violation
 from tests.sim.network import SimNetwork, SimWire
 from tests.sim.plan import Plan
@@ -87,6 +89,8 @@ class Machine:
     excuses: set[str] = field(default_factory=set)
     """What the world did to it that a node may stop for, or lose data by."""
     stopping: bool = False
+    dies_at: tuple[Step, int] | None = None
+    """The step of the broadcaster at which the power goes, and how many of these come before it."""
 
     @property
     def is_up(self) -> bool:
@@ -148,6 +152,7 @@ class Cluster:
         error: BaseException | None = None
         try:
             node = machine.node = Node(self.settings(machine.name), self._seams(machine, life), Metrics())
+            node.broadcaster.on_step = partial(self._at_step, machine, life)
             starting: asyncio.Future[Any] = asyncio.ensure_future(node.start())
             both: set[asyncio.Future[Any]] = {starting, node.failed}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -211,6 +216,21 @@ class Cluster:
 
         machine.disk.on_power_loss = lost
         machine.disk.power_loss_at = machine.disk.steps + calls
+
+    def kill_at_step(self, name: str, step: Step, after: int = 0) -> None:
+        """Let the power go when the node's broadcaster comes to this step, after so many times."""
+        self.machines[name].dies_at = (step, after)
+
+    def _at_step(self, machine: Machine, life: Life, step: Step) -> None:
+        if machine.dies_at is None or machine.dies_at[0] is not step or machine.life is not life:
+            return
+        if machine.dies_at[1]:
+            machine.dies_at = (step, machine.dies_at[1] - 1)
+            return
+        machine.dies_at = None
+        life.end()
+        self.loop.call_soon(self._power_lost, machine, life, context=self._context.copy())
+        raise PowerLoss(step)
 
     def _power_lost(self, machine: Machine, life: Life) -> None:
         if machine.life is life:
