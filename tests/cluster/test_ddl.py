@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from cluster.catalog import PARTITIONS_MAX, AlterIndex, CreateAlias, Task
-from cluster.ddl import KINDS
+from cluster.control import Control
+from cluster.ddl import KINDS, BeginDdl
 from cluster.ddl import messages as messages_of
+from cluster.machine import Rejected
 from cluster.message import (
     AlterCollection,
     CreateCollection,
@@ -18,13 +23,16 @@ from cluster.message import (
     DropCollection,
     DropIndex,
     DropPartition,
+    Entry,
     LoadCollection,
     Message,
     ReleaseCollection,
     TruncateCollection,
 )
+from cluster.shard import Shard
+from storage.errors import AnnulusError
 from storage.schema import FIELDS_MAX, CollectionSchema, DataType, FieldSchema
-from storage.types import FieldId, IndexId, PartitionId
+from storage.types import FieldId, IndexId, PartitionId, Position, Tick
 from tests.cluster.controls import (
     KEYED,
     SCHEMA,
@@ -501,3 +509,74 @@ def test_properties_are_bounded_in_total() -> None:
     one.carry("alter_collection", "a", {"changed": {f"k{i}": "v" for i in range(255)}, "dropped": []})
     again = one.carry("alter_collection", "a", {"changed": {"one": "more"}, "dropped": []})
     refused(again, "invalid_parameter", "257 properties, at most 256")
+
+
+REQUESTS: Sequence[Any] = [
+    A, ("truncate_collection", "a", {}), ("drop_collection", "a", {}),
+    ("alter_collection", "a", {"changed": {"k": "v"}, "dropped": ["l"]}), ("alter_collection", "a", DYNAMIC), NUMBER,
+    DROP_NUMBER, longer(9), PARTITION, ("drop_partition", "a", {"partition": "p"}), INDEX,
+    ("drop_index", "a", {"index_name": "v"}), LOAD, ("release", "a", {"partitions": []}), ("flush_all", "", {}),
+    ("create_collection", "b", new_collection(indexes=[new_index()["index"]], load=True)),
+]  # fmt: skip
+JUNK: Sequence[Any] = [
+    None,
+    True,
+    -1,
+    1 << 62,
+    1 << 70,
+    1.5,
+    "",
+    "x",
+    "\x00",
+    b"x",
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    {1: 2},
+    ["x", 1],
+]
+
+
+def state_of(control: Control) -> list[Any]:
+    return [control.catalog.to_bytes(), control.keys.to_plain(), control.jobs.to_plain()]
+
+
+def spoiled(dice: Random, plain: Any) -> Any:
+    """Return plain data with something in it that is gone, another, or too much."""
+    if isinstance(plain, dict) and plain and dice.random() < 0.9:
+        name = dice.choice(list(plain))
+        rest = {key: value for key, value in plain.items() if key != name}
+        how = dice.random()
+        if how < 0.2:
+            return rest
+        return {**plain, "more": dice.choice(JUNK)} if how < 0.3 else {**plain, name: spoiled(dice, plain[name])}
+    if isinstance(plain, list) and plain and dice.random() < 0.9:
+        place = dice.randrange(len(plain))
+        return [*plain[:place], spoiled(dice, plain[place]), *plain[place + 1 :]]
+    return dice.choice(JUNK)
+
+
+@settings(phases=[Phase.generate], max_examples=400)
+@given(seed=st.integers(0, 1 << 32))
+def test_requests_that_are_none(seed: int) -> None:
+    """Whatever another node sends as a request is answered. A refusal changes nothing; and what is accepted can be
+    carried through, told to shards, and written in a checkpoint."""
+    dice = Random(seed)
+    one = driver(*dice.choice([[], [A], [A, TEXT, NUMBER, INDEX, PARTITION]]))
+    kind, name, request = dice.choice(REQUESTS)
+    values: list[Any] = [kind, "default", name, dict(request)]
+    place = dice.choice([0, 1, 2, 3, 3, 3, 3, 3, 3])
+    values[place] = spoiled(dice, values[place])
+    before = state_of(one.control)
+    outcome = one.say(BeginDdl(*values))
+    if isinstance(outcome, Rejected):
+        assert isinstance(outcome.error(), AnnulusError)
+        assert state_of(one.control) == before
+    elif outcome:
+        task = one.control.catalog.tasks[outcome["task"]]
+        for shard_id, message in one.told(task):
+            told = Entry.decode(Entry("tests", 1, Tick(1), message).encode())
+            Shard(shard_id, lambda digest: b"").apply(Position(1), told)
+        one.end(task)
+    assert restored(one.control).checkpoint() == one.control.checkpoint()
