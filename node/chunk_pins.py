@@ -70,6 +70,12 @@ class ChunkPins:
         self._leases.pop(lease_id, None)
 
     @property
+    def is_copied(self) -> bool:
+        """Whether another replica is fetching chunks from here."""
+        now_s = self._clock.monotonic_s()
+        return any(not lease.loose and lease.until_s >= now_s for lease in self._leases.values())
+
+    @property
     def kept(self) -> frozenset[bytes]:
         return frozenset().union(*(lease.digests for lease in self._leases.values()))
 

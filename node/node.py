@@ -37,6 +37,7 @@ from node.forming import Forming, Seat, Standing, closed
 from node.group import GroupHost
 from node.identity import IDENTITY_KEY, Identity, settle
 from node.journaling import JournalWriter
+from node.members import Members
 from node.metrics import Metrics
 from node.network import Network
 from node.placing import Placing
@@ -116,6 +117,7 @@ class Node:
         self.identity = Identity(self.name, settings.node.shards, settings.node.members, settings.node.copies)
         self._formed: Mapping[ShardId, Sequence[str]] = {}
         """Where shards were placed when the cluster was formed."""
+        self.known = Members(self)
         self.replicas = Replicas(self)
         self.placing = Placing(self)
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -132,6 +134,7 @@ class Node:
         self._changes_reclaimed = -1
         self._reclaimed_at_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
+        self._remembering = asyncio.Lock()
         self._forming = (
             None
             if self.mesh is None
@@ -161,7 +164,7 @@ class Node:
             )
         )
         self.cluster_status = (
-            None if self.mesh is None else ClusterStatus(self.mesh, settings.node.members, self._replica_views)
+            None if self.mesh is None else ClusterStatus(self.mesh, lambda: self.members, self._replica_views)
         )
         self.snapshots = (
             None
@@ -210,7 +213,9 @@ class Node:
             await self._begin_upkeep()
         else:
             self.mesh.on_session(self.replicas.session)
+            self.known.begin()
             await self.mesh.start()
+            self.known.start()
             if self.identity.is_seated:
                 await self.replicas.open(self._formed)  # here, so that damage is told as a start that failed
             self._taking_part = asyncio.get_running_loop().create_task(self._take_part())
@@ -233,7 +238,7 @@ class Node:
         cluster_id = self.identity.cluster_id or await self._forming.find_cluster()
         seats: Mapping[int, Seat] = {}
         if cluster_id:
-            await self._remember(self.identity.learnt(cluster_id))
+            await self.remember(lambda identity: identity.learnt(cluster_id))
             groups = {CONTROL_GROUP: voters_of(self.identity.members), **self._replicas_by_group()}
             seats = await self._forming.find_seats(
                 {slot: names for slot, names in groups.items() if self.name in names}
@@ -244,7 +249,8 @@ class Node:
             while self.journal.pending_bytes:
                 self._writer.kick()
                 await asyncio.sleep(PLACE_LOOK_S)
-        await self._remember(self.identity.seated({group_id: seat.abstains for group_id, seat in seats.items()}))
+        abstains = {group_id: int(seat.abstains) for group_id, seat in seats.items()}
+        await self.remember(lambda identity: identity.seated(abstains))
 
     @property
     def shards(self) -> Mapping[ShardId, GroupHost[Shard]]:
@@ -265,8 +271,7 @@ class Node:
     @property
     def peer_names(self) -> Sequence[str]:
         """All other nodes of the cluster, as far as is known here."""
-        known = self.control.machine.membership.members if self.takes_part else {}
-        return [name for name in known or self.identity.members if name != self.name]
+        return [name for name in self.known.names if name != self.name]
 
     def kick_journal(self) -> None:
         self._writer.kick()
@@ -287,6 +292,7 @@ class Node:
             if one is not None:
                 one.cancel()
         await self.placing.stop()
+        await self.known.stop()
         await asyncio.gather(*(host.hand_over(HAND_OVER_S) for host in self.replicas.hosts.values()))
         if self._background:
             _, late = await asyncio.wait(self._background, timeout=BACKGROUND_S)
@@ -299,7 +305,7 @@ class Node:
         if self.snapshots is not None and self.transfer is not None:
             await self.snapshots.close()
             await self.transfer.close()
-        for upkeep in self.upkeep.values():
+        for upkeep in list(self.upkeep.values()):
             await upkeep.stop()
         try:
             await self.checkpoint()
@@ -381,14 +387,14 @@ class Node:
 
     @property
     def members(self) -> Sequence[str]:
-        """Names of all nodes of the cluster."""
-        return self.identity.members
+        """Names of all nodes of the cluster, as far as is known here."""
+        return self.known.names
 
     @property
     def replicas_by_group(self) -> Mapping[int, Sequence[str]]:
         """Every group of the cluster, and the nodes that hold it."""
         shards = {group_of(shard_id): names for shard_id, names in self.placement.items()}
-        return {CONTROL_GROUP: self.identity.members, **shards}
+        return {CONTROL_GROUP: self.members, **shards}
 
     @property
     def hosts(self) -> Sequence[GroupHost[Any]]:
@@ -400,6 +406,8 @@ class Node:
         """What this node waits for before it can do its part; "" when it can."""
         if not self.takes_part:
             return f"not part of the cluster yet: {'' if self._forming is None else self._forming.why}"
+        if self.known.why_not_ready:
+            return self.known.why_not_ready
         hosts = self.hosts
         leaderless = [host.name for host in hosts if host.leader is None]
         if leaderless:
@@ -531,7 +539,7 @@ class Node:
         """Checkpoint every group that has something new."""
         if not self.takes_part:
             return
-        for upkeep in self.upkeep.values():
+        for upkeep in list(self.upkeep.values()):
             if upkeep.is_dirty:
                 await upkeep.checkpoint()
         await self.checkpoint_control()
@@ -594,7 +602,7 @@ class Node:
         now_s = self.seams.clock.monotonic_s()
         large = self.journal.bytes_on_disk > storage.journal_bytes_max
         pinned = {slot_of(pin.group_id) for pin in self.journal.pinning()} if large else set()
-        for shard_id, upkeep in self.upkeep.items():
+        for shard_id, upkeep in list(self.upkeep.items()):
             old = now_s - upkeep.checkpoint_at_s >= storage.checkpoint_interval_s
             if upkeep.is_dirty and (old or group_of(shard_id) in pinned):
                 await upkeep.checkpoint()
@@ -615,21 +623,29 @@ class Node:
 
     def control_applied(self) -> None:
         self.placing.wake()
+        self.known.applied(self.control.machine.membership)
         cluster_id = self.control.machine.cluster_id
         if cluster_id and cluster_id != self.identity.cluster_id:
-            self.keep(asyncio.get_running_loop().create_task(self._learn(cluster_id)))
+            self.remember_soon(lambda identity: identity.learnt(cluster_id))
 
-    async def _learn(self, cluster_id: str) -> None:
-        try:
-            await self._remember(self.identity.learnt(cluster_id))
-        except OSError as error:
-            self.note_store_error(error)  # with room again, the next entry that is applied comes here again
+    def remember_soon(self, change: Callable[[Identity], Identity]) -> None:
+        """As `remember`, without waiting; a store that is full learns it when there is more to remember."""
 
-    async def _remember(self, identity: Identity) -> None:
-        """Write the identity down, and go by it once it is durable."""
-        commit = self.seams.store.commit
-        await self.seams.executor.run(Lane.DISK, commit, [(IDENTITY_KEY, identity.to_bytes())])
-        self.identity = identity
+        async def remember() -> None:
+            try:
+                await self.remember(change)
+            except OSError as error:
+                self.note_store_error(error)
+
+        self.keep(asyncio.get_running_loop().create_task(remember()))
+
+    async def remember(self, change: Callable[[Identity], Identity]) -> None:
+        """Write the identity down as changed, and go by it once it is durable."""
+        async with self._remembering:
+            identity = change(self.identity)
+            commit = self.seams.store.commit
+            await self.seams.executor.run(Lane.DISK, commit, [(IDENTITY_KEY, identity.to_bytes())])
+            self.identity = identity
 
     def _replicas_by_group(self) -> dict[int, Sequence[str]]:
         """Return the shards' groups that this node takes part in, and who else does."""

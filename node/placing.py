@@ -101,25 +101,23 @@ class Placing:
         node, host = self._node, self._node.replicas.shards.get(shard_id)
         is_member, follows = node.name in placed.members, node.name in placed.following
         if host is None:
-            if is_member or follows:
-                if shard_id in node.replicas.upkeep:
-                    return True  # it moved away, and is to come back: it is dropped first
-                await node.replicas.follow(shard_id, placed)
-                return True
-            if shard_id in node.replicas.upkeep:
+            if shard_id in node.replicas.upkeep:  # also if it is to come back: then it begins anew
                 await node.replicas.drop(shard_id)
-                return True
-            return False
+            elif is_member or follows:
+                await node.replicas.follow(shard_id, placed)
+            else:
+                return False
+            return True
         if host.is_over:
             return True
         if host.generation < placed.generation or (host.raft.is_learner and is_member):
             if is_member or follows:
                 self._install(group_of(shard_id), int(placed.position), placed.members)
             else:
-                await node.replicas.drop(shard_id)
+                node.replicas.leave(shard_id)
             return True
         if host.raft.is_learner and not follows and host.generation == placed.generation:
-            await node.replicas.drop(shard_id)
+            node.replicas.leave(shard_id)
             return True
         return await self._lead(shard_id, host, placed)
 

@@ -128,7 +128,7 @@ class Replicas:
     async def begin_upkeep(self) -> None:
         """Start the background work of all shards here, and of those that will come."""
         self._upkeep_runs = True
-        for shard_id, upkeep in self.upkeep.items():
+        for shard_id, upkeep in list(self.upkeep.items()):
             if self._node.mesh is None:  # all of the log is applied; with peers more may come that names chunks
                 removed = await upkeep.sweep()
                 if removed:
@@ -293,9 +293,7 @@ class Replicas:
         is_member = self._node.name in state.members
         self._detach(host.raft.group_id)
         if not is_member and slot != CONTROL_GROUP:
-            # What is here stays until the control group knows where the shard went.
-            del self.shards[ShardId(slot - 1)], self.hosts[slot]
-            self._node.placing.wake()
+            self.leave(ShardId(slot - 1))
             return
         raft = self._raft(slot, state.number, state.members, host.machine, host.last_term)
         is_fresh = raft.last_position == state.position
@@ -348,25 +346,34 @@ class Replicas:
             if self._upkeep_runs:
                 self.upkeep[shard_id].start()
 
-    async def drop(self, shard_id: ShardId) -> None:
-        """Remove what is here of a shard that others hold, unless somebody is fetching it just now."""
-        node, slot = self._node, group_of(shard_id)
-        upkeep = self.upkeep.get(shard_id)
-        if upkeep is None or upkeep.pins.kept:
-            return
-        host = self.hosts.pop(slot, None)
+    def leave(self, shard_id: ShardId) -> None:
+        """Take no more part in a shard; its chunks stay until it is dropped, for others may be fetching them."""
+        self.shards.pop(shard_id, None)
+        host = self.hosts.pop(group_of(shard_id), None)
         if host is not None:
             host.stop()
+            host.led.clear()
             self._detach(host.raft.group_id)
-        self.shards.pop(shard_id, None)
+        self._node.placing.wake()
+
+    async def drop(self, shard_id: ShardId) -> None:
+        """Remove what is here of a shard that was left, unless somebody is fetching it just now."""
+        node, slot = self._node, group_of(shard_id)
+        upkeep = self.upkeep[shard_id]
+        if upkeep.pins.is_copied:
+            return
+        if node.snapshots is not None:
+            await node.snapshots.give_up(slot)
         self.snapshot_groups.pop(slot, None)
         await upkeep.stop()
         await node.checkpoint_control()  # or the next start might take this node for a member still
         await node.readers_gone()
         store, run = node.seams.store, node.seams.executor.run
-        digests = await run(Lane.DISK, store.chunk_digests, shard_id)
-        gone = [(shard_id, digest) for digest in digests]
-        await run(Lane.DISK, store.commit, [], [manifest_key(shard_id), incoming_key(shard_id)], gone)
+        async with upkeep.pins.committing:
+            upkeep.is_dropped = True
+            digests = await run(Lane.DISK, store.chunk_digests, shard_id)
+            gone = [(shard_id, digest) for digest in digests]
+            await run(Lane.DISK, store.commit, [], [manifest_key(shard_id), incoming_key(shard_id)], gone)
         for group in node.journal.group_ids:
             if slot_of(group) == slot:
                 node.journal.forget(group)

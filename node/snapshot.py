@@ -172,6 +172,13 @@ class Snapshots:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("snapshot fails group=%s", self._groups[group_id].record.name, exc_info=error)
 
+    async def give_up(self, group_id: int) -> None:
+        """End what is under way for a group that is leaving this node."""
+        task = self._tasks.get(group_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def close(self) -> None:
         """End what is under way; the next start goes on with it."""
         self._is_closed = True

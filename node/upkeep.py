@@ -130,6 +130,8 @@ class Upkeep:
         self.installing = False
         """Another replica's checkpoint is being fetched for this shard."""
         self.swept = False
+        self.is_dropped = False
+        """The shard is no longer on this node, and must not come back by a checkpoint."""
 
     @property
     def shard(self) -> Shard:
@@ -666,6 +668,8 @@ class Upkeep:
 
     async def _checkpoint(self) -> None:
         async with self.pins.committing:
+            if self.is_dropped:
+                return
             shard, position = self.shard, self.shard.position
             frozen = freeze(
                 shard,

@@ -291,7 +291,7 @@ class Simulation:
 
 def _hosts(node: Node) -> dict[int, GroupHost[Any]]:
     """Return the replicas on a node by group; none while it has yet to find its place."""
-    if not node.shards:
+    if not node.takes_part:
         return {}
     return {CONTROL_GROUP: node.control, **{group_of(shard_id): host for shard_id, host in node.shards.items()}}
 

@@ -195,7 +195,9 @@ class Workload:
 
         async def move(database: Database) -> None:
             node = database._node  # the way of a coordinator, which no client has
-            known = node.control.machine.membership.placements[shard]
+            known = node.control.machine.membership.placements.get(shard)
+            if known is None:
+                raise Refused("its catalogue has yet to catch up")
             await node.router.control_change(PlanMove(shard, known.generation, wanted))
 
         await self.at_some_node(rng, move, attempts=2, within_s=DDL_S)
