@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.catalog import Collection
-from index.spec import IndexSpec, SpecError, parse_search_params
+from index.spec import IndexSpec, SearchParams, SpecError, parse_search_params
 from node.calls import Answer as Reply
 from node.clock import Clock
 from node.freshness import Freshness, Need, Needs
@@ -78,6 +78,8 @@ TURNS_MAX: Final = 4
 KINDS_KEPT: Final = 256
 FILTERS_KEPT: Final = 256
 FILTER_CHARS_KEPT_MAX: Final = 4_096
+PLANS_KEPT: Final = 256
+PLAN_CHARS_KEPT_MAX: Final = 4_096
 COUNT: Final = "count(*)"
 READ_METHOD: Final = "shard/read"
 SMALL_ROWS_MAX: Final = 256
@@ -136,15 +138,29 @@ class _Target:
     """Whether the replicas may have a newer schema than this one."""
 
 
-@dataclass
-class _Gathering:
-    """Searches of one kind, which differ in their vectors only, that wait for a batch before them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What a search of a collection asks for beside its vectors, found out once for all that differ in these only."""
 
-    asked: VectorQuery
-    field_ids: Sequence[FieldId]
-    offset: int
+    collection: Collection
+    """As it was then: a change of the catalogue makes another object of it."""
+    anns_field: FieldSchema
+    spec: IndexSpec
+    output: Output
+    params: SearchParams
+    row_filter: CompiledFilter
+    partitions: frozenset[PartitionId] | None
+    field_ids: tuple[FieldId, ...]
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Searches of one kind, which differ in their vectors only: those that wait for a batch."""
+
     waiting: list[tuple[npt.NDArray[np.float32], asyncio.Future[Answer]]] = field(default_factory=list)
     running: int = 0
+    query_s: float | None = None
+    """What a query takes, as those that were asked last tell."""
 
 
 class Reader:
@@ -154,9 +170,8 @@ class Reader:
         self._node = node
         self._fresh = Freshness(node)
         self._filters: OrderedDict[tuple[CollectionId, int, str], CompiledFilter] = OrderedDict()
-        self._gathering: dict[Hashable, _Gathering] = {}
-        self._query_s: OrderedDict[Hashable, float] = OrderedDict()
-        """What a query of each kind of search takes, of those that were asked last."""
+        self._plans: OrderedDict[Hashable, _Plan] = OrderedDict()
+        self._gathering: OrderedDict[Hashable, _Gathering] = OrderedDict()
         if node.mesh is not None:
             node.mesh.serve(READ_METHOD, self._serve)
 
@@ -164,37 +179,55 @@ class Reader:
 
     async def search(self, collection: Collection, request: SearchRequest, options: ReadOptions) -> SearchResult:
         """Return the nearest rows of each query vector."""
-        partitions = _readable_partitions(collection, options.partitions)
-        anns_field = _anns_field(collection.schema, request.anns_field)
-        spec = self._index_spec(collection, anns_field, request.metric_type)
-        output = resolve_output(collection.schema, options.output_fields)
-        wanted = request.limit + request.offset
-        try:
-            params = parse_search_params(request.params, spec, k=wanted)
-        except SpecError as error:
-            raise InvalidParameter(str(error)) from error
-        row_filter = self.compile(collection, options)
-        vectors = await self._query_vectors(collection, anns_field, request, options)
+        plan = self._plan(collection, request, options)
+        vectors = await self._query_vectors(collection, plan.anns_field, request, options)
         question = Question(
             Kind.SEARCH,
             collection.collection_id,
-            partitions,
+            plan.partitions,
             not options.ignore_growing,
             options.filter,
             options.params,
-            tuple(output.field_ids(collection.schema)),
+            plan.field_ids,
             request.limit,
             request.offset,
-            near=Nearness(vectors, anns_field.id, spec.metric, params),
+            near=Nearness(vectors, plan.anns_field.id, plan.spec.metric, plan.params),
         )
-        answer = await self._ask(collection, question, row_filter, options)
+        answer = await self._ask(collection, question, plan.row_filter, options)
         for step in answer.steps:
             self._node.metrics.searched(PlanKind(step.plan))
         scores = answer.scores
         if request.round_decimal >= 0:
             scores = np.round(scores, request.round_decimal)
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
-        return SearchResult(self._rows(collection.schema, answer.batch, output, explain=explain), scores, answer.counts)
+        rows = self._rows(collection.schema, answer.batch, plan.output, explain=explain)
+        return SearchResult(rows, scores, answer.counts)
+
+    def _plan(self, collection: Collection, request: SearchRequest, options: ReadOptions) -> _Plan:
+        key = (
+            collection.collection_id, request.anns_field, request.limit + request.offset, request.metric_type,
+            repr(request.params), options.filter, tuple(options.output_fields), tuple(options.partitions),
+        )  # fmt: skip
+        known = self._plans.get(key)
+        if known is not None and known.collection is collection and not options.params:
+            self._plans.move_to_end(key)
+            return known
+        partitions = _readable_partitions(collection, options.partitions)
+        anns_field = _anns_field(collection.schema, request.anns_field)
+        spec = self._index_spec(collection, anns_field, request.metric_type)
+        output = resolve_output(collection.schema, options.output_fields)
+        try:
+            params = parse_search_params(request.params, spec, k=request.limit + request.offset)
+        except SpecError as error:
+            raise InvalidParameter(str(error)) from error
+        row_filter = self.compile(collection, options)
+        columns = tuple(output.field_ids(collection.schema))
+        plan = _Plan(collection, anns_field, spec, output, params, row_filter, partitions, columns)
+        if not options.params and sum(map(len, (key[4], key[5], *key[6], *key[7]))) <= PLAN_CHARS_KEPT_MAX:
+            self._plans[key] = plan
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+        return plan
 
     async def _query_vectors(
         self, collection: Collection, anns_field: FieldSchema, request: SearchRequest, options: ReadOptions
@@ -524,28 +557,24 @@ class Reader:
             near.params, question.limit, question.offset, question.filter, question.growing,
             repr(question.templates) if question.templates else "", question.field_ids,
         )  # fmt: skip
-        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Answer] = loop.create_future()
         gathering = self._gathering.get(kind)
         if gathering is None:
-            asked = VectorQuery(
-                queries=near.vectors,
-                field_id=near.field_id,
-                metric=near.metric,
-                limit=question.limit + question.offset,
-                tick=Tick(0),
-                params=near.params,
-                filter=None if row_filter is None or row_filter.always_true else row_filter,
-                explain=True,
-            )
-            gathering = self._gathering[kind] = _Gathering(asked, question.field_ids, question.offset)
+            gathering = self._gathering[kind] = _Gathering()
+            if len(self._gathering) > KINDS_KEPT:
+                self._gathering.popitem(last=False)  # those that it has will be answered, and no others come
+        else:
+            self._gathering.move_to_end(kind)
         gathering.waiting.append((near.vectors, waiter))
         if gathering.running < BATCHES_MAX:
             gathering.running += 1
-            task = asyncio.get_running_loop().create_task(self._run_gathered(kind, gathering, target, question))
-            self._node.keep(task)
+            self._node.keep(loop.create_task(self._run_gathered(gathering, target, question, row_filter)))
         return await waiter
 
-    async def _run_gathered(self, kind: Hashable, gathering: _Gathering, target: _Target, question: Question) -> None:
+    async def _run_gathered(
+        self, gathering: _Gathering, target: _Target, question: Question, row_filter: CompiledFilter | None
+    ) -> None:
         try:
             while gathering.waiting:
                 for _ in range(TURNS_MAX):
@@ -560,7 +589,8 @@ class Reader:
                 try:
                     seen = self.snapshot(target, question.partitions, growing=question.growing)
                     if seen.is_known:
-                        answers = await self._answers(kind, seen, gathering, [one for one, _ in batch])
+                        asked = _vector_query(question, row_filter, seen, [one for one, _ in batch])
+                        answers = await self._answers(gathering, seen, asked, question, [len(one) for one, _ in batch])
                     else:
                         answers = [Answer.nothing(question, None, seen.ticks)] * len(batch)
                 except Exception as error:  # whatever it is, those who wait must hear of it
@@ -573,25 +603,20 @@ class Reader:
                             waiter.set_result(answer)
         finally:
             gathering.running -= 1
-            if not gathering.running and self._gathering.get(kind) is gathering:
-                del self._gathering[kind]
 
     async def _answers(
-        self, kind: Hashable, seen: Snapshot, gathering: _Gathering, vectors: Sequence[npt.NDArray[np.float32]]
+        self, gathering: _Gathering, seen: Snapshot, asked: VectorQuery, question: Question, sizes: Sequence[int]
     ) -> list[Answer]:
         """Search here or on a thread, and remember how long it took."""
-        queries, clock, known_s = sum(map(len, vectors)), self._node.seams.clock, self._query_s.get(kind)
+        queries, clock, known_s = len(asked.queries), self._node.seams.clock, gathering.query_s
         is_brief = known_s is not None and known_s * queries <= BRIEF_S
-        if is_brief and not may_take_long(seen.views, gathering.asked, queries, gathering.field_ids):
-            answers, took_s = _search_and_fetch(clock, seen, gathering, vectors)
+        if is_brief and not may_take_long(seen.views, asked, queries, question.field_ids):
+            answers, took_s = _search_and_fetch(clock, seen, asked, question, sizes)
         else:
-            answers, took_s = await self._node.read(_search_and_fetch, clock, seen, gathering, vectors)
+            answers, took_s = await self._node.read(_search_and_fetch, clock, seen, asked, question, sizes)
         query_s = took_s / queries
         # A long time may be that of others on a busy machine: what is remembered falls at once and rises slowly.
-        self._query_s[kind] = query_s if known_s is None else min(query_s, 1.05 * known_s)
-        self._query_s.move_to_end(kind)
-        if len(self._query_s) > KINDS_KEPT:
-            self._query_s.popitem(last=False)
+        gathering.query_s = query_s if known_s is None else min(query_s, 1.05 * known_s)
         return answers
 
     def compile(self, collection: Collection, options: ReadOptions) -> CompiledFilter:
@@ -644,26 +669,45 @@ async def _all(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [one for one in results if not isinstance(one, BaseException)]
 
 
+def _vector_query(
+    question: Question, row_filter: CompiledFilter | None, seen: Snapshot, vectors: Sequence[npt.NDArray[np.float32]]
+) -> VectorQuery:
+    """Return the search of these vectors that is asked for, as of a snapshot."""
+    near = question.near
+    assert near is not None and question.limit is not None, "a search has vectors and a limit"
+    return VectorQuery(
+        vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+        near.field_id,
+        near.metric,
+        question.limit + question.offset,
+        seen.tick,
+        near.params,
+        None if row_filter is None or row_filter.always_true else row_filter,
+        seen.expire_before,
+        explain=True,
+    )
+
+
 # in worker threads
 
 
 def _search_and_fetch(
-    clock: Clock, seen: Snapshot, gathering: _Gathering, vectors: Sequence[npt.NDArray[np.float32]]
+    clock: Clock, seen: Snapshot, asked: VectorQuery, question: Question, sizes: Sequence[int]
 ) -> tuple[list[Answer], float]:
-    """Return the answers to searches of one kind, one call of the engine and one fetch for all, and the seconds."""
+    """Return the answers to searches of so many queries each, one call of the engine and one fetch for all, and the
+    seconds.
+    """
     began_s = clock.monotonic_s()
-    matrix = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-    asked = replace(gathering.asked, queries=matrix, tick=seen.tick, expire_before=seen.expire_before)
     hits = search(seen.views, asked)
-    views, offsets = hits.views[:, gathering.offset :], hits.offsets[:, gathering.offset :]
+    views, offsets = hits.views[:, question.offset :], hits.offsets[:, question.offset :]
     found = offsets >= 0
-    rows = seen.fetch(Refs(views[found], offsets[found]), gathering.field_ids)
-    scores = asked.metric.scores(hits.distances[:, gathering.offset :][found]).astype(np.float32, copy=False)
+    rows = seen.fetch(Refs(views[found], offsets[found]), question.field_ids)
+    scores = asked.metric.scores(hits.distances[:, question.offset :][found]).astype(np.float32, copy=False)
     counts = found.sum(axis=1).tolist()
     answers, first, row = [], 0, 0
-    for one in vectors:
-        mine = counts[first : first + len(one)]
-        first, stop = first + len(one), row + sum(mine)
+    for size in sizes:
+        mine = counts[first : first + size]
+        first, stop = first + size, row + sum(mine)
         answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps, seen.ticks))
         row = stop
     return answers, clock.monotonic_s() - began_s

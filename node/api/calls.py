@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from node.api.forms import Form
 from node.api.replies import Style
 from node.api.routes import Route
 from node.service import Service
@@ -22,6 +23,8 @@ class Call:
     database: str
     style: Style
     offload: Callable[..., Awaitable[Any]]
+    form: Form
+    """What it shares with requests that have other query vectors."""
 
     @property
     def collection(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from cluster.ddl import STALENESS_S_MAX
 from node.api.calls import Call, Handler
 from node.api.exact import NotExact, kind_of, loads, split_list
+from node.api.forms import packer
 from node.api.limits import IDS_MAX, check_list, check_list_text, check_output
 from node.api.replies import LARGE_REPLY_ROWS, Style, rows_reply, search_reply, success, write_reply
 from node.api.requests import parse_bool, parse_int
@@ -130,7 +130,7 @@ def _breathe() -> None:
 async def get(call: Call) -> Envelope:
     schema = await call.service.collection_schema(call.database, call.collection)
     ids = _keys(call.values["id"], schema.primary)
-    rows = await call.service.get(call.database, call.collection, ids, _options(call, ("*",)))
+    rows = await call.service.get(call.database, call.collection, ids, _options(call.values, ("*",)))
     return await _shown(call, rows_reply, rows, rows.batch.rows)
 
 
@@ -138,7 +138,7 @@ async def query(call: Call) -> Envelope:
     values = call.values
     if name := unsupported_given(values, QUERY_UNSUPPORTED):
         raise UnsupportedOperation(f"{name} is not supported by this server")
-    options = _options(call, ("*",))
+    options = _options(values, ("*",))
     limit, offset = values["limit"], values["offset"]
     if limit < 0 or offset < 0 or limit + offset > WINDOW_MAX:
         raise InvalidParameter(
@@ -152,42 +152,40 @@ async def query(call: Call) -> Envelope:
 
 
 async def search(call: Call) -> Envelope:
-    values = call.values
-    if name := unsupported_given(values, SEARCH_UNSUPPORTED):
+    values, form = call.values, call.form
+    if form.made is None and (name := unsupported_given(values, SEARCH_UNSUPPORTED)):
         raise UnsupportedOperation(f"{name} is not supported by this server")
     schema = await call.service.collection_schema(call.database, call.collection)
-    limit, offset = values["limit"], values["offset"]
-    _check_window(limit, offset)
-    given = values["searchParams"]
-    params = _search_params(given, values["params"]) if given or values["params"] else {}
+    if form.made is None:
+        form.made = _asked(values)
+    asked, options = form.made
     if isinstance(data := values["data"], msgspec.Raw) and len(memoryview(data)) > OFFLOAD_BYTES_MIN:
         vectors, ids = await call.offload(_queries_of, values, schema)
     else:
         vectors, ids = _queries_of(values, schema)
-    ignore_growing = False
-    metric, round_decimal = "", -1
-    if params:
-        ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
-        metric = str(_pop(params, "metricType", "metric_type") or "")
-        round_decimal = _round_decimal(_pop(params, "roundDecimal", "round_decimal"))
-        if params.get("group_by_field"):
-            raise UnsupportedOperation("group_by_field is not supported by this server")
-        for name in _HINTS:
-            params.pop(name, None)
-    options = _options(call, (), ignore_growing=ignore_growing)
-    _check_hits((len(ids or ()) if vectors is None else len(vectors)) * limit, options, schema)
-    request = SearchRequest(
-        vectors=vectors,
-        ids=ids,
-        anns_field=values["annsField"],
-        limit=limit,
-        offset=offset,
-        metric_type=metric,
-        params=params,
-        round_decimal=round_decimal,
-    )
+    _check_hits((len(ids or ()) if vectors is None else len(vectors)) * asked["limit"], options, schema)
+    request = SearchRequest(vectors, ids, **asked)
     result = await call.service.search(call.database, call.collection, request, options)
     return await _shown(call, search_reply, result, result.rows.batch.rows)
+
+
+def _asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions]:
+    """Return what a search asks for beside its query vectors: fields of SearchRequest, and the options."""
+    limit, offset = values["limit"], values["offset"]
+    _check_window(limit, offset)
+    params = _search_params(values["searchParams"], values["params"])
+    ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
+    metric = str(_pop(params, "metricType", "metric_type") or "")
+    round_decimal = _round_decimal(_pop(params, "roundDecimal", "round_decimal"))
+    if params.get("group_by_field"):
+        raise UnsupportedOperation("group_by_field is not supported by this server")
+    for name in _HINTS:
+        params.pop(name, None)
+    asked = {
+        "anns_field": values["annsField"], "limit": limit, "offset": offset, "metric_type": metric,
+        "params": params, "round_decimal": round_decimal,
+    }  # fmt: skip
+    return asked, _options(values, (), ignore_growing=ignore_growing)
 
 
 async def _shown(call: Call, reply: Callable[[Any, Style], Envelope], result: Any, rows: int) -> Envelope:
@@ -201,8 +199,7 @@ async def _shown(call: Call, reply: Callable[[Any, Style], Envelope], result: An
     return envelope
 
 
-def _options(call: Call, output: Sequence[str], *, ignore_growing: bool = False) -> ReadOptions:
-    values = call.values
+def _options(values: Mapping[str, Any], output: Sequence[str], *, ignore_growing: bool = False) -> ReadOptions:
     asked = values["outputFields"]
     return ReadOptions(
         partitions=values["partitionNames"],
@@ -230,8 +227,8 @@ def _staleness_s(milliseconds: int | None) -> float | None:
 def _check_hits(count: int, options: ReadOptions, schema: CollectionSchema) -> None:
     """Raise InvalidParameter if so many hits would take more memory than a reply may, text not even counted."""
     names = options.output_fields
-    asked = [one for one in schema.user_fields if one.name in names or "*" in names]
-    check_output(count, sum(4 * one.dim for one in asked if one.type is DataType.FLOAT_VECTOR))
+    asked = [one for one in schema.vectors if one.name in names or "*" in names] if names else ()
+    check_output(count, sum(4 * one.dim for one in asked))
 
 
 def _check_window(limit: int, offset: int) -> None:
@@ -321,11 +318,6 @@ def _anns_field(name: str, schema: CollectionSchema) -> FieldSchema:
     raise BadJson(f"can only accept json format request, error: cannot find a vector field named: {name[:80]}")
 
 
-@lru_cache(maxsize=256)
-def _packer(dim: int) -> struct.Struct:
-    return struct.Struct(f"<{dim}f")
-
-
 def _json_queries(data: msgspec.Raw, field: FieldSchema) -> npt.NDArray[np.float32]:
     try:
         if len(memoryview(data)) <= OFFLOAD_BYTES_MIN:
@@ -375,9 +367,9 @@ def _packed(rows: Sequence[Sequence[float]], field: FieldSchema) -> npt.NDArray[
     for row in rows:
         if len(row) != dim:
             raise _unequal(dim, len(row))
-    packer = _packer(dim)
+    pack = packer(dim).pack
     try:
-        block = packer.pack(*rows[0]) if len(rows) == 1 else b"".join([packer.pack(*row) for row in rows])
+        block = pack(*rows[0]) if len(rows) == 1 else b"".join([pack(*row) for row in rows])
     except (OverflowError, struct.error):
         raise BadJson("a component of a query vector is too large for a float32") from None
     return np.frombuffer(block, np.dtype("<f4")).reshape(len(rows), dim)

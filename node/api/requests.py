@@ -127,9 +127,11 @@ def decode_json(body: bytes, shape: Shape) -> dict[str, Any]:
 
 def decode_cbor(body: bytes, shape: Shape) -> dict[str, Any]:
     """Return the values of all declared fields, defaults filled in. Raises BadJson or MissingParameter."""
-    if not body:
-        raise BadJson(EMPTY_BODY)
-    value = load_cbor(body)
+    return values_of_cbor(load_cbor(body), shape)
+
+
+def values_of_cbor(value: Any, shape: Shape) -> dict[str, Any]:
+    """Return what `decode_cbor` does, of what `load_cbor` has read."""
     if value is None:
         return _checked(dict(shape.defaults), shape)
     if type(value) is not dict:
@@ -139,6 +141,8 @@ def decode_cbor(body: bytes, shape: Shape) -> dict[str, Any]:
 
 def load_cbor(body: bytes) -> Any:
     """Return the one CBOR item that the body holds. Raises BadJson for anything JSON and bytes cannot express."""
+    if not body:
+        raise BadJson(EMPTY_BODY)
     check_cbor(body)
     source = io.BytesIO(body)
     try:
@@ -349,9 +353,12 @@ def _from_value(value: Any, one: Field, path: str) -> Any:
             check_list(one.name, len(value), one.values_max)
         if found is list and one.shape is not None and all(type(item) is dict for item in value):
             return [_from_map(item, one.shape, f"{path}.{one.name}") for item in value]
-    elif found is {Kind.TEXT: str, Kind.BOOL: bool, Kind.MAP: dict}[kind]:
+    elif found is _PLAIN_TYPES[kind]:
         return plain(value)
     raise _mismatch(_kind_of_value(value), one, path)
+
+
+_PLAIN_TYPES: Final[Mapping[Kind, type]] = {Kind.TEXT: str, Kind.BOOL: bool, Kind.MAP: dict}
 
 
 def plain(value: Any) -> Any:

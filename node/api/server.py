@@ -22,11 +22,12 @@ from cluster.idempotency import KEY_CHARS_MAX
 from node.api import collections, entities
 from node.api.calls import Call, Handler
 from node.api.faults import Refusal, crash, refusal
+from node.api.forms import Form, Forms
 from node.api.limits import SMALL_CBOR_BYTES
 from node.api.openapi import document
 from node.api.replies import Style, encode, encode_large, is_large, success
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
-from node.api.routes import ROUTES, Route
+from node.api.routes import ROUTES, VECTORS, Route
 from node.clock import Clock
 from node.logs import request_id
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -146,13 +147,16 @@ class _Server:
     def endpoint(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Return the function that serves a route."""
         handler = _HANDLERS[route.handler] if route.handler else _unsupported
+        forms = Forms(route.shape) if VECTORS in route.shape.fields else None
 
         async def serve(request: web.Request) -> web.StreamResponse:
-            return await self._serve(request, route, handler)
+            return await self._serve(request, route, handler, forms)
 
         return serve
 
-    async def _serve(self, request: web.Request, route: Route, handler: Handler) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.Request, route: Route, handler: Handler, forms: Forms | None
+    ) -> web.StreamResponse:
         headers = request.headers
         identity = self._identity(headers.get("X-Request-Id"))
         token = request_id.set(identity)
@@ -165,7 +169,7 @@ class _Server:
         code = 0
         try:
             try:
-                envelope = await self._answer(request, route, handler, style, scope)
+                envelope = await self._answer(request, route, handler, forms, style, scope)
                 if is_large(envelope):
                     body = await self._offload(encode_large, envelope, style)
                 else:
@@ -194,7 +198,7 @@ class _Server:
             current.reset(scope_token)
 
     async def _answer(
-        self, request: web.Request, route: Route, handler: Handler, style: Style, scope: Scope
+        self, request: web.Request, route: Route, handler: Handler, forms: Forms | None, style: Style, scope: Scope
     ) -> Mapping[str, Any]:
         """Return the envelope of a success. Raises errors of `storage.errors` and TooLarge."""
         if self.running > self.settings.requests_running_max:
@@ -217,13 +221,17 @@ class _Server:
             async with asyncio.timeout(timeout_s):
                 body = await self._read(request, held)
                 cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
-                decode = decode_cbor if cbor else decode_json
-                if len(body) < (SMALL_CBOR_BYTES if cbor else DECODE_OFFLOAD_BYTES_MIN):
-                    values = decode(body, route.shape)
+                if forms is not None and len(body) < SMALL_CBOR_BYTES:
+                    values, form = forms.decode_cbor(body) if cbor else forms.decode_json(body)
                 else:
-                    values = await self._offload(decode, body, route.shape)
+                    decode = decode_cbor if cbor else decode_json
+                    if len(body) < (SMALL_CBOR_BYTES if cbor else DECODE_OFFLOAD_BYTES_MIN):
+                        values = decode(body, route.shape)
+                    else:
+                        values = await self._offload(decode, body, route.shape)
+                    form = Form(values)
                 database = values.get("dbName") or headers.get("DB-Name") or "default"
-                call = Call(self.service, route, values, database, style, self._offload)
+                call = Call(self.service, route, values, database, style, self._offload, form)
                 if not route.mutates:
                     return await handler(call)
                 if KEY in headers:
