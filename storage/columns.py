@@ -192,6 +192,8 @@ class Batch:
         """Return rows start..stop, sharing memory."""
         start, stop, _ = slice(start, stop).indices(self.rows)
         stop = max(stop, start)
+        if stop - start == self.rows:
+            return self
         return Batch({i: column.slice(start, stop) for i, column in self.columns.items()}, stop - start)
 
     def select(self, field_ids: Sequence[FieldId]) -> Batch:
