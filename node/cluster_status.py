@@ -126,7 +126,7 @@ def _why(view: Mapping[int, Mapping[str, Any]] | str) -> str:
 class ClusterStatus:
     """Tells other nodes about this one's replicas, and gathers theirs."""
 
-    def __init__(self, mesh: Mesh, members: Sequence[str], mine: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, mesh: Mesh, members: Callable[[], Sequence[str]], mine: Callable[[], dict[str, Any]]) -> None:
         """`mine` returns {"why_not_ready", "groups": group -> `replica_view`} of this node."""
         self._mesh = mesh
         self._members = members
@@ -135,7 +135,8 @@ class ClusterStatus:
 
     async def gather(self, replicas: Mapping[int, Sequence[str]]) -> dict[str, Any]:
         """Return {"nodes", "groups"} as of now. `replicas` are the names of the nodes that hold each group."""
-        answers = dict(zip(self._members, await asyncio.gather(*map(self._ask, self._members)), strict=True))
+        members = self._members()
+        answers = dict(zip(members, await asyncio.gather(*map(self._ask, members)), strict=True))
         views = {name: one if isinstance(one, str) else one["groups"] for name, one in answers.items()}
         groups = merged(replicas, views)
         nodes = [

@@ -45,6 +45,10 @@ class Identity:
     """Group -> position up to which its log must reach before this node votes in it again."""
     peers: Mapping[str, str] = field(default_factory=dict)
     """All nodes, this one included, and their addresses for each other, as last known; empty before that."""
+    epoch: int = 0
+    """Of the membership that has these peers."""
+    ticket: str = ""
+    """Made up by a directory that asks to join, so that asking again is told from another node of the name."""
 
     @property
     def has_joined(self) -> bool:
@@ -62,8 +66,8 @@ class Identity:
     def learnt(self, cluster_id: str) -> Identity:
         return replace(self, cluster_id=cluster_id)
 
-    def knowing(self, peers: Mapping[str, str]) -> Identity:
-        return replace(self, peers=dict(peers))
+    def knowing(self, epoch: int, peers: Mapping[str, str]) -> Identity:
+        return replace(self, epoch=epoch, peers=dict(peers))
 
     def seated(self, abstains: Mapping[int, int]) -> Identity:
         return replace(self, is_seated=True, has_forgotten=False, abstains=dict(abstains))
@@ -78,7 +82,7 @@ class Identity:
             plain |= {
                 "members": list(self.members), "copies": self.copies, "cluster_id": self.cluster_id,
                 "is_seated": self.is_seated, "has_forgotten": self.has_forgotten, "abstains": dict(self.abstains),
-                "peers": dict(self.peers),
+                "peers": dict(self.peers), "epoch": self.epoch, "ticket": self.ticket,
             }  # fmt: skip
         return cbor2.dumps(plain)
 
@@ -106,6 +110,8 @@ def settle(raw: bytes | None, node: NodeSettings) -> Identity:
         has_forgotten=plain.get("has_forgotten", False),
         abstains=plain.get("abstains", {}),
         peers=plain.get("peers", {}),
+        epoch=plain.get("epoch", 0),
+        ticket=plain.get("ticket", ""),
     )
     if found.node != node.name:
         raise StorageFault(

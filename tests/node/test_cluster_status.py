@@ -118,7 +118,9 @@ def test_gathering_waits_for_nobody() -> None:
             return await self.methods[method](peer, arguments, ())
 
     mesh: Any = Mesh()
-    status = ClusterStatus(mesh, ("n1", "n3"), lambda: {"why_not_ready": "", "groups": {0: view(9, leads=True)}})
+    status = ClusterStatus(
+        mesh, lambda: ("n1", "n3"), lambda: {"why_not_ready": "", "groups": {0: view(9, leads=True)}}
+    )
     assert REPLICAS in mesh.methods
     gathered = asyncio.run(status.gather({0: ("n1", "n3")}))
     assert [(one["name"], one["state"], one["leads"]) for one in gathered["nodes"]] == [

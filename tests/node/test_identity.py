@@ -43,7 +43,7 @@ def test_addresses_may_change() -> None:
 
 def test_the_list_of_peers_is_for_forming() -> None:
     """Once there is a cluster the list may be older or newer than its nodes; before, all must begin with the same."""
-    formed = settle(None, node()).learnt("c").knowing({"n1": "a:1", "n4": "d:1"}).to_bytes()
+    formed = settle(None, node()).learnt("c").knowing(7, {"n1": "a:1", "n4": "d:1"}).to_bytes()
     for members in ("n1 n2", "n1 n2 n3 n4 n5", "n1 n4"):
         found = settle(formed, node(members=members))
         assert (found.members, found.copies, found.peers) == (("n1", "n2", "n3"), 3, {"n1": "a:1", "n4": "d:1"})
