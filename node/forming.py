@@ -20,6 +20,9 @@ others must answer, which is not more than what reading any data back takes.
 
 A node that is started for the first time after the others have formed the cluster comes in the same way. A group in
 which nobody has ever heard of a leader, as far as all its voters know, has yet to begin: it is founded like a cluster.
+
+Groups move from generation to generation. Which one is current, and of whom it consists, the others tell; it is asked
+for again as long as there is no seat. A node that is no voter of the control group follows it, and needs none there.
 """
 
 from __future__ import annotations
@@ -52,6 +55,13 @@ class Standing(NamedTuple):
     """Where its log ends."""
 
 
+class Known(NamedTuple):
+    """What is known of who holds a slot."""
+
+    generation: int
+    members: tuple[str, ...]
+
+
 class Seat(NamedTuple):
     """What a replica that forgot begins with."""
 
@@ -59,10 +69,8 @@ class Seat(NamedTuple):
     leader: str
     abstains: Position
     """It takes no part in elections until its log reaches to here."""
-
-
-NEW: Final = Seat(0, "", Position(0))
-"""Of a group that begins."""
+    of: Known
+    """The generation in which it has this seat."""
 
 
 class Forming:
@@ -74,13 +82,15 @@ class Forming:
         members: Sequence[str],
         *,
         cluster_id: Callable[[], str],
-        standing: Callable[[int], Standing | None],
+        standing: Callable[[int, int], Standing | None],
         is_new: Callable[[int], bool],
+        known: Callable[[], Mapping[int, Known]],
     ) -> None:
         """Make one; it answers others from now on.
 
-        standing  of a group is None while this node remembers too little to vouch for anything in it
-        is_new    of a group: whether this node has taken no part in it yet, as far as it knows
+        standing  of a generation of a slot is None while this node remembers too little to vouch for anything in it
+        is_new    of a slot: whether this node has taken no part in it yet, as far as it knows
+        known     slot -> who holds it, as far as this node knows
         """
         self.why = ""
         self._mesh = mesh
@@ -88,6 +98,7 @@ class Forming:
         self._cluster_id = cluster_id
         self._standing = standing
         self._is_new = is_new
+        self._known = known
         mesh.serve(GREET, self._greet)
         mesh.serve(STANDING, self._tell_standing)
 
@@ -113,64 +124,72 @@ class Forming:
                 self.why = f"{', '.join(old)} has been part of a cluster: waiting for a node that knows its id"
             await asyncio.sleep(ASK_S)
 
-    async def find_seats(self, voters: Mapping[int, Sequence[str]]) -> dict[int, Seat]:
-        """Return what to begin with in each group. `voters` are the names of each group's replicas."""
+    async def find_seats(self, formed: Mapping[int, Known]) -> dict[int, Seat]:
+        """Return slot -> what to begin with there, of all slots in which this node has a part.
+
+        formed  who held the slots when the cluster was formed
+        """
         seats: dict[int, Seat] = {}
-        whys: dict[int, str] = {}
-
-        async def find(group_id: int) -> None:
-            others = [name for name in voters[group_id] if name != self._mesh.me]
-            while True:
-                seat = await self._find_seat(group_id, others, whys)
-                if seat is not None:
-                    break
-                await asyncio.sleep(ASK_S)
-            seats[group_id] = seat
-            whys.pop(group_id, None)
-
-        def say() -> None:
-            self.why = f"coming back: {len(seats)} of {len(voters)} groups" + "".join(
-                f"; group {group_id} {why}" for group_id, why in sorted(whys.items())[:1]
+        while True:
+            known = await self._newest(formed)
+            mine = {slot: one for slot, one in known.items() if slot == CONTROL_GROUP or self._mesh.me in one.members}
+            seats = {slot: seat for slot, seat in seats.items() if mine.get(slot) == seat.of}
+            open_slots = [slot for slot in sorted(mine) if slot not in seats]
+            whys: dict[int, str] = {}
+            found = await asyncio.gather(*(self._find_seat(slot, mine[slot], whys) for slot in open_slots))
+            seats |= {slot: seat for slot, seat in zip(open_slots, found, strict=True) if seat is not None}
+            if len(seats) == len(mine):
+                self.why = ""
+                return seats
+            self.why = f"coming back: {len(seats)} of {len(mine)} groups" + "".join(
+                f"; group {slot} {why}" for slot, why in sorted(whys.items())[:1]
             )
+            await asyncio.sleep(ASK_S)
 
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(find(group_id)) for group_id in sorted(voters)]
-            while not all(task.done() for task in running):
-                say()
-                await asyncio.wait(running, timeout=ASK_S)
-        self.why = ""
-        return seats
+    async def _newest(self, formed: Mapping[int, Known]) -> dict[int, Known]:
+        """Return slot -> who holds it, as the one knows who knows most of it."""
+        newest = dict(formed)
+        for answer in (await self._ask(self._others, GREET, {})).values():
+            if isinstance(answer, dict):
+                for slot, (generation, members) in answer["groups"].items():
+                    if slot not in newest or generation > newest[slot].generation:
+                        newest[slot] = Known(generation, tuple(members))
+        return newest
 
-    async def _find_seat(self, group_id: int, others: Sequence[str], whys: dict[int, str]) -> Seat | None:
+    async def _find_seat(self, slot: int, known: Known, whys: dict[int, str]) -> Seat | None:
+        others = [name for name in known.members if name != self._mesh.me]
+        new_seat = Seat(0, "", Position(0), known)
+        if self._mesh.me not in known.members:
+            return new_seat  # of a learner
         if not others:
-            log.warning("group=%d has no other copy: what it held here before, if anything, is gone", group_id)
-            return NEW
-        answers = await self._ask(others, STANDING, {"group": group_id})
+            log.warning("group=%d has no other copy: what it held here before, if anything, is gone", slot)
+            return new_seat
+        answers = await self._ask(others, STANDING, {"group": slot, "generation": known.generation})
         found: dict[str, Standing] = {}
         new: list[str] = []
         for peer in others:
             answer = answers[peer]
             if not isinstance(answer, dict):
-                whys[group_id] = f"needs {peer}: {answer}"
+                whys[slot] = f"needs {peer}: {answer}"
                 return None
             if answer["standing"] is not None:
                 found[peer] = Standing(*answer["standing"])
             elif answer["is_new"]:
                 new.append(peer)
-        if len(new) == len(others) and self._is_new(group_id):
-            return NEW
+        if len(new) == len(others) and self._is_new(slot):
+            return new_seat
         voters = len(others) + 1
         quorum = voters // 2 + 1
         if len(found) < voters - quorum + 1:  # a quorum could be of those who forgot
             lost = ", ".join(peer for peer in others if peer not in found)
-            whys[group_id] = f"needs {lost}, which has yet to find its own place"
+            whys[slot] = f"needs {lost}, which has yet to find its own place"
             return None
         leaders = [peer for peer, one in found.items() if one.leads]
         if len(leaders) != 1 or len({one.term for one in found.values()}) != 1:
-            whys[group_id] = "has no leader that all follow"
+            whys[slot] = "has no leader that all follow"
             return None
         leader = leaders[0]
-        return Seat(found[leader].term, leader, Position(found[leader].last))
+        return Seat(found[leader].term, leader, Position(found[leader].last), known)
 
     async def _ask(
         self, peers: Sequence[str], method: str, arguments: Mapping[str, Any]
@@ -191,15 +210,16 @@ class Forming:
     async def _greet(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
-        return {"cluster_id": self._cluster_id(), "is_new": self._is_new(CONTROL_GROUP)}, ()
+        groups = {slot: [one.generation, list(one.members)] for slot, one in self._known().items()}
+        return {"cluster_id": self._cluster_id(), "is_new": self._is_new(CONTROL_GROUP), "groups": groups}, ()
 
     async def _tell_standing(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
-        group_id = int(arguments["group"])
-        standing = self._standing(group_id)
+        slot, generation = int(arguments["group"]), int(arguments["generation"])
+        standing = self._standing(slot, generation)
         plain = None if standing is None else list(standing)
-        return {"standing": plain, "is_new": standing is None and self._is_new(group_id)}, ()
+        return {"standing": plain, "is_new": standing is None and self._is_new(slot)}, ()
 
 
 def closed(why: str) -> NoLeader:

@@ -43,6 +43,8 @@ class Identity:
     """Whether data of this node was set aside: then it is not new, though it is not seated."""
     abstains: Mapping[int, int] = field(default_factory=dict)
     """Group -> position up to which its log must reach before this node votes in it again."""
+    seats: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Group of a later generation -> its members, as they were told to this node when it had forgotten, or joined."""
     peers: Mapping[str, str] = field(default_factory=dict)
     """All nodes, this one included, and their addresses for each other, as last known; empty before that."""
     epoch: int = 0
@@ -69,12 +71,12 @@ class Identity:
     def knowing(self, epoch: int, peers: Mapping[str, str]) -> Identity:
         return replace(self, epoch=epoch, peers=dict(peers))
 
-    def seated(self, abstains: Mapping[int, int]) -> Identity:
-        return replace(self, is_seated=True, has_forgotten=False, abstains=dict(abstains))
+    def seated(self, abstains: Mapping[int, int], seats: Mapping[int, tuple[str, ...]]) -> Identity:
+        return replace(self, is_seated=True, has_forgotten=False, abstains=dict(abstains), seats=dict(seats))
 
     def unseated(self) -> Identity:
         """Return the identity of the same node without its memory."""
-        return replace(self, is_seated=False, has_forgotten=True, abstains={})
+        return replace(self, is_seated=False, has_forgotten=True, abstains={}, seats={})
 
     def to_bytes(self) -> bytes:
         plain: dict[str, Any] = {"format": FORMAT, "node": self.node, "shards": self.shards}
@@ -82,6 +84,7 @@ class Identity:
             plain |= {
                 "members": list(self.members), "copies": self.copies, "cluster_id": self.cluster_id,
                 "is_seated": self.is_seated, "has_forgotten": self.has_forgotten, "abstains": dict(self.abstains),
+                "seats": {group: list(members) for group, members in self.seats.items()},
                 "peers": dict(self.peers), "epoch": self.epoch, "ticket": self.ticket,
             }  # fmt: skip
         return cbor2.dumps(plain)
@@ -109,6 +112,7 @@ def settle(raw: bytes | None, node: NodeSettings) -> Identity:
         is_seated=plain.get("is_seated", True),
         has_forgotten=plain.get("has_forgotten", False),
         abstains=plain.get("abstains", {}),
+        seats={group: tuple(members) for group, members in plain.get("seats", {}).items()},
         peers=plain.get("peers", {}),
         epoch=plain.get("epoch", 0),
         ticket=plain.get("ticket", ""),

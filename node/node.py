@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from cluster.catalog import Catalog
 from cluster.control import CONTROL_GROUP, Control, FrozenControl
-from cluster.membership import slot_of
+from cluster.membership import group_id, slot_of
 from cluster.ring import place
 from cluster.shard import Shard
 from cluster.tick import HybridClock
@@ -33,7 +33,7 @@ from node.chunk_transfer import ChunkTransfer
 from node.clock import Clock
 from node.cluster_check import healing_of
 from node.cluster_status import ClusterStatus, replica_view
-from node.forming import Forming, Seat, Standing, closed
+from node.forming import Forming, Known, Seat, Standing, closed
 from node.group import GroupHost
 from node.identity import IDENTITY_KEY, Identity, settle
 from node.journaling import JournalWriter
@@ -144,6 +144,7 @@ class Node:
                 cluster_id=lambda: self.identity.cluster_id,
                 standing=self._standing,
                 is_new=self._is_new,
+                known=self._known_groups,
             )
         )
         self.transfer = (
@@ -239,18 +240,19 @@ class Node:
         seats: Mapping[int, Seat] = {}
         if cluster_id:
             await self.remember(lambda identity: identity.learnt(cluster_id))
-            groups = {CONTROL_GROUP: voters_of(self.identity.members), **self._replicas_by_group()}
-            seats = await self._forming.find_seats(
-                {slot: names for slot, names in groups.items() if self.name in names}
-            )
-            for group_id, seat in sorted(seats.items()):
+            formed = {group_of(shard_id): Known(0, tuple(names)) for shard_id, names in self._formed.items()}
+            formed[CONTROL_GROUP] = Known(0, voters_of(self.identity.members))
+            found = await self._forming.find_seats(formed)
+            seats = {group_id(slot, seat.of.generation): seat for slot, seat in sorted(found.items())}
+            for group, seat in seats.items():
                 if seat.term:
-                    self.journal.group(group_id).set_hard_state(seat.term, seat.leader)
+                    self.journal.group(group).set_hard_state(seat.term, seat.leader)
             while self.journal.pending_bytes:
                 self._writer.kick()
                 await asyncio.sleep(PLACE_LOOK_S)
-        abstains = {group_id: int(seat.abstains) for group_id, seat in seats.items()}
-        await self.remember(lambda identity: identity.seated(abstains))
+        abstains = {group: int(seat.abstains) for group, seat in seats.items()}
+        later = {group: seat.of.members for group, seat in seats.items() if seat.of.generation}
+        await self.remember(lambda identity: identity.seated(abstains, later))
 
     @property
     def shards(self) -> Mapping[ShardId, GroupHost[Shard]]:
@@ -428,11 +430,11 @@ class Node:
     def _replica_views(self) -> dict[str, Any]:
         now_ms = self.seams.clock.wall_ms()
         groups = {}
-        for group_id, host in self.replicas.hosts.items():
-            saved = self._control_saved if group_id == CONTROL_GROUP else self._checkpoint_of(ShardId(group_id - 1))
-            progress = None if self.snapshots is None else self.snapshots.progress.get(group_id)
+        for slot, host in self.replicas.hosts.items():
+            saved = self._control_saved if slot == CONTROL_GROUP else self._checkpoint_of(ShardId(slot - 1))
+            progress = None if self.snapshots is None else self.snapshots.progress.get(slot)
             shown = "" if progress is None else f"{progress.chunks_done} of {progress.chunks_total} chunks"
-            groups[group_id] = replica_view(host, checkpoint=saved, now_ms=now_ms, progress=shown)
+            groups[slot] = replica_view(host, checkpoint=saved, now_ms=now_ms, progress=shown)
         return {"why_not_ready": self.why_not_ready, "groups": groups, "healing": self.healing.view()}
 
     def _checkpoint_of(self, shard_id: ShardId) -> Position:
@@ -647,15 +649,24 @@ class Node:
             await self.seams.executor.run(Lane.DISK, commit, [(IDENTITY_KEY, identity.to_bytes())])
             self.identity = identity
 
-    def _replicas_by_group(self) -> dict[int, Sequence[str]]:
-        """Return the shards' groups that this node takes part in, and who else does."""
-        return {group_of(shard): names for shard, names in self.placement.items() if self.name in names}
-
-    def _standing(self, group_id: int) -> Standing | None:
-        host = self.replicas.hosts.get(group_id)
-        if host is None or not host.raft.remembers or host.raft.is_new:
+    def _standing(self, slot: int, generation: int) -> Standing | None:
+        host = self.replicas.hosts.get(slot)
+        if host is None or host.is_over or host.generation != generation:
+            return None
+        if not host.raft.remembers or host.raft.is_new:
             return None
         return Standing(host.raft.term, host.raft.leads, host.raft.last_position)
+
+    def _known_groups(self) -> Mapping[int, Known]:
+        if not self.takes_part:
+            return {}
+        placements = self.control.machine.membership.placements
+        known = {group_of(shard): Known(one.generation, one.members) for shard, one in placements.items()}
+        for slot, host in self.replicas.hosts.items():
+            state = host.machine.generation
+            if state.number and (slot not in known or state.number > known[slot].generation):
+                known[slot] = Known(state.number, state.members)
+        return known
 
     def _is_new(self, group_id: int) -> bool:
         host = self.replicas.hosts.get(group_id)

@@ -105,6 +105,8 @@ class Placing:
                 await node.replicas.drop(shard_id)
             elif is_member or follows:
                 await node.replicas.follow(shard_id, placed)
+            elif shard_id in node.replicas.leftovers:
+                await node.replicas.drop(shard_id)
             else:
                 return False
             return True

@@ -76,6 +76,8 @@ class Replicas:
         self.control_pins = ChunkPins(node.seams.clock)
         self.ahead: dict[int, str] = {}
         """Slot -> a node that has spoken in a generation which is not open here."""
+        self.leftovers: set[ShardId] = set()
+        """Shards of which there is something here, though this node has no part in them that it knows of."""
         self._by_group: dict[int, GroupHost[Any]] = {}
         self._early: dict[int, deque[tuple[str, dict[str, Any], Sequence[memoryview]]]] = {}
         self._producer = Producer("")
@@ -92,9 +94,8 @@ class Replicas:
         self._producer = Producer(f"{node.name}/{node.seams.dice.getrandbits(64):016x}")
         raw = await run(Lane.DISK, node.seams.store.read, CATALOG_KEY)
         control = Control(node.identity.shards) if raw is None else await run(Lane.DISK, Control.restore, raw)
-        opened: list[GroupHost[Any] | None] = [
-            self._open(CONTROL_GROUP, control, raw, voters_of(node.identity.members))
-        ]
+        voters, told = voters_of(node.identity.members), self._told(CONTROL_GROUP, control)
+        opened: list[GroupHost[Any] | None] = [self._open(CONTROL_GROUP, control, raw, voters, told)]
         for shard_id in sorted(formed):
             placed = control.membership.placements.get(shard_id)
             members = formed[shard_id] if placed is None or placed.generation == 0 else ()
@@ -106,24 +107,36 @@ class Replicas:
                 host.start()
 
     async def _open_shard(
-        self, shard_id: ShardId, members: Sequence[str], learns: Placement | None = None
+        self, shard_id: ShardId, members: Sequence[str], told: Placement | None = None
     ) -> GroupHost[Shard] | None:
         """Return the replica, not started, if this node has one.
 
         members  of the first generation, if this node may have been one of them
-        learns   follow this generation, unless the state here makes this node a member
+        told     follow this generation, unless the state here makes this node a member
         """
-        node, run = self._node, self._node.seams.executor.run
-        raw = await run(Lane.DISK, node.seams.store.read, manifest_key(shard_id))
-        if raw is None and node.name not in members and learns is None:
+        node, slot = self._node, group_of(shard_id)
+        raw = await node.seams.executor.run(Lane.DISK, node.seams.store.read, manifest_key(shard_id))
+        has_seat = any(slot_of(group) == slot for group in node.identity.seats)
+        if raw is None and node.name not in members and told is None and not has_seat:
             return None
         shard = await self._restore(shard_id)
-        is_member = node.name in (shard.generation.members or members)
-        if not is_member and (learns is None or shard.generation.number > learns.generation):
+        told = self._told(slot, shard) or told
+        is_member = told is None and node.name in (shard.generation.members or members)
+        if not is_member and (told is None or shard.generation.number > told.generation):
+            self.leftovers.add(shard_id)
             return None
-        host = self._open(group_of(shard_id), shard, raw, members, None if is_member else learns)
+        if node.name in shard.generation.members and told is not None and shard.generation.number == told.generation:
+            told = None
+        host = self._open(slot, shard, raw, members, told)
         self.shards[shard_id] = host
         return host
+
+    def _told(self, slot: int, machine: StateMachine) -> Placement | None:
+        """Return the generation in which this node was given a seat, if the state is of an older one."""
+        seats = self._node.identity.seats.items()
+        mine = {generation_of(group): members for group, members in seats if slot_of(group) == slot}
+        number = max(mine, default=0)
+        return Placement(number, mine[number]) if number > machine.generation.number else None
 
     async def begin_upkeep(self) -> None:
         """Start the background work of all shards here, and of those that will come."""
@@ -156,12 +169,12 @@ class Replicas:
         machine: StateMachine,
         raw: bytes | None,
         members: Sequence[str],
-        learns: Placement | None = None,
+        told: Placement | None = None,
     ) -> GroupHost[Any]:
         node = self._node
         node.hybrid.observe(machine.tick)
-        number = machine.generation.number if learns is None else learns.generation
-        members = learns.members if learns is not None else machine.generation.members or members
+        number = machine.generation.number if told is None else told.generation
+        members = told.members if told is not None else machine.generation.members or members
         term = 0 if raw is None else covered_term(raw) or 0
         begin_log(node.journal.group(group_id(slot, number)), raw)
         self._forget_before(slot, machine.generation.number)
@@ -358,27 +371,35 @@ class Replicas:
 
     async def drop(self, shard_id: ShardId) -> None:
         """Remove what is here of a shard that was left, unless somebody is fetching it just now."""
-        node, slot = self._node, group_of(shard_id)
-        upkeep = self.upkeep[shard_id]
-        if upkeep.pins.is_copied:
+        node, slot, upkeep = self._node, group_of(shard_id), self.upkeep.get(shard_id)
+        if upkeep is not None and upkeep.pins.is_copied:
             return
         if node.snapshots is not None:
             await node.snapshots.give_up(slot)
         self.snapshot_groups.pop(slot, None)
-        await upkeep.stop()
+        if upkeep is not None:
+            await upkeep.stop()
         await node.checkpoint_control()  # or the next start might take this node for a member still
         await node.readers_gone()
+        if upkeep is None:
+            await self._remove(shard_id)
+        else:
+            async with upkeep.pins.committing:
+                upkeep.is_dropped = True
+                await self._remove(shard_id)
+            del self.upkeep[shard_id]
+        self.leftovers.discard(shard_id)
+
+    async def _remove(self, shard_id: ShardId) -> None:
+        node = self._node
         store, run = node.seams.store, node.seams.executor.run
-        async with upkeep.pins.committing:
-            upkeep.is_dropped = True
-            digests = await run(Lane.DISK, store.chunk_digests, shard_id)
-            gone = [(shard_id, digest) for digest in digests]
-            await run(Lane.DISK, store.commit, [], [manifest_key(shard_id), incoming_key(shard_id)], gone)
+        digests = await run(Lane.DISK, store.chunk_digests, shard_id)
+        gone = [(shard_id, digest) for digest in digests]
+        await run(Lane.DISK, store.commit, [], [manifest_key(shard_id), incoming_key(shard_id)], gone)
         for group in node.journal.group_ids:
-            if slot_of(group) == slot:
+            if slot_of(group) == group_of(shard_id):
                 node.journal.forget(group)
         node.kick_journal()
-        del self.upkeep[shard_id]
         log.info("dropped shard=%d chunks=%d", shard_id, len(gone))
 
     # what the journal and the network say
