@@ -33,6 +33,7 @@ from node.chunk_transfer import ChunkTransfer
 from node.clock import Clock
 from node.cluster_check import healing_of
 from node.cluster_status import ClusterStatus, replica_view
+from node.coordinator import Coordinator
 from node.forming import Forming, Known, Seat, Standing, closed
 from node.group import GroupHost
 from node.identity import IDENTITY_KEY, Identity, settle
@@ -178,6 +179,7 @@ class Node:
         self.healing, self.cluster_check = healing_of(self, self.snapshots)
         self._taking_part: asyncio.Task[None] | None = None
         self.broadcaster = Broadcaster(self)
+        self.coordinator = Coordinator(self)
 
     # start and stop
 
@@ -280,6 +282,7 @@ class Node:
 
     def control_role(self, leads: bool) -> None:
         self.broadcaster.lead(leads)
+        self.coordinator.lead(leads)
         self.placing.wake()
 
     async def _begin_upkeep(self) -> None:
@@ -316,6 +319,7 @@ class Node:
         for host in self.replicas.hosts.values():
             host.stop()
         self.broadcaster.lead(False)
+        self.coordinator.lead(False)
         if self.mesh is not None:
             await self.mesh.stop()
         self._writer.kick()
@@ -331,6 +335,7 @@ class Node:
             log.critical("the node stops: %s", error, exc_info=error)
             self.failed.set_result(error)
             self.broadcaster.lead(False)
+            self.coordinator.lead(False)
             for host in self.replicas.hosts.values():
                 host.stop()
 
@@ -626,6 +631,7 @@ class Node:
     def control_applied(self) -> None:
         self.placing.wake()
         self.known.applied(self.control.machine.membership)
+        self.coordinator.applied(self.control.machine.membership)
         cluster_id = self.control.machine.cluster_id
         if cluster_id and cluster_id != self.identity.cluster_id:
             self.remember_soon(lambda identity: identity.learnt(cluster_id))
