@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node import forming
-from node.forming import NEW, Forming, Seat, Standing
+from node.forming import Forming, Known, Seat, Standing
 from storage.errors import PeerUnreachable
 from storage.types import Position
 
@@ -49,14 +49,20 @@ class Voter:
         self.cluster_id = cluster_id
         self.is_new = is_new
         self.standings = {int(key[1:]): one for key, one in standings.items()}
+        self.known: dict[int, Known] = {}
         mesh: Any = HallMesh(hall, name)
         self.forming = Forming(
             mesh,
             MEMBERS,
             cluster_id=lambda: self.cluster_id,
-            standing=lambda group: self.standings.get(group),
+            standing=self.standing,
             is_new=lambda group: self.is_new,
+            known=lambda: self.known,
         )
+
+    def standing(self, slot: int, generation: int) -> Standing | None:
+        known = self.known.get(slot, Known(0, ()))
+        return self.standings.get(slot) if known.generation == generation else None
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +72,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stand(term: int, last: int, leads: bool = False) -> Standing:
     return Standing(term, leads, Position(last))
+
+
+def formed(**slots: Sequence[str]) -> dict[int, Known]:
+    return {int(slot[1:]): Known(0, tuple(members)) for slot, members in slots.items()}
+
+
+def seat(term: int, leader: str, last: int, members: Sequence[str] = MEMBERS, generation: int = 0) -> Seat:
+    return Seat(term, leader, Position(last), Known(generation, tuple(members)))
 
 
 async def soon(waiting: Any) -> Any:
@@ -136,7 +150,9 @@ def test_coming_back_needs_all_others_in_one_term() -> None:
         leader = Voter(hall, "n2", g0=stand(7, 40, leads=True))
         other = Voter(hall, "n3", g0=stand(8, 39))
         me = Voter(hall, "n1")
-        finding = await waits(me, me.forming.find_seats({0: MEMBERS}), "group 0 needs n3: node n3 cannot be reached")
+        finding = await waits(
+            me, me.forming.find_seats(formed(g0=MEMBERS)), "group 0 needs n3: node n3 cannot be reached"
+        )
         hall.away.clear()
         for state in ("the other is ahead", "the leader stood down"):
             for _ in range(20):
@@ -148,7 +164,7 @@ def test_coming_back_needs_all_others_in_one_term() -> None:
         await asyncio.sleep(0.05)
         assert "group 0 needs n3, which has yet to find its own place" in me.forming.why
         other.standings[0], leader.standings[0] = stand(9, 39), stand(9, 42, leads=True)
-        assert await soon(finding) == {0: Seat(9, "n2", Position(42))}
+        assert await soon(finding) == {0: seat(9, "n2", 42)}
         assert me.forming.why == ""
 
     asyncio.run(scenario())
@@ -162,13 +178,13 @@ def test_groups_come_back_each_for_itself() -> None:
         Voter(hall, "n2", g0=stand(1, 5, leads=True), g1=stand(3, 9))
         Voter(hall, "n3", g0=stand(1, 4))
         me = Voter(hall, "n1")
-        groups: Mapping[int, Sequence[str]] = {0: MEMBERS, 1: ("n1", "n2"), 2: ("n1",)}
+        groups = formed(g0=MEMBERS, g1=("n1", "n2"), g2=("n1",), g3=("n2", "n3"))
         finding = await waits(me, me.forming.find_seats(groups), "2 of 3 groups; group 1 has no leader")
         hall.meshes["n2"].methods[forming.STANDING] = Voter(
             hall, "n2", g1=stand(4, 9, leads=True)
         ).forming._tell_standing
         seats = await soon(finding)
-        assert seats == {0: Seat(1, "n2", Position(5)), 1: Seat(4, "n2", Position(9)), 2: Seat(0, "", Position(0))}
+        assert seats == {0: seat(1, "n2", 5), 1: seat(4, "n2", 9, ("n1", "n2")), 2: seat(0, "", 0, ("n1",))}
 
     asyncio.run(scenario())
 
@@ -184,11 +200,11 @@ def test_those_who_forgot_vouch_for_nothing() -> None:
         Voter(hall, "n3", g0=stand(4, 30, leads=True))
         other = Voter(hall, "n4", g0=stand(4, 30))
         Voter(hall, "n5", g0=stand(4, 28))
-        assert await soon(me.forming.find_seats({0: five})) == {0: Seat(4, "n3", Position(30))}
+        assert await soon(me.forming.find_seats(formed(g0=five))) == {0: seat(4, "n3", 30, five)}
         other.standings.clear()
-        finding = await waits(me, me.forming.find_seats({0: five}), "group 0 needs n2, n4, which has yet to find")
+        finding = await waits(me, me.forming.find_seats(formed(g0=five)), "group 0 needs n2, n4, which has yet to find")
         finding.cancel()
-        finding = await waits(me, me.forming.find_seats({0: five[:3]}), "group 0 needs n2, which has yet to find")
+        finding = await waits(me, me.forming.find_seats(formed(g0=five[:3])), "group 0 needs n2, which has yet to find")
         finding.cancel()
 
     asyncio.run(scenario())
@@ -202,15 +218,33 @@ def test_a_group_that_nobody_knows_begins() -> None:
         voters = [Voter(hall, name, "the id") for name in MEMBERS]
         me = voters[0]
         me.is_new = voters[1].is_new = True
-        finding = await waits(me, me.forming.find_seats({3: MEMBERS}), "group 3 needs n2, n3")
+        finding = await waits(me, me.forming.find_seats(formed(g3=MEMBERS)), "group 3 needs n2, n3")
         voters[2].is_new = True
-        assert await soon(finding) == {3: NEW}
+        assert await soon(finding) == {3: seat(0, "", 0)}
         me.is_new = False
-        finding = await waits(me, me.forming.find_seats({3: MEMBERS}), "group 3 needs n2, n3")
+        finding = await waits(me, me.forming.find_seats(formed(g3=MEMBERS)), "group 3 needs n2, n3")
         voters[1].standings[3] = stand(2, 7, leads=True)
         for _ in range(20):
             await asyncio.sleep(0.001)
         assert not finding.done(), "one of three that remembers may not be the one that has everything"
         finding.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_the_newest_generation_counts() -> None:
+    """Whoever knows most tells who holds a slot now; who has no part in it needs no seat, nor does a learner."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        second = Voter(hall, "n2", g0=stand(3, 8, leads=True), g1=stand(5, 9, leads=True), g2=stand(1, 1, leads=True))
+        third = Voter(hall, "n3", g1=stand(5, 9))
+        second.known = {0: Known(2, ("n2",)), 1: Known(4, ("n1", "n2", "n3")), 2: Known(1, ("n2", "n3"))}
+        third.known = {1: Known(3, ("n2", "n3"))}
+        me = Voter(hall, "n1")
+        finding = await waits(me, me.forming.find_seats(formed(g0=MEMBERS, g1=MEMBERS, g2=MEMBERS)), "1 of 2 groups")
+        third.known = {1: Known(4, ("n1", "n2", "n3"))}
+        seats = await soon(finding)
+        assert seats == {0: seat(0, "", 0, ("n2",), 2), 1: seat(5, "n2", 9, generation=4)}
 
     asyncio.run(scenario())

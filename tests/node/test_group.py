@@ -19,7 +19,8 @@ from tests.sim.world import SimLoop, close, run
 class ScriptedRaft:
     """As much of a RaftGroup as its host uses."""
 
-    group_id, peers, leader = 1, ("b", "c"), None
+    group_id, me, peers, leader = 1, "a", ("b", "c"), None
+    is_learner = is_closing = False
     in_flight_bytes = 0
 
     def __init__(self) -> None:

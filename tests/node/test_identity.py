@@ -23,7 +23,13 @@ def test_a_record_comes_back() -> None:
     assert (new.members, new.copies, new.shards, new.cluster_id) == (("n1", "n2", "n3"), 3, 8, "")
     assert not new.is_seated
     assert new.form == "nodes n1,n2,n3; shards 8; copies 3"
-    for stage in (new, new.learnt("c"), new.seated({}), new.learnt("c").seated({0: 17}), new.seated({1: 2}).unseated()):
+    for stage in (
+        new,
+        new.learnt("c"),
+        new.seated({}, {}),
+        new.learnt("c").seated({0: 17}, {65536: ("n1", "n2")}),
+        new.seated({1: 2}, {}).unseated(),
+    ):
         assert settle(stage.to_bytes(), node()) == stage
 
 

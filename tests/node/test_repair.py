@@ -36,7 +36,7 @@ def identity_of(data: Path) -> Identity:
 
 def test_the_directory_forgets_and_knows_its_cluster(tmp_path: Path) -> None:
     """Journal and chunks are kept beside the new ones, however often; the cluster's id stays, votes do not."""
-    old = settle(None, settings(tmp_path).node).learnt("the id").seated({0: 3})
+    old = settle(None, settings(tmp_path).node).learnt("the id").seated({0: 3}, {})
     make(tmp_path, old)
     for number in (1, 2):
         aside = set_aside(settings(tmp_path))
@@ -50,7 +50,7 @@ def test_the_directory_forgets_and_knows_its_cluster(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_read_is_moved_too(tmp_path: Path) -> None:
     """Then the directory is like a new one: its node asks the others for their cluster."""
-    make(tmp_path, settle(None, settings(tmp_path).node).learnt("the id").seated({}))
+    make(tmp_path, settle(None, settings(tmp_path).node).learnt("the id").seated({}, {}))
     (tmp_path / "chunks/CURRENT").unlink()
     set_aside(settings(tmp_path))
     assert identity_of(tmp_path).cluster_id == ""

@@ -95,13 +95,15 @@ def planted(name: str) -> Iterator[None]:
 
 
 def first_seed(name: str, seeds: range) -> tuple[int, str] | None:
-    """Return the first seed that notices a mutation and what it says, None if none does."""
-    with planted(name):
-        for seed in seeds:
-            try:
-                play(plan_of(seed, nodes=3, kinds=MUTATIONS[name].kinds))
-            except Violation as violation:
-                return seed, str(violation)
+    """Return the first seed that notices a mutation, and only the mutation, and what it says; None if none does."""
+    for seed in seeds:
+        plan = plan_of(seed, nodes=3, kinds=MUTATIONS[name].kinds)
+        try:
+            with planted(name):
+                play(plan)
+        except Violation as violation:
+            play(plan)  # without it all is well
+            return seed, str(violation)
     return None
 
 
