@@ -17,6 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import uvloop
 from aiohttp import web
 from click.testing import CliRunner
 
@@ -193,6 +194,37 @@ def test_a_reset_breaks_connections_and_new_ones_work() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
             assert await Line(one.proxies, one.port, reader, writer).returns(b"again")
             writer.transport.abort()
+
+    asyncio.run(story())
+
+
+def test_a_reset_passes_over_what_is_closed_already() -> None:
+    """A connection that ended a moment ago, whose end has yet to be noticed, is no reason to fail."""
+
+    async def story() -> None:
+        async with line() as one:
+            assert await one.returns(b"x")
+            for writer in one.proxies._connections["a", "b"]:
+                writer.transport.abort()
+                writer.get_extra_info("socket")
+            one.proxies.reset("a", "b")
+
+    uvloop.run(story())
+
+
+def test_proxies_that_died_are_an_error() -> None:
+    """Nothing that is tried without the proxies counts as a trial."""
+
+    async def story() -> None:
+        async with echo() as address:
+            process = ProxyProcess({"a": address, "b": address})
+            await process.start()
+            assert process._process is not None
+            process._process.kill()
+            await process._process.wait()
+            with pytest.raises(RuntimeError, match="proves nothing"):
+                process.reset([("a", "b")])
+            await process.stop()
 
     asyncio.run(story())
 

@@ -85,8 +85,8 @@ class Proxies:
         """Break all connections that `source` made to `target`; what was under way is lost."""
         for writer in list(self._connections[source, target]):
             raw = writer.get_extra_info("socket")
-            if raw is not None:
-                with contextlib.suppress(OSError):  # it may be closed already
+            if raw is not None and not writer.transport.is_closing():
+                with contextlib.suppress(OSError, ValueError):  # it may be closed already
                     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
@@ -212,6 +212,8 @@ class ProxyProcess:
 
     def _send(self, *words: Any) -> None:
         assert self._process is not None and self._process.stdin is not None, "not started"
+        if self._process.returncode is not None:
+            raise RuntimeError(f"the proxies ended with {self._process.returncode}: what comes after proves nothing")
         self._process.stdin.write(json.dumps(words).encode() + b"\n")
 
 
