@@ -66,6 +66,10 @@ class Member:
     state: MemberState = MemberState.ACTIVE
     replaces: str = ""
     """The node whose shards it takes over while that one drains."""
+    number: int = 0
+    """Below MEMBERS_MAX, and no other node's: what makes names of things that nodes give different."""
+    ticket: str = ""
+    """Of the directory that joined, which tells it from another of the name; "" of a node that formed the cluster."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class FormCluster(Message):
 
 @dataclass(frozen=True)
 class SetMember(Message):
-    """Add a node, or change what is known of it; what is not given stays."""
+    """Change what is known of a node, where what is not given stays; with a ticket, add it."""
 
     kind = "set_member"
     name: str
@@ -108,6 +112,8 @@ class SetMember(Message):
     state: str = ""
     replaces: str = ""
     """Drain that node, and let this one take over its shards."""
+    ticket: str = ""
+    """Made up by the directory that asks to join; asking again with it changes nothing more."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,9 @@ class Membership:
 
     def form(self, message: FormCluster, shard_count: int) -> None:
         """Begin: every shard is where the ring of the first nodes has it."""
-        self.members = {name: Member(name, peer) for name, peer in message.members.items()}
+        self.members = {
+            name: Member(name, peer, number=number) for number, (name, peer) in enumerate(message.members.items())
+        }
         self.copies = message.copies
         placed = place(list(self.members), shard_count, message.copies)
         self.placements = {shard: Placement(0, members) for shard, members in placed.items()}
@@ -202,12 +210,11 @@ class Membership:
         owner = next((one.name for one in self.members.values() if one.peer == message.peer), message.name)
         if owner != message.name:
             raise Conflict(f"node {owner} has the address {message.peer} already")
-        known = self.members.get(message.name)
-        if known is None and len(self.members) >= MEMBERS_MAX:
-            raise InvalidParameter(f"a cluster has at most {MEMBERS_MAX} nodes")
+        before = self.members.get(message.name) or self._newcomer(message)
+        if message.ticket and before.ticket != message.ticket:
+            raise Conflict(f"there is a node {message.name} in the cluster already, at {before.peer}")
         if message.replaces:
             self._drain_replaced(message)
-        before = known or Member(message.name, message.peer)
         self.members[message.name] = replace(
             before,
             peer=message.peer,
@@ -216,6 +223,15 @@ class Membership:
             state=MemberState(message.state or before.state),
             replaces=message.replaces or before.replaces,
         )
+
+    def _newcomer(self, message: SetMember) -> Member:
+        if not message.ticket:
+            raise InvalidParameter(f"there is no node {message.name}; nodes: {', '.join(self.members)}")
+        taken = {one.number for one in self.members.values()}
+        free = next((number for number in range(MEMBERS_MAX) if number not in taken), None)
+        if free is None:
+            raise InvalidParameter(f"a cluster has at most {MEMBERS_MAX} nodes")
+        return Member(message.name, message.peer, number=free, ticket=message.ticket)
 
     def _drain_replaced(self, message: SetMember) -> None:
         old = self.members.get(message.replaces)
@@ -232,8 +248,12 @@ class Membership:
         held = [shard for shard, one in self.placements.items() if name in one.holders]
         if held:
             raise Conflict(f"node {name} holds {len(held)} shards, {held[0]} among them: drain it first")
-        if self.members.pop(name, None) is None:
+        member = self.members.get(name)
+        if member is None:
             raise InvalidParameter(f"there is no node {name}; nodes: {', '.join(self.members)}")
+        if member.state is MemberState.ACTIVE:
+            raise Conflict(f"node {name} is active: drain it first")
+        del self.members[name]
         for heir in [one for one in self.members.values() if one.replaces == name]:
             self.members[heir.name] = replace(heir, replaces="")
 

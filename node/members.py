@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.membership import Membership, SetMember
 from node.settings import Address, parse_address
-from storage.errors import AnnulusError
+from storage.errors import AnnulusError, Unavailable
 
 if TYPE_CHECKING:
     from node.node import Node
@@ -46,6 +46,17 @@ class Members:
     def names(self) -> Sequence[str]:
         """Names of all nodes; of those that form the cluster while no others are known."""
         return list(self._addresses) or list(self._node.identity.members)
+
+    @property
+    def number(self) -> int:
+        """The number of this node among all. Raises Unavailable while the cluster does not know the node."""
+        me = self._node.control.machine.membership.members.get(self._node.name)
+        if me is not None:
+            return me.number
+        formed = self._node.identity.members
+        if self._node.name not in formed:
+            raise Unavailable(f"node {self._node.name} is no node of the cluster, as far as it knows: try another node")
+        return formed.index(self._node.name)
 
     @property
     def why_not_ready(self) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import orjson
 
 from cluster.catalog import DEFAULT_PARTITION, Collection
+from cluster.membership import MEMBERS_MAX
 from cluster.message import Delete, Insert, Message
 from cluster.route import channels_of, split
 from node.network import Blob
@@ -228,12 +229,11 @@ class Writer:
 
         They are stamps of this node's hybrid clock, which is above all that it has given and, after a restart, above
         all ticks in its logs. Two nodes may have the same stamp; so each takes those that leave its own number when
-        divided by the number of nodes.
+        divided by how many nodes there can be.
         """
-        members = self._node.settings.node.members
-        ways = len(members)
+        number, ways = self._node.known.number, 1 if self._node.mesh is None else MEMBERS_MAX
         first = int(self._node.hybrid.stamp(ways * (count + 1)))
-        first += (members.index(self._node.settings.node.name) - first) % ways
+        first += (number - first) % ways
         return np.arange(count, dtype=np.int64) * ways + first
 
     def _partitions_of(

@@ -25,7 +25,8 @@ def formed(nodes: int, *, shards: int = 8, copies: int = 3) -> Membership:
 
 
 def add(membership: Membership, name: str, **facts: str) -> None:
-    membership.change(SetMember(name, membership.members[name].peer if name in membership.members else name, **facts))
+    known = membership.members.get(name)
+    membership.change(SetMember(name, known.peer if known else name, ticket=known.ticket if known else name, **facts))
 
 
 @dataclass
