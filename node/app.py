@@ -94,6 +94,7 @@ async def _serve(settings: Settings) -> int:
             disk_threads=settings.workers.disk_threads,
             search_threads=settings.workers.search_threads,
             build_threads=settings.workers.build_threads,
+            build_nice=settings.workers.build_nice,
         )
         ending.push_async_callback(workers.close)
         dice = random.Random(int.from_bytes(os.urandom(16)))

@@ -292,7 +292,11 @@ class IndexSettings:
         least=0, most=1024,
     )  # fmt: skip
     priority: int = setting(
-        1, "rank", "the same for index builds, which come first: searches are exact and slow until then", least=0, most=9
+        1,
+        "rank",
+        "the same for index builds, which come first: searches are exact and slow until then",
+        least=0,
+        most=9,
     )
     upgrade: bool = setting(
         True, "", "indexes that an older version of an engine made are built anew in the background"
@@ -313,6 +317,10 @@ class WorkerSettings:
     build_threads: int = setting(
         1, "threads", "index builds and compactions at the same time; a build has threads of its own", least=1, most=64
     )
+    build_nice: int = setting(
+        10, "nice", "builds give way to searches: the system's own scale, 0 for not at all, 19 for all but idle cores",
+        least=0, most=19,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

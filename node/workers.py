@@ -25,8 +25,6 @@ Arguments = TypeVarTuple("Arguments")
 
 log = logging.getLogger(__name__)
 
-BUILD_NICE = 5
-
 
 class Lane(StrEnum):
     """Which threads do the work."""
@@ -90,7 +88,9 @@ class Workers:
       2. After `close` returns no thread of a lane runs.
     """
 
-    def __init__(self, *, disk_threads: int = 2, search_threads: int = 2, build_threads: int = 1) -> None:
+    def __init__(
+        self, *, disk_threads: int = 2, search_threads: int = 2, build_threads: int = 1, build_nice: int = 10
+    ) -> None:
         threads: Mapping[Lane, int] = {
             Lane.LOG: 1,
             Lane.PARSE: 1,
@@ -102,7 +102,7 @@ class Workers:
             lane: ThreadPoolExecutor(
                 max_workers=count,
                 thread_name_prefix=f"annulus-{lane}",
-                initializer=_yield_cores if lane is Lane.BUILD else None,
+                initializer=partial(_yield_cores, build_nice) if lane is Lane.BUILD else None,
             )
             for lane, count in threads.items()
         }
@@ -141,10 +141,10 @@ class Workers:
             pool.shutdown(wait=True)  # instant: the threads are idle
 
 
-def _yield_cores() -> None:
+def _yield_cores(nice: int) -> None:
     """Give this thread, and the native threads it starts, a lower priority (on Linux, nice is per thread)."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILD_NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

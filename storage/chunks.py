@@ -15,6 +15,11 @@ refuses all others for good, and a store that was full says ENOSPC to each of th
 go on meanwhile. A process without a free descriptor is the same with EMFILE. While reopening does not succeed, reads
 are Unavailable.
 
+LevelDB moves what it holds from table to table, and refuses all writes when it cannot read a table of its own. That is
+EIO too, but no reopening helps: the directory is marked, and opening it is ChunkDamaged from then on. It seldom comes
+to that, because nothing is compressed (vectors would not become smaller): a bit that flips in a chunk is moved with it,
+and found by its digest.
+
 All calls block and may be made from any thread; `reopen` and `close` only while no other call is under way.
 """
 
@@ -38,6 +43,8 @@ _WRITE_BUFFER_BYTES: Final = 16 << 20
 _TABLE_BYTES: Final = 16 << 20
 """Of LevelDB's files: a thousand for 16 GB."""
 _BLOCK_CACHE_BYTES: Final = 32 << 20
+_MARK: Final = "DAMAGED"
+"""A file in LevelDB's directory that says what it could not read of its own; LevelDB leaves such names alone."""
 _FIRST: Final = b"\x00"
 _LAST: Final = b"\xff"
 
@@ -247,6 +254,8 @@ class LevelDbChunks:
                     batch.delete(key)
         except plyvel.Error as error:
             failure = _os_error(error)
+            if isinstance(error, plyvel.CorruptionError):
+                (Path(self.path) / _MARK).write_text(_text(error) + "\n", encoding="utf-8")
             if failure.errno in (errno.ENOSPC, errno.EMFILE):
                 self._stuck = failure.errno
             raise failure from error
@@ -266,6 +275,7 @@ def open_record(key: bytes, stored: bytes) -> bytes:
 
 def _open(path: str) -> Any:
     _refuse_headless(path)
+    _refuse_marked(path)
     try:
         return plyvel.DB(
             path,
@@ -274,6 +284,7 @@ def _open(path: str) -> Any:
             max_file_size=_TABLE_BYTES,
             lru_cache_size=_BLOCK_CACHE_BYTES,
             bloom_filter_bits=10,
+            compression=None,
         )
     except plyvel.CorruptionError as error:
         raise ChunkDamaged(f"the chunk store {path} cannot be opened ({_text(error)}).") from error
@@ -292,6 +303,14 @@ def _refuse_headless(path: str) -> None:
     directory = Path(path)
     if not (directory / "CURRENT").exists() and [*directory.glob("*.ldb"), *directory.glob("*.log")]:
         raise ChunkDamaged(f"the chunk store {path} has lost its file CURRENT.")
+
+
+def _refuse_marked(path: str) -> None:
+    """Raise ChunkDamaged if LevelDB could not go on writing because of what it read."""
+    mark = Path(path) / _MARK
+    if mark.exists():
+        why = mark.read_text(encoding="utf-8", errors="replace").strip()
+        raise ChunkDamaged(f"the chunk store {path} has tables that it cannot read ({why}), and cannot be written.")
 
 
 def _os_error(error: Exception) -> OSError:

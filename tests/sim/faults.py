@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
+from node.broadcaster import Step as BroadcastStep
 from storage.errors import JournalDamaged
 from storage.journal import Journal
 from storage.keys import is_record
@@ -51,6 +52,8 @@ class Faults:
                 self._cluster.wire.reset(*step.names("pair"))
             case "reset-bulk":
                 self._cluster.wire.reset_bulk(*step.names("pair"))
+            case "die-at-step":
+                await self._die_at_step(BroadcastStep[step.text("step")], int(step.number("after")), for_s)
             case "slow":
                 await self._slow(step.names("order"), step.number("delay"), step.number("bytes_per_s"), for_s)
             case _:
@@ -122,6 +125,21 @@ class Faults:
         if machine.life is life:
             self._cluster.kill(name, power=how != "kill")
         await self._start_after(name, for_s)
+
+    async def _die_at_step(self, step: BroadcastStep, after: int, for_s: float) -> None:
+        """Whoever comes to this step of a change of the catalogue next loses its power."""
+        lives = {name: machine.life for name, machine in self._cluster.machines.items()}
+        for name in lives:
+            self._cluster.kill_at_step(name, step, after)
+        ends = {life.ended for life in lives.values() if life is not None}
+        if ends:
+            await asyncio.wait(ends, timeout=3.0, return_when=asyncio.FIRST_COMPLETED)
+        for machine in self._cluster.machines.values():
+            machine.dies_at = None
+        await asyncio.sleep(for_s)
+        for name, life in lives.items():
+            if life is not None and life.is_over:
+                self._cluster.start_if_down(name)
 
     async def _blackout(self, rng: Random, for_s: float) -> None:
         for name in self._plan.names:

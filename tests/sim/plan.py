@@ -18,12 +18,14 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 from typing import Any, Final
 
+from node.broadcaster import Step as BroadcastStep
+
 Fact = str | int | float
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that somebody does. `who` is a client, "operator" or "fault"."""
+    """One thing that somebody does. `who` is a client, "operator", "architect" or "fault"."""
 
     at_s: float
     who: str
@@ -118,6 +120,11 @@ REQUESTS: Final = {
     "search": 3, "scan": 0.4,
 }  # fmt: skip
 LEVELS: Final = {"Strong": 6, "Session": 3, "Bounded": 3, "Eventually": 1}
+CHANGES: Final = {
+    "create": 4, "crowd": 1, "drop": 2, "rename": 2, "truncate": 3, "field": 4, "partition": 3, "load": 2, "alter": 2,
+    "alias": 2, "flush-all": 1, "write": 6,
+}  # fmt: skip
+STEPS: Final = tuple(step.name for step in BroadcastStep)
 CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
 CHURN: Final = {**CHORES, "move": 8}
 """Where there are more nodes than a shard has copies."""
@@ -149,6 +156,7 @@ def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None 
         repair=int(rng.random() < 0.5 and count > 1),
     )
     steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"), kinds)]
+    steps += _changes(plan, Random(f"{seed} changes"), deadly=kinds is None)
     return plan.with_steps(sorted(steps, key=lambda one: one.at_s))
 
 
@@ -163,6 +171,19 @@ def _requests(plan: Plan, rng: Random) -> Iterable[Step]:
     while (at_s := at_s + rng.expovariate(0.7)) < plan.duration_s:
         chores = CHORES if plan.copies == plan.nodes else CHURN
         yield Step(round(at_s, 3), "operator", _weighted(rng, chores), rng.getrandbits(32))
+
+
+def _changes(plan: Plan, rng: Random, *, deadly: bool) -> Iterable[Step]:
+    """Changes of the catalogue, in every world a few; in some the power goes at a step of one."""
+    per_s = rng.choice((0.4, 1.2))
+    deadly = deadly and rng.random() < 0.3
+    at_s = rng.uniform(0.0, 1.0)
+    while at_s < plan.duration_s:
+        yield Step(round(at_s, 3), "architect", _weighted(rng, CHANGES), rng.getrandbits(32))
+        if deadly and rng.random() < 0.3:
+            facts = {"step": rng.choice(STEPS), "after": rng.choice((0, 0, 1)), "for": round(rng.uniform(0.05, 2.0), 3)}
+            yield Step(round(at_s, 3), "fault", "die-at-step", rng.getrandbits(32), facts)
+        at_s += rng.expovariate(per_s)
 
 
 FaultMaker = Callable[[Plan, Random], Mapping[str, Fact]]

@@ -11,7 +11,9 @@ in one event loop. What is checked:
   6. one node leads a group in a term;
   7. when the faults have ended, every node serves again within a bounded time, and all replicas become equal;
   8. after a graceful stop, the chunk store holds what the manifests need, and nothing else;
-  9. no node stops by itself, nor says that something went wrong inside, but for a reason that the world gave it.
+  9. a change of the catalogue is made once and as a whole, on every shard and in every catalogue, however often it is
+     asked for and wherever the coordinator dies (tests/sim/architect.py, agreement.py);
+ 10. no node stops by itself, nor says that something went wrong inside, but for a reason that the world gave it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from node.replicas import group_of
 from node.service import Consistency, ReadOptions
 from node.upkeep import SWEEP_AFTER_S
 from storage.errors import AnnulusError, Unavailable
+from tests.sim.agreement import disagreements
 from tests.sim.cluster import Cluster, NoAnswer, Refused
 from tests.sim.disk import PowerLoss
 from tests.sim.faults import STOP_S, Faults
@@ -131,9 +134,11 @@ class Simulation:
         await self._settle()
         last = await self._read_everything()
         rng = self.cluster.dice("end")
+        await self.workload.architect.check(rng)
         if rng.random() < 0.4:
             await self._power_cut(rng)
             last = await self._read_everything()
+            await self.workload.architect.check(rng)
         for name, found in last.items():
             self.history.check_last(name, found)
         self.history.check()
@@ -211,6 +216,13 @@ class Simulation:
                 await asyncio.sleep(LOOK_S)
             for machine in replicas:
                 self.witness.compare(machine, anew=True)
+        while wrong := self._disagreements():
+            if self.loop.now_s > until_s:
+                raise Violation("catalogue and shards do not agree: " + "; ".join(wrong))
+            await asyncio.sleep(LOOK_S)
+
+    def _disagreements(self) -> list[str]:
+        return [f"{machine.name}: {text}" for machine, node in self.cluster.nodes() for text in disagreements(node)]
 
     def _at_one_position(self, group: int) -> list[StateMachine]:
         hosts = [hosts[group] for _, node in self.cluster.nodes() if group in (hosts := _hosts(node))]

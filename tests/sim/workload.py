@@ -8,7 +8,7 @@ another node, as another request: a write then has another version.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import lru_cache, partial
 from random import Random
 from typing import Any, Final, TypeVar
@@ -24,6 +24,7 @@ from storage.errors import AnnulusError, BadRequest, NoLeader, Overloaded, ReadO
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, ShardId
+from tests.sim.architect import Architect
 from tests.sim.cluster import Cluster, NoAnswer, Refused
 from tests.sim.history import History, Version, Violation
 from tests.sim.plan import Plan, Step
@@ -111,6 +112,7 @@ class Workload:
         self.made = asyncio.Event()
         """The collections are there."""
         self._versions = 0
+        self.architect = Architect(cluster)
 
     @property
     def now_s(self) -> float:
@@ -126,11 +128,16 @@ class Workload:
             name: [one for one in steps if one.who == name] for name in dict.fromkeys(one.who for one in steps)
         }
         everybody.pop("fault", None)
-        doing = [
-            self._operate(mine) if name == "operator" else Client(self, name).run(mine)
-            for name, mine in everybody.items()
-        ]
+        doing = [self._doing(name, mine) for name, mine in everybody.items()]
         return [self.cluster.loop.create_task(one) for one in [self._make_collections(), *doing]]
+
+    def _doing(self, name: str, steps: Sequence[Step]) -> Coroutine[Any, Any, None]:
+        match name:
+            case "operator":
+                return self._operate(steps)
+            case "architect":
+                return self.architect.run(steps)
+        return Client(self, name).run(steps)
 
     async def until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, at_s - self.now_s))

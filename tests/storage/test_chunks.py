@@ -304,3 +304,62 @@ def test_keys_sort_by_their_numbers() -> None:
     assert sorted(record_key("segment", n) for n in reversed(numbers)) == [record_key("segment", n) for n in numbers]
     keys = [chunk_key(ShardId(n), bytes(16)) for n in numbers]
     assert sorted(keys, reverse=True)[::-1] == keys
+
+
+def test_a_store_that_cannot_read_its_own_tables_is_not_opened_again(tmp_path: Path) -> None:
+    """When LevelDB refuses writes because a table is damaged, that is EIO; the next start says what is the matter, as
+    it would go on like this for ever."""
+    path = str(tmp_path / "chunks")
+    store = LevelDbChunks.open(path)
+    data = [b"%d" % number * 400 for number in range(12_000)]
+    store.put_many(SHARD, chunks(*data))
+    store.close()
+    LevelDbChunks.open(path).close()  # which moves what its log holds to tables
+    for table in Path(path).glob("*.ldb"):
+        spoiled = bytearray(table.read_bytes())
+        for at in range(100, len(spoiled) * 3 // 4, 7):  # also where it says how long its keys are
+            spoiled[at] ^= 0xFF
+        table.write_bytes(spoiled)
+    store = LevelDbChunks.open(path)
+    with pytest.raises(OSError, match="orrupt") as told:
+        for _ in range(5):
+            store.put_many(SHARD, chunks(*data))
+            store.compact()
+    assert told.value.errno == errno.EIO
+    with pytest.raises(OSError):
+        store.put_many(SHARD, chunks(b"one more"))
+    store.close()
+    with pytest.raises(ChunkDamaged, match="tables that it cannot read"):
+        LevelDbChunks.open(path)
+
+
+def test_damage_in_a_chunk_does_not_keep_the_store_from_writing(tmp_path: Path) -> None:
+    """Bytes that change inside a chunk spoil that chunk alone: the store goes on, also after its tables were rewritten,
+    and a chunk that is put again is whole again."""
+    path = str(tmp_path / "chunks")
+    data = [Random(number).randbytes(50_000) + bytes(50_000) for number in range(200)]
+    store = LevelDbChunks.open(path)
+    store.put_many(SHARD, chunks(*data))
+    store.close()
+    LevelDbChunks.open(path).close()
+    for table in Path(path).glob("*.ldb"):
+        spoiled = bytearray(table.read_bytes())
+        for number in range(0, 200, 3):
+            at = spoiled.find(data[number])
+            if at >= 0:
+                spoiled[at + 70_000] ^= 1
+        table.write_bytes(spoiled)
+    store = LevelDbChunks.open(path)
+    for _ in range(2):
+        damaged = []
+        for number, one in enumerate(data):
+            try:
+                assert store.get(SHARD, digest_of(one)) == one
+            except ChunkFault:
+                damaged.append(number)
+        assert damaged == list(range(0, 200, 3))
+        store.compact()
+    store.put_many(SHARD, chunks(*(data[number] for number in damaged)))
+    store.compact()
+    assert all(store.get(SHARD, digest_of(one)) == one for one in data)
+    store.close()

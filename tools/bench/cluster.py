@@ -60,9 +60,9 @@ class Side:
             params={"shardsNum": shards},
         )  # fmt: skip
 
-    def insert(self, data: Dataset, form: Form, connections: int) -> list[Replies]:
+    def insert(self, data: Dataset, form: Form, connections: int, collection: str = COLLECTION) -> list[Replies]:
         """Insert everything through all nodes at once. Raises RuntimeError if any batch was not acknowledged."""
-        requests = list(insert_requests(self.addresses[0], COLLECTION, data, form))
+        requests = list(insert_requests(self.addresses[0], collection, data, form))
         shares = [requests[i :: len(self.clients)] for i in range(len(self.clients))]
         found = run_loads(self.addresses, shares, connections=connections)
         rows = sum(form.codec.loads(body)["data"]["insertCount"] for one in found for body in one.bodies)
@@ -74,7 +74,7 @@ class Side:
         """Return when the index covers all rows on every node."""
         self.clients[0].call("/collections/flush", collectionName=COLLECTION)
         for client in self.clients:
-            wait_until(lambda: _is_indexed(client, rows), timeout_s=INDEXED_S_MAX, what="index")  # noqa: B023
+            wait_until(lambda: is_indexed(client, rows), timeout_s=INDEXED_S_MAX, what="index")  # noqa: B023
 
 
 def run_loads(
@@ -156,8 +156,9 @@ def search(
             )
 
 
-def _is_indexed(client: Client, rows: int) -> bool:
-    state = client.call("/indexes/describe", collectionName=COLLECTION, indexName="vector")[0]
+def is_indexed(client: Client, rows: int, collection: str = COLLECTION) -> bool:
+    """Return whether a node has the index of all rows in memory."""
+    state = client.call("/indexes/describe", collectionName=collection, indexName="vector")[0]
     status = client.exchange("GET", "/readyz")[0]
     return bool(status == 200 and state["indexState"] == "Finished" and state["indexedRows"] >= rows)
 

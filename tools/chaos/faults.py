@@ -184,6 +184,24 @@ async def bit_rot(machines: Machines, chance: random.Random) -> AsyncIterator[st
         await machines.ready_all()
 
 
+@fault("chunk-rot", "bytes of a running node's chunks change: it takes them from the others, whoever reads meanwhile",
+       lasts_s=(0.5, 4.0), needs=Needs.PEERS)  # fmt: skip
+async def chunk_rot(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    async with machines.all_held():  # the others must have what this one loses
+        victim = next(iter(machines.rotten), chance.choice(machines.names))  # never two that may lose everything
+        await machines.ready_all()
+        machines.rotten.add(victim)
+        damaged = machines.rot(victim, chance)
+        try:
+            yield f"{_led(machines, victim)}, {damaged}"
+        finally:
+            finding = await machines.healed(chance.choice([one for one in machines.names if one != victim]))
+            machines.notice()
+        await machines.ready_all()
+        if finding == "damaged":
+            machines.complain(victim, f"chunks stay damaged after a check of the cluster: {damaged}")
+
+
 # --- the network -------------------------------------------------------------------------------------------------
 
 

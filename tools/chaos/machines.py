@@ -25,6 +25,7 @@ from tools.nodes import Cluster
 LEADERS_EVERY_S = 0.25
 STATUS_S_MAX = 1.0
 FLIPPED_BYTES_MIN = 8192
+CHECK_S_MAX = 60.0
 
 
 class Machines:
@@ -64,7 +65,9 @@ class Machines:
         )
         self.mortal: set[str] = set()
         """Nodes that may end by themselves: their disk fails."""
-        self._complain = complain
+        self.rotten: set[str] = set()
+        """The one whose stored chunks were damaged. It may find a table that it cannot read, however late, and end."""
+        self.complain = complain
         self._locks = {name: asyncio.Lock() for name in self.names}
         self._held_since_s: dict[asyncio.Task[Any] | None, float] = {}
         self._up: set[str] = set()
@@ -130,8 +133,10 @@ class Machines:
         for name in sorted(self._up):
             if not self.cluster.is_alive(name):
                 self._up.discard(name)
-                if name not in self.mortal:
-                    self._complain(name, f"ended by itself. {self.cluster.log_end(name)}")
+                if name in self.rotten and "Corruption" in self.cluster.log_end(name):
+                    self.spawn(name)  # it takes everything from the others
+                elif name not in self.mortal:
+                    self.complain(name, f"ended by itself. {self.cluster.log_end(name)}")
 
     # one of them
 
@@ -163,14 +168,14 @@ class Machines:
         try:
             gentle = await asyncio.to_thread(self.cluster.stop, name)
         except Failure as failure:
-            self._complain(name, str(failure))
+            self.complain(name, str(failure))
             return
         # Before the program has begun to listen for it, SIGTERM is the end of any process.
         fine = (0,) if ready else (0, -signal.SIGTERM)
         if not gentle:
-            self._complain(name, f"did not end after SIGTERM and was killed. {self.cluster.log_end(name)}")
+            self.complain(name, f"did not end after SIGTERM and was killed. {self.cluster.log_end(name)}")
         elif (status := self.cluster.exit_statuses.get(name)) not in fine:
-            self._complain(name, f"ended with {status} after SIGTERM. {self.cluster.log_end(name)}")
+            self.complain(name, f"ended with {status} after SIGTERM. {self.cluster.log_end(name)}")
 
     def signal(self, name: str, number: int) -> None:
         self.cluster.signal(name, number)
@@ -183,6 +188,41 @@ class Machines:
     def wipe(self, name: str) -> None:
         """Remove everything that a node keeps; it must be down."""
         shutil.rmtree(self.data_dir(name))
+
+    def rot(self, name: str, chance: random.Random) -> str:
+        """Change a few bytes of a node's stored chunks, whether or not it runs, and say where.
+
+        Only in the parts of tables that hold chunks: what stands at their ends is in the memory of a node that runs.
+        """
+        folder = os.path.join(self.data_dir(name), "chunks")
+        sizes = {one: os.path.getsize(os.path.join(folder, one)) for one in sorted(os.listdir(folder))}
+        large = [one for one, size in sizes.items() if one.endswith(".ldb") and size >= FLIPPED_BYTES_MIN]
+        if not large:
+            return "nothing to damage"
+        chosen = chance.choice(large)
+        places = sorted(chance.randrange(sizes[chosen] * 3 // 4) for _ in range(chance.randrange(1, 5)))
+        with open(os.path.join(folder, chosen), "r+b") as file:
+            for at in places:
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+        return f"{chosen} at {', '.join(map(str, places))}"
+
+    async def healed(self, name: str) -> str:
+        """Have the cluster checked through a node, and return what that found; "unknown" if it does not answer."""
+        url = f"http://{self.addresses[name]}/cluster/check"
+        finding = "unknown"
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_S_MAX)) as session:
+                async with session.post(url) as response:
+                    finding = str((await response.json()).get("finding", finding))
+                until_s = time.monotonic() + CHECK_S_MAX
+                while finding == "running" and time.monotonic() < until_s:
+                    await asyncio.sleep(0.2)
+                    async with session.get(url) as response:
+                        finding = str((await response.json()).get("finding", "unknown"))
+        return finding
 
     def flip(self, name: str, chance: random.Random) -> str:
         """Change one byte of a node's journal, and say where; it must be down.
