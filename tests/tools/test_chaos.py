@@ -204,9 +204,10 @@ def test_a_reset_passes_over_what_is_closed_already() -> None:
     async def story() -> None:
         async with line() as one:
             assert await one.returns(b"x")
-            for writer in one.proxies._connections["a", "b"]:
-                writer.transport.abort()
-                writer.get_extra_info("socket")
+            _, gone = await asyncio.open_connection("127.0.0.1", one.port)
+            gone.transport.abort()
+            await asyncio.sleep(SHORT_S)
+            one.proxies._connections["a", "b"].add(gone)
             one.proxies.reset("a", "b")
 
     uvloop.run(story())
