@@ -29,6 +29,8 @@ _CACHE_BYTES: Final = 256 << 10
 _FEW_QUERIES: Final = 8
 """Up to here, each query by itself with rows that stay in the cache beats OpenBLAS's product of matrices: for two to
 four queries in little more than half the time."""
+_FEW_ROWS: Final = 32
+"""Up to here all are candidates: exact distances for all queries at once take less than to choose for each of them."""
 _GATHER_FRACTION: Final = 0.5
 """Below this share of survivors, copying them out is cheaper than computing and discarding the others."""
 _EPSILON: Final = float(np.finfo(np.float32).eps)
@@ -90,6 +92,12 @@ def nearest_in(
     if left == 0 or k < 1:
         return hits
     table = _Table(pieces)
+    if left <= _FEW_ROWS and bounds.is_open:
+        few = np.arange(rows) if chosen is None else chosen
+        refine_lines(queries, table.take(few), np.broadcast_to(np.arange(left), (len(queries), left)), metric, hits)
+        found = hits.offsets[:, : min(k, left)]
+        found[...] = few[found]
+        return hits
     if chosen is not None and left > _GATHER_FRACTION * rows:
         approximate = _Approximate(table, metric, squares, hidden=~mask if mask is not None else None)
         chosen = None

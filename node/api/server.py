@@ -21,6 +21,7 @@ from aiohttp import ClientError, hdrs, web
 from cluster.idempotency import KEY_CHARS_MAX
 from node.api import collections, entities
 from node.api.calls import Call, Handler
+from node.api.deadlines import Deadlines
 from node.api.faults import Refusal, crash, refusal
 from node.api.forms import Form, Forms
 from node.api.limits import SMALL_CBOR_BYTES
@@ -130,6 +131,7 @@ class _Server:
         self.ready = ready
         self.standard_status = standard_status
         self.running = 0
+        self.deadlines = Deadlines()
         self.body_bytes = 0
         self.abandoned: set[asyncio.Future[Any]] = set()
         """Mutations whose client was told that the time is up; they go on."""
@@ -218,7 +220,7 @@ class _Server:
         mutation: asyncio.Future[Mapping[str, Any]] | None = None
         held = [0]
         try:
-            async with asyncio.timeout(timeout_s):
+            with self.deadlines.within(timeout_s):
                 body = await self._read(request, held)
                 cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
                 if forms is not None and len(body) < SMALL_CBOR_BYTES:
