@@ -228,7 +228,7 @@ class RaftGroup:
                 abstains=abstains,
                 is_learner=is_learner,
             )
-        self.is_learner = is_learner
+        self._is_learner = is_learner
         self.is_closing = False
         """Whether the last entry of this leadership, and of the group, was proposed."""
         self._passed: list[RaftEvent] = []
@@ -239,6 +239,11 @@ class RaftGroup:
     @property
     def log(self) -> GroupLog:
         return self._log
+
+    @property
+    def is_learner(self) -> bool:
+        """Whether this replica follows without a vote."""
+        return self._is_learner
 
     @property
     def delivered(self) -> Position:

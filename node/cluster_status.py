@@ -25,6 +25,8 @@ class ReplicaRole(StrEnum):
 
     LEADER = "leader"
     FOLLOWER = "follower"
+    LEARNER = "learner"
+    """It follows without a vote: it is about to hold the group, or one of many in the control group."""
     LEADERLESS = "leaderless"
     """It knows no leader."""
     BEHIND = "behind"
@@ -42,6 +44,8 @@ class Raft(Protocol):
     def leads(self) -> bool: ...
     @property
     def last_position(self) -> int: ...
+    @property
+    def is_learner(self) -> bool: ...
 
 
 class Host(Protocol):
@@ -62,7 +66,9 @@ def role_of(host: Host) -> ReplicaRole:
         return ReplicaRole.BEHIND
     if host.raft.leads:
         return ReplicaRole.LEADER
-    return ReplicaRole.FOLLOWER if host.raft.leader else ReplicaRole.LEADERLESS
+    if not host.raft.leader:
+        return ReplicaRole.LEADERLESS
+    return ReplicaRole.LEARNER if host.raft.is_learner else ReplicaRole.FOLLOWER
 
 
 def replica_view(host: Host, *, checkpoint: int, now_ms: int, progress: str = "") -> dict[str, Any]:

@@ -399,9 +399,10 @@ class Node:
 
     @property
     def replicas_by_group(self) -> Mapping[int, Sequence[str]]:
-        """Every group of the cluster, and the nodes that hold it."""
-        shards = {group_of(shard_id): names for shard_id, names in self.placement.items()}
-        return {CONTROL_GROUP: self.members, **shards}
+        """Every group of the cluster, and the nodes that hold it or are about to."""
+        placements = self.control.machine.membership.placements if self.takes_part else {}
+        holders = {shard_id: one.holders for shard_id, one in placements.items()} or self._formed
+        return {CONTROL_GROUP: self.members, **{group_of(shard_id): names for shard_id, names in holders.items()}}
 
     @property
     def hosts(self) -> Sequence[GroupHost[Any]]:
@@ -415,7 +416,8 @@ class Node:
             return f"not part of the cluster yet: {'' if self._forming is None else self._forming.why}"
         if self.known.why_not_ready:
             return self.known.why_not_ready
-        hosts = self.hosts
+        # A shard that is on its way here is still served by those who have it.
+        hosts = [host for slot, host in self.groups.items() if slot == CONTROL_GROUP or not host.raft.is_learner]
         leaderless = [host.name for host in hosts if host.leader is None]
         if leaderless:
             return f"no leader: {', '.join(leaderless)}"

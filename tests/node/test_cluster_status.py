@@ -16,7 +16,7 @@ from storage.types import tick_from_ms
 
 
 def host(position: int, *, leads: bool = False, whole: bool = True, service_ms: int = 1_000, **raft: Any) -> Any:
-    facts = {"term": 3, "leader": "n1", "leads": leads, "last_position": position + 1, **raft}
+    facts = {"term": 3, "leader": "n1", "leads": leads, "is_learner": False, "last_position": position + 1, **raft}
     return SimpleNamespace(
         raft=SimpleNamespace(**facts),
         machine=SimpleNamespace(position=position),
