@@ -223,13 +223,15 @@ class Architect:
                 else:
                     break
         if patient:
-            said = set(await self._ask(node, lambda db: db.list_collections("default")))
+            said: set[str] = set(await self._ask(node, lambda db: db.list_collections("default")))
             mine = {name for name in said if name.startswith("built")}
             if mine != set(names):
                 raise Violation(f"{node} lists {sorted(mine)}, there must be {names}")
 
     async def _compare(self, node: str, name: str) -> None:
         built = self._built[name]
+        if not await self._ask(node, lambda db: self._refresh(node)):
+            raise NoAnswer(node)  # what it has may be old, as it may say
         info: CollectionInfo = await self._ask(node, lambda db: db.describe_collection("default", name))
         said = Built(
             {one.name for one in info.schema.fields},
@@ -250,6 +252,10 @@ class Architect:
             found = dict(zip(ids, versions, strict=True))
             if found != built.rows:
                 raise Violation(f"{node} finds {found} in {name}; there must be {built.rows}")
+
+    async def _refresh(self, node: str) -> bool:
+        served = self._cluster.machines[node].node
+        return served is not None and await served.router.refresh_catalog()
 
     def _fresh(self) -> str:
         return f"built{self._next()}"

@@ -124,6 +124,8 @@ CHANGES: Final = {
     "create": 4, "crowd": 1, "drop": 2, "rename": 2, "truncate": 3, "field": 4, "partition": 3, "load": 2, "alter": 2,
     "alias": 2, "flush-all": 1, "write": 6,
 }  # fmt: skip
+DEADLY: Final = "die-at-step"
+"""The fault that comes with changes of the catalogue."""
 STEPS: Final = tuple(step.name for step in BroadcastStep)
 CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
 CHURN: Final = {**CHORES, "move": 8}
@@ -156,7 +158,7 @@ def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None 
         repair=int(rng.random() < 0.5 and count > 1),
     )
     steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"), kinds)]
-    steps += _changes(plan, Random(f"{seed} changes"), deadly=kinds is None)
+    steps += _changes(plan, Random(f"{seed} changes"), kinds)
     return plan.with_steps(sorted(steps, key=lambda one: one.at_s))
 
 
@@ -173,16 +175,16 @@ def _requests(plan: Plan, rng: Random) -> Iterable[Step]:
         yield Step(round(at_s, 3), "operator", _weighted(rng, chores), rng.getrandbits(32))
 
 
-def _changes(plan: Plan, rng: Random, *, deadly: bool) -> Iterable[Step]:
+def _changes(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[Step]:
     """Changes of the catalogue, in every world a few; in some the power goes at a step of one."""
     per_s = rng.choice((0.4, 1.2))
-    deadly = deadly and rng.random() < 0.3
+    deadly = rng.random() < 0.3 if kinds is None else DEADLY in kinds
     at_s = rng.uniform(0.0, 1.0)
     while at_s < plan.duration_s:
         yield Step(round(at_s, 3), "architect", _weighted(rng, CHANGES), rng.getrandbits(32))
         if deadly and rng.random() < 0.3:
             facts = {"step": rng.choice(STEPS), "after": rng.choice((0, 0, 1)), "for": round(rng.uniform(0.05, 2.0), 3)}
-            yield Step(round(at_s, 3), "fault", "die-at-step", rng.getrandbits(32), facts)
+            yield Step(round(at_s, 3), "fault", DEADLY, rng.getrandbits(32), facts)
         at_s += rng.expovariate(per_s)
 
 
@@ -259,7 +261,7 @@ def _faults(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[St
         every_s = rng.choice((1.0, 2.0, 4.0))
     else:
         every_s = 1.0
-    weights = {name: possible[name] for name in kinds}
+    weights = {name: possible[name] for name in kinds if name != DEADLY}
     if not weights:
         return
     at_s = rng.uniform(0.0, 2.0)

@@ -18,7 +18,9 @@ from unittest import mock
 
 import pytest
 
+from cluster.idempotency import KeyedStep, Keys
 from cluster.machine import StateMachine
+from node.broadcaster import Broadcaster
 from node.group import GroupHost
 from node.route import Router
 from storage.journal import GroupLog
@@ -68,6 +70,22 @@ def _apply_again(self: StateMachine, position: Position, entry: Any) -> Any:
     return _apply(self, position, entry)
 
 
+async def _leave_open(self: Broadcaster) -> None:
+    self.settled.set()
+
+
+_tell = Broadcaster.tell
+
+
+async def _tell_but_one(self: Broadcaster, shard_id: Any, message: Any, task: Any) -> None:
+    if shard_id:
+        await _tell(self, shard_id, message, task)
+
+
+def _every_step(self: Keys, message: KeyedStep, execute: Callable[[Any], Any]) -> Any:
+    return {"outcome": execute(message.message)}
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     "acknowledges before fsync": Mutation(
         _replaced(GroupLog, "durable_position", property(lambda self: self.last_position)), ("blackout",), range(10)
@@ -82,6 +100,11 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "repeats are new writes": Mutation(
         _replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), range(9, 29)
+    ),
+    "open changes are left open": Mutation(_replaced(Broadcaster, "_resume", _leave_open), ("die-at-step",), range(10)),
+    "a shard is not told": Mutation(_replaced(Broadcaster, "tell", _tell_but_one), (), range(3)),
+    "steps under a key are made again": Mutation(
+        _replaced(Keys, "step", _every_step), ("crash", "cut", "die-at-step"), range(22, 42)
     ),
     "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(16, 46)),
 }
