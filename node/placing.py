@@ -71,10 +71,6 @@ class Placing:
             is_busy = True
             try:
                 is_busy = await self._look()
-            except OSError as error:
-                self._node.note_store_error(error)
-            except AnnulusError as error:
-                log.debug("placing waits: %s", error)
             except Exception:
                 log.exception("placing fails; it goes on")
             if is_busy:
@@ -92,9 +88,17 @@ class Placing:
         if not node.takes_part or not (membership := node.control.machine.membership).placements:
             return False
         is_busy = self._catch_up_with_those_ahead()
-        is_busy |= await self._lead_control(membership)
-        for shard_id, placed in list(membership.placements.items()):
-            is_busy |= await self._look_at(shard_id, placed)
+        looks = [self._lead_control(membership)]
+        looks += [self._look_at(shard_id, placed) for shard_id, placed in membership.placements.items()]
+        # Side by side: a group that waits for its majority holds up no other.
+        for found in await asyncio.gather(*looks, return_exceptions=True):
+            if isinstance(found, OSError):
+                node.note_store_error(found)
+            elif isinstance(found, AnnulusError):
+                log.debug("placing waits: %s", found)
+            elif isinstance(found, BaseException):
+                raise found
+            is_busy |= found is not False
         return is_busy
 
     async def _look_at(self, shard_id: ShardId, placed: Placement) -> bool:
@@ -137,12 +141,17 @@ class Placing:
         await self._hand_over(group_of(shard_id), host, placed.following)
         return True
 
+    @property
+    def control_voters(self) -> Sequence[str]:
+        """Who votes in the control group, as far as its log is applied here."""
+        return self._node.control.machine.generation.members or voters_of(self._node.identity.members)
+
     async def _lead_control(self, membership: Membership) -> bool:
         """Everybody follows the control group; see to it that the right ones vote."""
         host = self._node.control
         if not host.is_leader or host.is_over:
             return False
-        voters = host.machine.generation.members or voters_of(self._node.identity.members)
+        voters = self.control_voters
         wanted = control_voters(membership, voters)
         host.raft.set_learners([name for name in membership.members if name not in voters])
         if not wanted or set(wanted) == set(voters):
