@@ -76,6 +76,13 @@ CLUSTER_GOALS: tuple[Goal, ...] = (
     ),
 )  # fmt: skip
 
+DDL_GOALS: tuple[Goal, ...] = (
+    Goal("a change over 8 shards on 3 nodes, p50", "latency", "3 nodes, all", "p50 ms", at_most=60),
+    Goal("500 collections made, described, dropped on one node", "many", "1 node, 500 collections", "total s",
+         at_most=60),
+    Goal("3 nodes with 500 collections at rest", "idle", "3 nodes, 500 collections", "cores", at_most=0.1),
+)  # fmt: skip
+
 GOALS: tuple[Goal, ...] = (
     *(Goal(f"search ({c}) of the engine alone", "search", n, "of engine", at_least=0.5) for c, n in _SEARCH.items()),
     *(Goal(f"search ({c}) p99", "search", n, "p99 ms", at_most=15) for c, n in _SEARCH.items()),
