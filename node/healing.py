@@ -30,8 +30,8 @@ from typing import Any, Final
 
 import cbor2
 
-from cluster.checkpoint import freeze
-from cluster.control import Control
+from cluster.checkpoint import FrozenShard, freeze
+from cluster.control import Control, FrozenControl
 from cluster.digest import state_digest
 from cluster.machine import StateMachine
 from cluster.message import CompareState
@@ -216,10 +216,12 @@ class Healing:
         """A `CompareState` was applied at this position: take the digest of the state as it is now."""
         machine = self._groups()[group_id].machine
         kept = self._digests.setdefault(group_id, OrderedDict())
-        work = self._executor.run(Lane.DISK, _digest, _frozen(machine))
-        kept[position] = asyncio.get_running_loop().create_task(_result_of(work))
+        kept[position] = asyncio.get_running_loop().create_task(self._digest_of(_frozen(machine)))
         while len(kept) > KEPT:
             kept.popitem(last=False)[1].cancel()
+
+    async def _digest_of(self, frozen: FrozenShard | FrozenControl) -> bytes:
+        return await self._executor.run(Lane.DISK, state_digest, frozen)
 
     async def _serve_digest(
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
@@ -389,17 +391,8 @@ class Healing:
         return {"scrub": self.scrub.to_plain(), "compared": compared, "rebuilding": rebuilding}
 
 
-def _frozen(machine: StateMachine) -> Any:
+def _frozen(machine: StateMachine) -> FrozenShard | FrozenControl:
     if isinstance(machine, Control):
         return machine.freeze()
     assert isinstance(machine, Shard)
     return freeze(machine)
-
-
-def _digest(frozen: Any) -> bytes:
-    return state_digest(frozen)
-
-
-async def _result_of(work: Any) -> bytes:
-    digest: bytes = await work
-    return digest

@@ -125,6 +125,11 @@ class SimChunks:
         data[bit // 8] ^= 1 << bit % 8
         self._seen[key] = self._durable[key] = bytes(data)
 
+    def lose(self, key: bytes) -> None:
+        """Forget what is under the key, seen and durable."""
+        del self._seen[key]
+        self._durable.pop(key, None)
+
     def _change(self, changes: Sequence[Change]) -> None:
         self._refuse_if_full()
         if self._was_full:

@@ -22,6 +22,7 @@ from node.settings import (
     Address,
     ClusterSettings,
     CompactionSettings,
+    HealingSettings,
     IndexSettings,
     NodeSettings,
     Peer,
@@ -313,7 +314,14 @@ class Cluster:
             ),
             compaction=CompactionSettings(segments_min=2, interval_s=0.5, deleted_ratio=plan.deleted_ratio),
             index=IndexSettings(build_threads=1, rows_min=plan.index_rows_min),
+            healing=self._healing(),
             cluster=ClusterSettings(repair_from_peers=bool(plan.repair)),
+        )
+
+    def _healing(self) -> HealingSettings:
+        every_s = self.plan.heal_s
+        return (
+            HealingSettings(compare_interval_s=every_s, scrub_interval_s=2 * every_s) if every_s else HealingSettings()
         )
 
     def _seams(self, machine: Machine, life: Life) -> Seams:

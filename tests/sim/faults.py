@@ -12,15 +12,16 @@ from random import Random
 from typing import Final
 
 from node.broadcaster import Step as BroadcastStep
+from node.scrub import Scrub
 from storage.errors import JournalDamaged
 from storage.journal import Journal
 from storage.keys import is_record
 from tests.sim.cluster import Cluster, Machine
-from tests.sim.plan import Plan, Step
+from tests.sim.plan import ROT, Plan, Step
 
 STOP_S: Final = 12.0
 """A graceful stop takes no longer, whatever is the matter with the others."""
-DAMAGE: Final = frozenset({"rot-journal", "rot-chunk", "lose-disk"})
+DAMAGE: Final = frozenset({"rot-journal", "rot-chunk", ROT, "lose-disk"})
 
 
 class Faults:
@@ -104,6 +105,8 @@ class Faults:
                 await self._while_down(machine, rng, for_s, _rot_journal)
             case "rot-chunk":
                 await self._while_down(machine, rng, for_s, _rot_chunk)
+            case "rot-live":
+                await self._rot_meanwhile(machine, rng, for_s)
             case "lose-disk":
                 await self._while_down(machine, rng, for_s, lambda hurt, _: hurt.lose_disk())
             case other:
@@ -179,6 +182,24 @@ class Faults:
         self._cluster.kill(machine.name, power=True)
         hurt(machine, rng)
         await self._start_after(machine.name, for_s)
+
+    async def _rot_meanwhile(self, machine: Machine, rng: Random, for_s: float) -> None:
+        """Change chunks, or remove them, under a node that runs; it reads all of them after a while."""
+        life, node = machine.life, machine.node
+        if life is None or node is None or machine.database is None:
+            return
+        self.damaged.add(machine.name)
+        machine.excuses.add("damage")
+        for _ in range(rng.randint(1, 4)):
+            chunks = [key for key in machine.store.stored_keys() if not is_record(key)]
+            if chunks and rng.random() < 0.7:
+                machine.store.rot(rng.choice(chunks))
+            elif chunks:
+                machine.store.lose(rng.choice(chunks))
+        await asyncio.sleep(for_s)
+        if machine.life is life:
+            scrubbed = life.start(node.healing.scrubber.run(Scrub(), bytes_per_s=0, again=lambda: True))
+            await asyncio.wait({scrubbed, life.ended}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _cut_off(self, shape: str, names: Sequence[str], rng: Random, for_s: float) -> None:
         wire, first, rest = self._cluster.wire, names[0], names[1:]

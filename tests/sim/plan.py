@@ -76,6 +76,8 @@ class Plan:
     index_rows_min: int
     repair: int = 0
     """1: nodes repair damaged data from their peers by themselves."""
+    heal_s: float = 0.0
+    """How often replicas are compared and chunks read again; 0 for not in this world's time."""
     steps: Sequence[Step] = ()
 
     @property
@@ -126,6 +128,8 @@ CHANGES: Final = {
 }  # fmt: skip
 DEADLY: Final = "die-at-step"
 """The fault that comes with changes of the catalogue."""
+ROT: Final = "rot-live"
+"""The fault of worlds whose nodes read their chunks again."""
 STEPS: Final = tuple(step.name for step in BroadcastStep)
 CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
 CHURN: Final = {**CHORES, "move": 8}
@@ -156,9 +160,11 @@ def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None 
         deleted_ratio=rng.choice((0.1, 0.3)),
         index_rows_min=rng.choice((1, 20)),
         repair=int(rng.random() < 0.5 and count > 1),
+        heal_s=Random(f"{seed} healing").choice((0.0, 0.0, 0.0, 1.0, 4.0)),
     )
     steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"), kinds)]
     steps += _changes(plan, Random(f"{seed} changes"), kinds)
+    steps += _rot(plan, Random(f"{seed} rot"), kinds)
     return plan.with_steps(sorted(steps, key=lambda one: one.at_s))
 
 
@@ -186,6 +192,15 @@ def _changes(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[S
             facts = {"step": rng.choice(STEPS), "after": rng.choice((0, 0, 1)), "for": round(rng.uniform(0.05, 2.0), 3)}
             yield Step(round(at_s, 3), "fault", DEADLY, rng.getrandbits(32), facts)
         at_s += rng.expovariate(per_s)
+
+
+def _rot(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[Step]:
+    """Where nodes read their chunks again: now and then some change while the node runs."""
+    if plan.heal_s and plan.copies > 2 and (kinds is None or ROT in kinds):
+        at_s = rng.expovariate(0.3)
+        while at_s < plan.duration_s:
+            yield Step(round(at_s, 3), "fault", ROT, rng.getrandbits(32), _node_for(2.0)(plan, rng))
+            at_s += rng.expovariate(0.3)
 
 
 FaultMaker = Callable[[Plan, Random], Mapping[str, Fact]]

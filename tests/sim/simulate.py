@@ -32,6 +32,7 @@ from node.database import Database
 from node.group import GroupHost
 from node.node import Node
 from node.replicas import group_of
+from node.scrub import Scrub
 from node.service import Consistency, ReadOptions
 from node.upkeep import SWEEP_AFTER_S
 from storage.errors import AnnulusError, Unavailable
@@ -132,6 +133,8 @@ class Simulation:
         await asyncio.gather(*doing)
         await self._heal()
         await self._settle()
+        if self.plan.heal_s:
+            await self._look_at_chunks()
         last = await self._read_everything()
         rng = self.cluster.dice("end")
         await self.workload.architect.check(rng)
@@ -155,6 +158,17 @@ class Simulation:
             self.cluster.start(name)
         await self._heal()
         await self._settle()
+
+    async def _look_at_chunks(self) -> None:
+        """Have every node read its chunks; raise Violation if one is lost, or damaged after it was made good."""
+        for name, machine in self.cluster.machines.items():
+            node, life = machine.node, machine.life
+            assert node is not None and life is not None
+            for last in (False, True):
+                scrub = Scrub()
+                await life.start(node.healing.scrubber.run(scrub, bytes_per_s=0, again=lambda: True))
+                if scrub.left or (last and scrub.damaged):
+                    raise Violation(f"{name} has damaged chunks: {scrub}")
 
     # becoming whole
 
