@@ -67,7 +67,9 @@ class Metric(StrEnum):
             return distances
         scores = np.float32(0.0) - distances  # not unary minus: a score of 0 must not print as -0
         if self is Metric.COSINE:
-            np.clip(scores, -1.0, 1.0, out=scores, where=np.isfinite(scores))
+            np.minimum(scores, 1.0, out=scores)
+            if (under := scores < -1.0).any():
+                scores[under & np.isfinite(scores)] = -1.0
         return scores
 
     def distance_bounds(self, radius: float | None, range_filter: float | None) -> Bounds:
