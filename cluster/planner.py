@@ -8,6 +8,7 @@ on where this one ended.
     moves       first shards that have lost a copy for good, then those on draining nodes, then what evens out loads.
                 A shard is only moved while a majority of its copies is up, to nodes that are up, and never to fewer
                 living copies than it has
+    removals    a node that another has replaced, and that holds nothing any more
     transfers   away from draining nodes, then from nodes whose leaderships weigh more than those of others. Each one,
                 or the chain that it is part of, evens the loads out by more than what they fluctuate by, so none is
                 taken back
@@ -64,6 +65,7 @@ class Decisions:
 
     states: tuple[tuple[str, MemberState], ...] = ()
     moves: tuple[PlanMove, ...] = ()
+    removals: tuple[str, ...] = ()
     transfers: tuple[Transfer, ...] = ()
 
 
@@ -131,7 +133,15 @@ def plan(
         if (state := _state(member.state, health.get(name), limits)) is not member.state
     ]
     moves = [] if membership.moves_paused else _moves(view)
-    return Decisions(tuple(states), tuple(moves), tuple(_transfers(view, leaders, loads or {}, resting)))
+    held = {name for placed in membership.placements.values() for name in placed.holders}
+    replaced = {one.replaces for one in membership.members.values()}
+    removals = [
+        name
+        for name, member in membership.members.items()
+        if name in replaced and name not in held and member.state is not MemberState.ACTIVE
+    ]
+    transfers = _transfers(view, leaders, loads or {}, resting)
+    return Decisions(tuple(states), tuple(moves), tuple(removals), tuple(transfers))
 
 
 def targets(membership: Membership, health: Mapping[str, Health], limits: Limits) -> Mapping[ShardId, tuple[str, ...]]:

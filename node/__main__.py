@@ -1,4 +1,4 @@
-"""The command line: `annulus serve|status|config|check`, the same as `python -m node`."""
+"""The command line: `annulus serve|status|config|check|node`, the same as `python -m node`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.config import config_flags, describe, from_flags
+from node.node_command import node
 from node.settings import Settings, SettingsError
 from node.status_tables import tables, troubles
 from storage.errors import AnnulusError
@@ -127,6 +128,9 @@ def check(directory: str | None, cluster: bool, address: str, as_json: bool) -> 
         raise click.ClickException(str(error)) from error
     click.echo(f"{directory}: {f'{damaged} damaged parts' if damaged else 'clean'}")
     sys.exit(1 if damaged else 0)
+
+
+main.add_command(node)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from typing import Any, Final
 
 import uvloop
@@ -32,6 +33,8 @@ from node.cluster_status import ReplicaRole, role_of
 from node.connections import GuardedSite, connections_max, raise_descriptor_limit
 from node.database import Database
 from node.disk import OsDisk
+from node.identity import IDENTITY_KEY, settle
+from node.joining import CannotJoin, admit, join
 from node.memory import reclaim, tame_allocator
 from node.metrics import Metrics
 from node.node import Node, Seams
@@ -40,12 +43,15 @@ from node.repair import DAMAGE, advice, set_aside
 from node.settings import Settings
 from node.watchdog import Watchdog
 from node.workers import Lane, Workers
-from storage.chunks import LevelDbChunks
+from storage.chunks import ChunkStore, LevelDbChunks
+from storage.keys import record_key
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 70
 BACKLOG: Final = 1024
+TICKET_KEY: Final = record_key("ticket")
+"""Written before a directory asks to join (`node/joining.py`)."""
 START_BYTES_MIN: Final = 64 << 20
 """Room that is enough to start: LevelDB writes out its log of up to twice 16 MiB, and the journal goes on."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
@@ -81,7 +87,7 @@ async def _serve(settings: Settings) -> int:
         clock, metrics, disk = SystemClock(), Metrics(), OsDisk()
         listener = ending.enter_context(_bind(settings))  # first: a port in use is the commonest reason not to start
         network = None
-        if settings.node.has_peers:
+        if settings.node.is_clustered:
             network = PeerNetwork.from_settings(settings, metrics, cluster_id=lambda: node.identity.cluster_id)
             network.bind()
             ending.push_async_callback(network.stop)
@@ -90,6 +96,8 @@ async def _serve(settings: Settings) -> int:
             disk.make_directory(f"{data}/journal")
             store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
         ending.callback(store.close)
+        if settings.node.is_clustered and not settings.node.has_peers:
+            await _belong(settings, store)
         workers = Workers(
             disk_threads=settings.workers.disk_threads,
             search_threads=settings.workers.search_threads,
@@ -100,6 +108,8 @@ async def _serve(settings: Settings) -> int:
         dice = random.Random(int.from_bytes(os.urandom(16)))
         seams = Seams(disk, store, workers, clock, dice, network, reclaim=lambda: reclaim(f"{data}/chunks"))
         node = Node(settings, seams, metrics)
+        if network is not None:
+            network.on_guest = partial(admit, node)
         watchdog = Watchdog(
             threshold_s=settings.log.loop_stall_ms / 1000, report=lambda stall: metrics.loop_stalled(stall.length_s)
         )
@@ -125,6 +135,24 @@ async def _serve(settings: Settings) -> int:
         await node.stop()
     log.info("stopped")
     return 0
+
+
+async def _belong(settings: Settings, store: ChunkStore) -> None:
+    """Return when the directory is that of a node of a cluster: of one that it joins, if it is new."""
+    node = settings.node
+    raw = store.read(IDENTITY_KEY)
+    if raw is not None:
+        settle(raw, node)
+        return
+    if node.join is None:
+        raise CannotJoin(
+            f"the data directory {node.data} is new: say by which node of a cluster to join it, with --join, or with "
+            "--peers which nodes form one"
+        )
+    ticket = store.read(TICKET_KEY) or os.urandom(16).hex().encode()
+    store.commit([(TICKET_KEY, ticket)])
+    identity = await join(settings, ticket.decode())
+    store.commit([(IDENTITY_KEY, identity.to_bytes())], [TICKET_KEY])
 
 
 async def _unless_stopped(starting: Coroutine[Any, Any, None], stopping: asyncio.Future[Any]) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.membership import Membership, SetMember
+from cluster.membership import Membership, RemoveMember, SetMember
 from cluster.planner import Decisions, Health, Limits, Transfer, plan
 from node.replicas import group_of
 from node.workers import Lane
@@ -207,6 +207,10 @@ class Coordinator:
             else:
                 log.info("moves shard=%d from=%s to=%s", move.shard, ",".join(now.members), ",".join(move.members))
             await node.control.change(move)
+        for name in decisions.removals:
+            if name not in node.placing.control_voters:
+                log.info("removes node=%s: another has taken its place", name)
+                await node.control.change(RemoveMember(name))
         if decisions.transfers and self._now_s() - self._transfers_s >= TRANSFER_GAP_S:
             self._transfers_s = self._now_s()
             await asyncio.gather(*map(self._ask_transfer, decisions.transfers))
@@ -275,7 +279,7 @@ class Coordinator:
         ]
         away = {name: one.for_s for name, one in self.health().items() if not one.is_up}
         loads = {shard: self._loads.get(shard, 0.0) for shard in placements}
-        return {"moves": moves, "away_s": away, "loads": loads}, ()
+        return {"moves": moves, "away_s": away, "loads": loads, "leaders": dict(self._leaders)}, ()
 
 
 def _plan(

@@ -38,6 +38,7 @@ from cluster.shard import CollectionState, Shard
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
 from node.broadcaster import COMPACT_METHOD
 from node.node import Node
+from node.nodes import Nodes
 from node.read import Reader
 from node.scope import current
 from node.service import (
@@ -536,6 +537,10 @@ class Database:
                 for shard_id, host in node.shards.items()
             ],
         }
+
+    @property
+    def nodes(self) -> Nodes:
+        return Nodes(self._node)
 
     async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
         assert self._node.control is not None, "or it has said that the node has yet to find its place"

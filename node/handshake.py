@@ -16,6 +16,9 @@ A cluster is known by an id that it gives itself when it is formed: nodes of two
 the same names and the same secret. Who does not know it yet is known by what it was configured with to form the
 cluster, which all that form it must agree on. Who joined later was not configured with any of it, and knows the id.
 
+A guest is a node that wants to join: nobody knows its name yet. It proves itself like all others, and may then ask one
+thing (`node/joining.py`); it has no session.
+
 The sides are generators without I/O: they yield what to send and how many bytes to wait for.
 """
 
@@ -48,6 +51,8 @@ HELLO_BYTES: Final = _HELLO.size
 _WELCOME: Final = struct.Struct("<B32s")
 _PROOF_BYTES: Final = 32
 _LINKS: Final = (Link.SMALL, Link.BULK)
+_GUEST: Final = len(_LINKS)
+"""What a guest says in the place of a link."""
 
 
 class Verdict(IntEnum):
@@ -63,6 +68,7 @@ class Verdict(IntEnum):
     DUPLICATE = 7
     NO_SESSION = 8
     CERTIFICATE = 9
+    CROWDED = 10
 
     @property
     def label(self) -> str:
@@ -80,6 +86,7 @@ ADVICE: Final = {
     Verdict.PROOF: "the proof does not fit: cluster_secret must be the same on all nodes",
     Verdict.DUPLICATE: "there is a session with another process of that name: is it started twice?",
     Verdict.NO_SESSION: "the bulk link came without a session",
+    Verdict.CROWDED: "it has no time for nodes that want to join: try again in a while",
     Verdict.CERTIFICATE: "the certificate is of another name: a node's certificate must bear the node's name",
 }
 
@@ -130,6 +137,7 @@ class Proven:
     peer: str
     link: Link
     incarnation: bytes
+    is_guest: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,15 +151,15 @@ class Turn:
 Handshake = Generator[Turn, bytes, Proven]
 
 
-def dial(me: Identity, peer: str, link: Link, nonce: bytes) -> Handshake:
+def dial(me: Identity, peer: str, link: Link, nonce: bytes, *, is_guest: bool = False) -> Handshake:
     """Prove ourselves to the peer, then have it prove itself. Raises Refused."""
-    hello = _hello(me, peer, link, nonce)
+    hello = _hello(me, peer, link, nonce, is_guest=is_guest)
     answer = yield Turn(hello, _HELLO.size)
     theirs = _parse(answer)
     if theirs.verdict is not Verdict.WELCOME:
         raise Refused(theirs.verdict, f"it refuses us: {ADVICE[theirs.verdict]}")
     _check_alike(me, theirs)
-    if theirs.name != peer or theirs.link is not link:
+    if theirs.name != peer or theirs.link is not link or theirs.is_guest != is_guest:
         raise Refused(Verdict.ADDRESS)
     welcome = yield Turn(_proof(me, b"dialer", hello, answer), _WELCOME.size)
     code, proof = _WELCOME.unpack(welcome)
@@ -160,7 +168,7 @@ def dial(me: Identity, peer: str, link: Link, nonce: bytes) -> Handshake:
         raise Refused(verdict, f"it refuses us: {ADVICE[verdict]}")
     if not hmac.compare_digest(proof, _proof(me, b"acceptor", hello, answer)):
         raise Refused(Verdict.PROOF)
-    return Proven(peer, link, theirs.incarnation)
+    return Proven(peer, link, theirs.incarnation, is_guest)
 
 
 def accept(
@@ -168,7 +176,8 @@ def accept(
 ) -> Handshake:
     """Have the dialer prove itself, then prove ourselves. Raises Refused.
 
-    `knows(name)` tells whether a node of that name may dial; `admit` may refuse one that has proved itself.
+    `knows(name)` tells whether a node of that name may dial, unless as a guest; `admit` may refuse one that has proved
+    itself.
     """
     hello = yield Turn(b"", _HELLO.size)
     try:
@@ -176,15 +185,15 @@ def accept(
         _check_alike(me, theirs)
         if theirs.to != me.name:
             raise Refused(Verdict.ADDRESS, f"it wants to reach {theirs.to}: {ADVICE[Verdict.ADDRESS]}")
-        if not knows(theirs.name):
+        if not theirs.is_guest and not knows(theirs.name):
             raise Refused(Verdict.NAME, f"{theirs.name}: {ADVICE[Verdict.NAME]}")
     except Refused as error:
         if error.verdict is not Verdict.NOT_OURS:
             error.answer = _hello(me, "", Link.SMALL, bytes(NONCE_BYTES), error.verdict)
         raise
-    answer = _hello(me, theirs.name, theirs.link, nonce)
+    answer = _hello(me, theirs.name, theirs.link, nonce, is_guest=theirs.is_guest)
     proof = yield Turn(answer, _PROOF_BYTES)
-    proven = Proven(theirs.name, theirs.link, theirs.incarnation)
+    proven = Proven(theirs.name, theirs.link, theirs.incarnation, theirs.is_guest)
     verdict = Verdict.PROOF
     if hmac.compare_digest(proof, _proof(me, b"dialer", hello, answer)):
         verdict = admit(proven)
@@ -199,6 +208,7 @@ class _Hello:
     verdict: Verdict
     version: int
     link: Link
+    is_guest: bool
     incarnation: bytes
     formation: bytes
     cluster_id: bytes
@@ -206,9 +216,11 @@ class _Hello:
     to: str
 
 
-def _hello(me: Identity, to: str, link: Link, nonce: bytes, verdict: Verdict = Verdict.WELCOME) -> bytes:
+def _hello(
+    me: Identity, to: str, link: Link, nonce: bytes, verdict: Verdict = Verdict.WELCOME, *, is_guest: bool = False
+) -> bytes:
     assert len(nonce) == NONCE_BYTES
-    number = _LINKS.index(link)
+    number = _GUEST if is_guest else _LINKS.index(link)
     names = me.name.encode(), to.encode()
     return _HELLO.pack(MAGIC, VERSION, verdict, number, me.incarnation, me.formation, me.cluster_id, *names, nonce)
 
@@ -222,10 +234,13 @@ def _parse(data: bytes) -> _Hello:
         text = f"its version is {version}, ours {VERSION}: {ADVICE[Verdict.VERSION]}"
         raise Refused(Verdict.VERSION, text)
     verdict = _verdict(code)
-    if link >= len(_LINKS):
+    if link > _GUEST:
         raise Refused(Verdict.NOT_OURS)
     names = _name(name), "" if verdict else _name(to)
-    return _Hello(verdict, version, _LINKS[link], incarnation, formation, cluster_id, *names)
+    is_guest = link == _GUEST
+    return _Hello(
+        verdict, version, Link.SMALL if is_guest else _LINKS[link], is_guest, incarnation, formation, cluster_id, *names
+    )
 
 
 def _verdict(code: int) -> Verdict:

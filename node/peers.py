@@ -44,6 +44,7 @@ from node.network import (
 from node.peer_link import PARTING_S, QUEUE_BYTES_MAX, PeerLink
 from node.peer_tls import TlsFiles, load_tls
 from node.settings import Address, Settings
+from storage.errors import AnnulusError
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,16 @@ RETRY_S_MAX: Final = 0.6
 """Trying again costs little, and a node that is back should be found well within an election."""
 STEADY_S: Final = 5.0
 """A session of this length was a good one: the next attempt follows at once."""
+GUESTS_MAX: Final = 4
+"""Nodes that ask to join at the same time."""
+GUEST_S_MAX: Final = 30.0
+"""How long a guest may take, its answer included."""
 STRANGERS_MAX: Final = 256
 """Addresses of strangers whose refusal was logged; further ones are only counted."""
+
+
+GuestHandler = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""`await handler(name, question)` returns the answer to a node that is not of the cluster yet."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,10 @@ class PeerNetwork:
         self._round_trips_s: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
         self._said: set[tuple[str, str]] = set()
+        self.on_guest: GuestHandler | None = None
+        """Answers nodes that want to join; while there is none they are told to come back."""
+        self._guests: dict[bytes, PeerLink] = {}
+        """Incarnation -> connection of a guest that has proved itself."""
         self._is_started = self._stopping = False
         self.set_peers({name: [address] for name, address in peers.items()})
 
@@ -180,7 +193,7 @@ class PeerNetwork:
             await asyncio.wait([*self._tasks, *self._unproven])
         if self._listener is not None:
             self._listener.close()
-        leaving = list(self._links.values())
+        leaving = [*self._links.values(), *self._guests.values()]
         for connection in leaving:
             connection.close("stopping", gently=True)
         if leaving:
@@ -360,6 +373,9 @@ class PeerNetwork:
             return Verdict.NO_SESSION
         if not connection.may_be(proven.peer):
             return Verdict.CERTIFICATE
+        if proven.is_guest:
+            is_welcome = self.on_guest is not None and len(self._guests) < GUESTS_MAX
+            return Verdict.WELCOME if is_welcome else Verdict.CROWDED
         session = self._links.get((proven.peer, Link.SMALL))
         if proven.link is Link.BULK and (session is None or session.incarnation != proven.incarnation):
             return Verdict.NO_SESSION
@@ -376,6 +392,8 @@ class PeerNetwork:
 
     def establish(self, connection: PeerLink, proven: Proven) -> bool:
         """The handshake is over: make the connection the link. Return False if that has become senseless."""
+        if proven.is_guest:
+            return self._receive_guest(connection, proven)
         peer, link = proven.peer, proven.link
         session = self._links.get((peer, Link.SMALL))
         if self._stopping or peer not in self._addresses or (peer, link) in self._links:
@@ -394,6 +412,9 @@ class PeerNetwork:
 
     def lost(self, connection: PeerLink, proven: Proven, reason: str) -> None:
         """A link is no more; nothing of it is delivered from now on."""
+        if proven.is_guest:
+            self._guests.pop(proven.incarnation, None)
+            return
         peer, link = proven.peer, proven.link
         if self._links.get((peer, link)) is not connection:
             return
@@ -410,7 +431,33 @@ class PeerNetwork:
         log.log(logging.INFO if self._stopping else logging.WARNING, "session ended peer=%s (%s)", peer, reason)
         self._tell(self._receiver.on_session, peer, False)
 
+    def _receive_guest(self, connection: PeerLink, proven: Proven) -> bool:
+        if self._stopping or proven.incarnation in self._guests:
+            return False
+        self._guests[proven.incarnation] = connection
+        asyncio.get_running_loop().call_later(GUEST_S_MAX, connection.close, "it took too long over joining")
+        return True
+
+    async def _answer_guest(self, proven: Proven, question: Mapping[str, Any]) -> None:
+        assert self.on_guest is not None
+        answer: Mapping[str, Any]
+        try:
+            answer = {"answer": await self.on_guest(proven.peer, question)}
+        except AnnulusError as error:
+            log.warning("a node may not join name=%s (%s)", proven.peer, error.message)
+            answer = {"refused": [error.code, error.message]}
+        except Exception:
+            log.exception("a node that wants to join gets no answer name=%s", proven.peer)
+            answer = {"refused": [AnnulusError.code, f"joining failed on node {self.me}; its log says why"]}
+        connection = self._guests.get(proven.incarnation)
+        if connection is not None:
+            connection.write(encode_message(answer))
+            connection.close("it has its answer", gently=True)
+
     def message_came(self, proven: Proven, frame: Frame) -> None:
+        if proven.is_guest:
+            self._spawn(self._answer_guest(proven, frame.header))
+            return
         self._tell(self._receiver.on_message, proven.peer, proven.link, frame.header, frame.blobs)
 
     def round_trip(self, peer: str, seconds: float) -> None:

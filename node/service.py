@@ -172,6 +172,20 @@ class SearchRequest:
     round_decimal: int = -1
 
 
+class Operation(Protocol):
+    """What operators ask of the nodes of a cluster. See `node.nodes.Nodes`."""
+
+    async def entry(self) -> Mapping[str, str]:
+        """Return {"node", "peer"}: where a node that wants to join proves itself."""
+        ...
+
+    async def describe(self) -> Mapping[str, Any]: ...
+    async def drain(self, name: str, *, undo: bool = False, force: bool = False) -> None: ...
+    async def remove(self, name: str) -> None: ...
+    async def replace(self, old: str, new: str) -> None: ...
+    async def pause(self, paused: bool) -> None: ...
+
+
 class Service(Protocol):
     """All calls raise errors of `storage.errors`; an alias names its collection wherever Milvus lets it."""
 
@@ -315,6 +329,9 @@ class Service(Protocol):
     async def status(self) -> Mapping[str, Any]:
         """Return collections, shards, segments, sizes and log positions as plain data."""
         ...
+
+    @property
+    def nodes(self) -> Operation: ...
 
     async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
         """Return how far the round of healing is that was asked for here (`node/cluster_check.py`), or was the last.

@@ -18,7 +18,7 @@ from index.spec import IndexSpec, IndexType, parse_index_spec
 from node.api.entities import WINDOW_MAX
 from node.api.exact import DEPTH_MAX as JSON_DEPTH_MAX
 from node.api.faults import FAULTS
-from node.api.routes import QUERY_UNSUPPORTED, ROUTES, SEARCH_UNSUPPORTED
+from node.api.routes import BASE, QUERY_UNSUPPORTED, ROUTES, SEARCH_UNSUPPORTED
 from node.api.server import TIMEOUT_S_MAX
 from node.api.values import JSON_BYTES_MAX
 from node.metrics import Metrics
@@ -70,7 +70,7 @@ def settings() -> str:
 def routes() -> str:
     groups: dict[str, list[str]] = {}
     for route in ROUTES:
-        if not route.unsupported:
+        if not route.unsupported and route.base == BASE:
             _, group, verb = route.path.split("/", 2)
             groups.setdefault(group, []).append(verb)
     rows = [(f"`/{group}/`", ", ".join(f"`{verb}`" for verb in verbs)) for group, verbs in groups.items()]

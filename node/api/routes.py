@@ -13,6 +13,8 @@ from typing import Any, Final
 from node.api.requests import Field, Kind, Shape
 
 BASE: Final = "/v2/vectordb"
+OWN_BASE: Final = "/v2/annulus"
+"""Of routes that Milvus has not."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Route:
     plan: str = ""
     """What kind of plan a filter of this route makes, for the error text."""
     unsupported: str = ""
+    base: str = BASE
 
     @property
     def full_path(self) -> str:
-        return BASE + self.path
+        return self.base + self.path
 
     @property
     def takes_key(self) -> bool:
@@ -524,8 +527,62 @@ _UNSUPPORTED: Final[Mapping[str, str]] = {
     "there are no quotas on this server: see /metrics for its load": "/quotacenter/describe",
 }
 
+_NODE: Final = _text("nodeName", "name of the node", required=True)
+_NODES: Final = tuple(
+    replace(route, base=OWN_BASE)
+    for route in (
+        Route(
+            "/nodes/list",
+            NOTHING,
+            "All nodes with what they hold and lead, and the moves under way.",
+            "list_nodes",
+            "{nodes: [{name, state, isUp, awaySeconds, peer, client, zone, shards, coming, leads, entriesPerSecond, "
+            "votes, replaces}], moves: [{shard, from, to, seconds, bytesDone, bytesTotal, secondsLeft}], movesPaused, "
+            "copies}",
+        ),
+        Route(
+            "/nodes/drain",
+            Shape(
+                "DrainReq",
+                (
+                    _NODE,
+                    Field("undo", Kind.BOOL, "it stays after all", False),
+                    Field("force", Kind.BOOL, "also if fewer nodes remain than there are copies", False),
+                ),
+            ),
+            "Move all shards away from a node, which serves meanwhile.",
+            "drain_node",
+            mutates=True,
+        ),
+        Route(
+            "/nodes/remove",
+            Shape("NodeReq", (_NODE,)),
+            "A drained node is no node of the cluster any more; refused while it holds a shard.",
+            "remove_node",
+            mutates=True,
+        ),
+        Route(
+            "/nodes/replace",
+            Shape("ReplaceReq", (_NODE, _text("newNodeName", "the node that takes its place", required=True))),
+            "Move all shards of a node to another one, then remove it.",
+            "replace_node",
+            mutates=True,
+        ),
+        Route("/nodes/pause_moves", NOTHING, "Plan no moves of shards until told to.", "pause_moves", mutates=True),
+        Route("/nodes/resume_moves", NOTHING, "Plan moves of shards again.", "resume_moves", mutates=True),
+        Route(
+            "/nodes/entry",
+            NOTHING,
+            "Where a node that wants to join proves itself; gives nothing away but this node's name and peer address.",
+            "find_entry",
+            "{node, peer}",
+        ),
+    )
+)
+
 ROUTES: Final[tuple[Route, ...]] = (
     *_SERVED,
+    *_NODES,
     *(
         Route(path, NOTHING, "Not supported.", unsupported=sentence)
         for sentence, paths in _UNSUPPORTED.items()

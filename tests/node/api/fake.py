@@ -64,10 +64,36 @@ class Kept:
     generated: int = 1000
 
 
+@dataclass
+class FakeNodes:
+    """Writes down what operators ask."""
+
+    service: FakeService
+
+    async def entry(self) -> Mapping[str, str]:
+        return {"node": "n1", "peer": "127.0.0.1:1"}
+
+    async def describe(self) -> Mapping[str, Any]:
+        return {"nodes": [], "moves": [], "movesPaused": False, "copies": 3}
+
+    async def drain(self, name: str, *, undo: bool = False, force: bool = False) -> None:
+        self.service.operations.append(("drain", name, undo, force))
+
+    async def remove(self, name: str) -> None:
+        raise InvalidParameter(f"there is no node {name}")
+
+    async def replace(self, old: str, new: str) -> None:
+        self.service.operations.append(("replace", old, new))
+
+    async def pause(self, paused: bool) -> None:
+        self.service.operations.append(("pause", paused))
+
+
 class FakeService:
     """Holds what it is given; `before` runs first in every read and write of rows, to fail or to wait."""
 
     def __init__(self) -> None:
+        self.operations: list[tuple[object, ...]] = []
         self.databases: dict[str, dict[str, str]] = {"default": {}}
         self.collections: dict[tuple[str, str], Kept] = {}
         self.aliases: dict[tuple[str, str], str] = {}
@@ -377,6 +403,13 @@ class FakeService:
         rows = self.rows(kept, batch.take(np.concatenate(found)), options)
         return SearchResult(rows, np.concatenate(scores).astype(np.float32), [len(one) for one in found])
 
+    async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
+        return {"finding": "running" if begin else "clean"}
+
+    @property
+    def nodes(self) -> FakeNodes:
+        return FakeNodes(self)
+
     async def status(self) -> Mapping[str, Any]:
         return {}
 
@@ -425,7 +458,9 @@ class Client:
         self, path: str, body: bytes, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:
         named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
-        async with self.http.post(f"/v2/vectordb{path}", data=body, headers=named) as response:
+        async with self.http.post(
+            path if path.startswith("/v2/") else f"/v2/vectordb{path}", data=body, headers=named
+        ) as response:
             raw = await response.read()
             if response.content_type == "application/cbor":
                 return response.status, cbor2.loads(raw)
