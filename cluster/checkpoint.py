@@ -288,7 +288,11 @@ def begin_log(log: GroupLog, raw: bytes | None) -> bool:
     if raw is None or not resets_log(raw):
         return False
     machine = _machine(cbor2.loads(raw))
-    position, term = int(machine["position"]), int(machine["term"])
+    return begin_log_at(log, int(machine["position"]), int(machine["term"]))
+
+
+def begin_log_at(log: GroupLog, position: int, term: int) -> bool:
+    """Let the log begin behind the entry of `term` at `position`; False, and nothing is done, if it has that entry."""
     if position < log.base_position or (position <= log.last_position and log.term_at(position) == term):
         return False
     if log.hard_state.term < term:

@@ -153,7 +153,6 @@ class RaftGroup:
         log: GroupLog,
         *,
         applied: int,
-        applied_term: int = 0,
         clock: Callable[[], float],
         rng: Dice,
         config: RaftConfig | None = None,
@@ -168,8 +167,6 @@ class RaftGroup:
         peers         names of the other voters
         transport     how to reach them, and learners; none for a group that is and stays one replica
         applied       position up to which the caller's own checkpoint holds everything; 0 for none
-        applied_term  term of the entry there, which a replica with peers needs if the checkpoint came from one of
-                      them and the log did not follow before a crash; 0 if not known
         clock         monotonic seconds
         stamp         for `confirmed_stamp`
         abstains      position that the log must have reached before this replica takes part in elections: it forgot
@@ -192,8 +189,6 @@ class RaftGroup:
                 f"the log of group {group_id} begins after {log.base_position}, its checkpoint covers only {applied}: "
                 "the entries between are gone."
             )
-        if peers and applied_term and not _holds(log, applied, applied_term):
-            log.reset(applied, applied_term)
         if applied > log.last_position:
             raise JournalDamaged(
                 f"the log of group {group_id} ends at {log.last_position}, but its checkpoint covers {applied}: "

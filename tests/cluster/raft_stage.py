@@ -13,6 +13,7 @@ from typing import Any
 
 import cbor2
 
+from cluster.checkpoint import begin_log_at
 from cluster.raft import BarrierPassed, Behind, Committed, RaftConfig, RaftEvent, RaftGroup
 from storage.journal import GroupLog, Journal
 from tests.sim.disk import SimDisk
@@ -33,6 +34,7 @@ class Actor:
         self.alive = False
         self.events: list[RaftEvent] = []
         self.applied, self.applied_term, self.abstains = 0, 0, 0
+        self.committed = 0
         self.stamps = 0
         self.speed = 1.0
 
@@ -61,19 +63,22 @@ class Actor:
     def start(self) -> None:
         self.journal = Journal.open(self.disk, "journal", file_bytes_max=1 << 20)
         self.events, self.alive = [], True
+        if self.applied:
+            begin_log_at(self.log, self.applied, self.applied_term)
         self.raft = RaftGroup(
             0,
             self.name,
-            [name for name in self.stage.actors if name != self.name],
+            [name for name in self.stage.voters if name != self.name],
             self.log,
             applied=self.applied,
-            applied_term=self.applied_term,
             clock=lambda: 100 + self.stage.now * self.speed,
             rng=Random(1),
             config=self.stage.config,
             transport=self,
             stamp=self.stamp,
             abstains=self.abstains,
+            is_learner=self.name not in self.stage.voters,
+            committed=self.committed,
         )
         self.calm()
 
@@ -114,12 +119,13 @@ class Actor:
 class Stage:
     """The servers and what lies between them."""
 
-    def __init__(self, servers: int = 3, *, config: RaftConfig = CONFIG) -> None:
+    def __init__(self, servers: int = 3, *, learners: int = 0, config: RaftConfig = CONFIG) -> None:
         self.config = config
+        self.voters = "abcde"[:servers]
         self.now = 0.0
         self.sent_bytes = 0
         self.actors: dict[str, Actor] = {}
-        for name in "abcde"[:servers]:
+        for name in "abcde"[: servers + learners]:
             self.actors[name] = Actor(self, name)
         self.links: dict[tuple[str, str], deque[Sent]] = {
             (one, two): deque() for one in self.actors for two in self.actors if one != two

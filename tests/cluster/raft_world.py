@@ -18,6 +18,7 @@ from typing import Any
 
 import cbor2
 
+from cluster.checkpoint import begin_log_at
 from cluster.raft import (
     BarrierFailed,
     BarrierPassed,
@@ -114,13 +115,14 @@ class Server:
         self.journal = Journal.open(self.disk, "journal", file_bytes_max=world.file_bytes_max)
         at = self.checkpoint
         self.history = {position: world.committed[position][1] for position in world.positions_to(at.position)}
+        if at.position:
+            begin_log_at(self.journal.group(0), at.position, at.term)
         self.raft = RaftGroup(
             0,
             self.name,
             [name for name in world.servers if name != self.name],
             self.journal.group(0),
             applied=at.position,
-            applied_term=at.term,
             clock=self.now,
             rng=Random(world.rng.random()),
             config=world.config,
