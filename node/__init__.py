@@ -57,7 +57,13 @@ remembered outside the log. What makes messages is done by the shard's leader al
 (`chunk_transfer.py`), and proposes when a majority has them; a flushed segment's rows each replica writes itself. A
 replica awaits `provision.py` before it applies such a message, and fetches what it lacks. Chunks nobody needs yet, or
 that a peer is copying, stay under leases (`chunk_pins.py`). A replica whose log ends before its leader's begins takes a
-checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken from a peer wherever it is met.
+checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken from a peer wherever it is met. A leader
+that dies between shipping and proposing leaves an offer with the others, which its successor proposes. Index builds and
+compactions of all shards wait for the same few slots (`slots.py`).
+
+**Healing.** Every node reads its chunks again (`scrub.py`); every leader has its replicas' states compared at one
+position of the log, and has those replaced that are not what most are (`healing.py`); `cluster_check.py` does both at
+once for whoever asks (`cluster_check_command.py` prints it).
 
 **A search:**
 
