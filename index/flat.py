@@ -95,7 +95,9 @@ def nearest_in(
     table = _Table(pieces)
     if left <= _FEW_ROWS and bounds.is_open:
         few = np.arange(rows) if chosen is None else chosen
-        refine_lines(queries, table.take(few), np.broadcast_to(np.arange(left), (len(queries), left)), metric, hits)
+        lines = np.empty((len(queries), left), np.int64)
+        lines[:] = np.arange(left)
+        refine_lines(queries, table.take(few), lines, metric, hits)
         found = hits.offsets[:, : min(k, left)]
         found[...] = few[found]
         return hits
