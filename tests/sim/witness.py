@@ -2,6 +2,7 @@
 
 the same position holds the same entry, with the same tick and the same outcome, on every replica and in every life
 ticks ascend strictly
+what a broadcast brings to several shards is in order on each (order.py)
 now and then, the same position gives the same state
 """
 
@@ -27,6 +28,7 @@ from storage.growing import GrowingSegment
 from storage.sealed import SealedSegment
 from storage.types import Position
 from tests.sim.history import Violation
+from tests.sim.order import Order
 
 DIGEST_EVERY: Final = 24
 """Positions from one comparison of whole states to the next."""
@@ -47,6 +49,7 @@ class Witness:
 
     entries: dict[tuple[str, Position], tuple[Any, ...]] = field(default_factory=dict)
     digests: dict[tuple[str, Position], str] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
     compared: int = 0
     violation: Violation | None = None
     """The first; also raised where it happens, which is in the middle of a node."""
@@ -89,6 +92,9 @@ class Witness:
             self._fail(f"{name}: tick {done.tick} at position {position} after {before}")
         fact = (entry.producer, entry.sequence, entry.stamp, entry.message.kind, done.tick, done.outcome)
         known = self.entries.setdefault((name, position), fact)
+        wrong = "" if isinstance(machine, Control) else self.order.saw(name, position, entry, done.outcome)
+        if wrong:
+            self._fail(f"{name}: position {position}: {wrong}")
         if known != fact:
             self._fail(f"{name}: position {position} is {known} on one replica and {fact} on another")
         if position % DIGEST_EVERY == 0:
