@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -24,15 +25,18 @@ from cluster.message import (
     DropIndex,
     DropPartition,
     Entry,
+    Insert,
     LoadCollection,
     Message,
     ReleaseCollection,
     TruncateCollection,
 )
 from cluster.shard import Shard
+from storage.columns import Batch, Column, ScalarColumn, VectorColumn
 from storage.errors import AnnulusError
 from storage.schema import FIELDS_MAX, CollectionSchema, DataType, FieldSchema
 from storage.types import FieldId, IndexId, PartitionId, Position, Tick
+from storage.view import SegmentView, absent_column
 from tests.cluster.controls import (
     KEYED,
     SCHEMA,
@@ -119,6 +123,55 @@ def test_every_shard_is_told_once(before: list[Any], change: Any, told: type[Mes
     state = one.control.catalog.to_bytes()
     one.end(task)
     assert not one.control.catalog.tasks and one.control.catalog.to_bytes() == state
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ([], A), ([A], ("truncate_collection", "a", {})), ([A], ("drop_collection", "a", {})), ([A], NUMBER),
+        ([A], ("alter_collection", "a", {"changed": {"k": "v"}, "dropped": []})),
+        ([A], ("alter_collection", "a", DYNAMIC)),
+        ([A, NUMBER], DROP_NUMBER), ([A, TEXT], longer(9)), ([A], PARTITION), ([A], INDEX),
+        ([A], ("flush_all", "", {})),
+        ([A, PARTITION], ("drop_partition", "a", {"partition": "p"})),
+        ([A, INDEX], ("drop_index", "a", {"index_name": "v"})),
+        ([A, INDEX], LOAD), ([A, INDEX, LOAD], ("release", "a", {"partitions": []})),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_a_shard_that_is_told_again_changes_nothing(before: list[Any], change: Any) -> None:
+    """I-CO-2: a shard that has forgotten that it was told, and is told again at any time before the task is over, has
+    the same collections, with the same rows: also those that were written in between."""
+    one = driver()
+    told = [message for ddl in before for _, message in one.carry(*ddl)[:1]]
+    task = one.begin(*change)
+    told += [message for _, message in one.told(task)[:1]]
+
+    def shard_after(repeats: int) -> Any:
+        shard = Shard(one.told(task)[0][0], lambda digest: b"")
+        messages: list[Any] = [*told]
+        (collection_id, *_) = [message.collection_id for message in told if hasattr(message, "collection_id")]
+        for number in range(4):
+            messages.append((collection_id, number))
+            messages += told[-1:] * repeats
+        for position, message in enumerate(messages, 1):
+            body, said = b"", message
+            state = shard.collections.get(collection_id)
+            if isinstance(message, tuple):
+                if state is None:
+                    continue
+                said = Insert(collection_id, min(state.partitions), replace=True)
+                body = small_rows(state.schema, message[1] % 3).to_bytes()
+            shard.apply(Position(position), Entry(f"p{position}", 1, Tick(position << 18), said, body))
+        return {
+            i: (
+                state.schema, state.partitions, state.properties, state.loaded, sorted(state.indexes),
+                sorted(key for view in shard.views(i) for key in live_keys(view)),
+            )
+            for i, state in shard.collections.items()
+        }  # fmt: skip
+
+    assert shard_after(0) == shard_after(1) == shard_after(3)
 
 
 def test_all_kinds_are_in_the_table_above() -> None:
@@ -536,6 +589,25 @@ JUNK: Sequence[Any] = [
     {1: 2},
     ["x", 1],
 ]
+
+
+def small_rows(schema: CollectionSchema, key: int) -> Batch:
+    """Return a row of this key and a vector, with nothing or the default in all other fields."""
+    columns: dict[FieldId, Column] = {}
+    for one in schema.fields:
+        if one.primary:
+            columns[one.id] = ScalarColumn(np.array([key], np.int64))
+        elif one.type.is_vector:
+            columns[one.id] = VectorColumn(np.zeros((1, one.dim), np.float32))
+        else:
+            columns[one.id] = absent_column(one, 1)
+    return Batch(columns, 1)
+
+
+def live_keys(view: SegmentView) -> list[int]:
+    offsets = np.flatnonzero(~np.isin(np.arange(view.rows), view.deletes.offsets))
+    primary = view.schema.primary.id
+    return list(view.fetch(offsets, [primary]).columns[primary].to_list())
 
 
 def state_of(control: Control) -> list[Any]:
