@@ -164,6 +164,11 @@ def _state(state: MemberState, health: Health | None, limits: Limits) -> MemberS
 
 
 def _targets(view: _View) -> Mapping[ShardId, tuple[str, ...]]:
+    """Return who shall hold each shard.
+
+    Who drains leaves when another has come in its place; only where there are too few nodes for all copies, which an
+    operator has then said is well, it leaves all the same.
+    """
     members = view.membership.members
     return place(
         view.active,
@@ -172,7 +177,7 @@ def _targets(view: _View) -> Mapping[ShardId, tuple[str, ...]]:
         zones={name: one.zone for name, one in members.items()},
         held={shard: view.intended(one) for shard, one in view.membership.placements.items()},
         closed=view.active - view.steady,
-        spare=view.gone,
+        spare=view.gone if len(view.active) < view.membership.copies else members.keys() - view.active,
         heirs={one.replaces: name for name, one in members.items() if one.replaces},
         fixed=[shard for shard, one in view.membership.placements.items() if one.following],
     )

@@ -85,9 +85,12 @@ class Placing:
     async def _look(self) -> bool:
         """Do what there is to do; return whether something is under way."""
         node = self._node
-        if not node.takes_part or not (membership := node.control.machine.membership).placements:
+        if not node.takes_part:
             return False
         is_busy = self._catch_up_with_those_ahead()
+        membership = node.control.machine.membership
+        if not membership.placements:  # a node that has just joined knows nothing before it has caught up
+            return is_busy
         looks = [self._lead_control(membership)]
         looks += [self._look_at(shard_id, placed) for shard_id, placed in membership.placements.items()]
         # Side by side: a group that waits for its majority holds up no other.

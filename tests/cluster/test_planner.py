@@ -163,6 +163,20 @@ def test_the_heir_takes_what_the_replaced_node_had_and_nothing_else_moves() -> N
     assert "n2" not in model.membership.members and model.membership.members["n9"].replaces == ""
 
 
+def test_who_drains_stays_until_another_may_come() -> None:
+    """No copy is given up for a node that has just joined; it is, where there are too few nodes for all copies."""
+    model = Model(formed(3))
+    add(model.membership, "n9", replaces="n2")
+    model.health["n9"] = Health(True, 1.0)
+    assert model.decide() == Decisions()
+    model.health["n9"] = UP
+    model.settle()
+    assert all(len(one.members) == 3 for one in model.membership.placements.values())
+    add(model.membership, "n1", state=MemberState.DRAINING)
+    model.settle()
+    assert all(set(one.members) == {"n3", "n9"} for one in model.membership.placements.values())
+
+
 def test_a_node_that_is_back_in_time_costs_nothing() -> None:
     """Within the grace time nothing is planned for a node that is away; after it, its copies are rebuilt elsewhere."""
     model = Model(formed(4), {"n3": AWAY})
