@@ -476,3 +476,18 @@ def test_large_bodies_are_decoded_on_a_worker() -> None:
         assert (reply["code"], "row 9000" in reply["message"]) == (1804, True)
 
     serve(script)
+
+
+def test_a_round_of_healing_is_begun_and_looked_at() -> None:
+    """POST begins or joins a round, whatever its body; GET tells how far it is; anything else is no request."""
+
+    async def script(client: Client) -> None:
+        for body in (b"", b"{}", b"\xff nonsense"):
+            async with client.http.post("/cluster/check", data=body) as response:
+                assert (response.status, await response.json()) == (200, {"finding": "running"})
+        async with client.http.get("/cluster/check") as response:
+            assert (response.status, await response.json()) == (200, {"finding": "clean"})
+        async with client.http.delete("/cluster/check") as response:
+            assert response.status in (404, 405)
+
+    serve(script)
