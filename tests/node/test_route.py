@@ -11,8 +11,11 @@ from typing import Any
 import cbor2
 import pytest
 
+from cluster.catalog import DropDatabase
+from cluster.idempotency import KeyedStep
 from cluster.machine import Outcome, Rejected
 from cluster.message import Delete, Insert, Message, Seal, to_plain
+from cluster.raft import NotLeader
 from node.broadcaster import Carried
 from node.metrics import Metrics
 from node.network import Link
@@ -22,6 +25,7 @@ from node.settings import Settings
 from storage.errors import (
     AnnulusError,
     BadRow,
+    Busy,
     CollectionNotFound,
     InvalidParameter,
     NoLeader,
@@ -244,6 +248,60 @@ def test_a_leader_that_was_cut_off_is_given_up_when_another_leads(name: str) -> 
         world.lead("n3")
         assert await changing == {"rows": 1}
         assert loop.now_s < 3
+
+    simulated(script)
+
+
+@pytest.mark.parametrize("name", ["n1", "n2", "n4"])
+@pytest.mark.parametrize("surely", [True, False])
+def test_a_leader_that_refuses_has_changed_nothing(name: str, surely: bool) -> None:
+    """One that no longer leads when it is asked to propose says so, and the client hears that nothing was changed; one
+    that loses the lead afterwards cannot know."""
+
+    async def script(world: World, loop: SimLoop) -> None:
+        world.hosts["n2"].fault = NotLeader(1, None) if surely else NoLeader("lost after it was proposed")
+        expected, text = (NoLeader, "nothing was changed") if surely else (OutcomeUnknown, "look before you repeat")
+        with pytest.raises(expected, match=text):
+            await world.routers[name].propose(S0, ROW, b"x", deadline_s=world.nodes[name].seams.clock.monotonic_s() + 5)
+
+    simulated(script)
+
+
+@pytest.mark.parametrize("name", ["n1", "n4"])
+def test_a_change_of_the_catalogue_is_made_where_the_control_group_is_led(name: str) -> None:
+    """Under one producer and sequence however often it is sent; its outcome, or why it was refused, comes back."""
+
+    async def script(world: World, loop: SimLoop) -> None:
+        asked: list[tuple[Message, str, int]] = []
+        faults: list[Exception] = []
+
+        async def carry_out(message: Message, *, producer: str, sequence: int) -> Carried:
+            asked.append((message, producer, sequence))
+            if faults:
+                raise faults.pop(0)
+            return Carried({"task": 7}, Position(5))
+
+        world.nodes["n1"].broadcaster = SimpleNamespace(carry_out=carry_out)
+        router = world.routers[name]
+        drop = DropDatabase("d")
+        faults += [NotLeader(0, None), OutcomeUnknown("it goes on")]
+        assert await router.broadcast(drop) == {"task": 7}
+        assert [message for message, _, _ in asked] == [drop] * 3
+        assert len({one[1:] for one in asked}) == 1
+        for fault in (Busy("others hold it"), InvalidParameter("no")):
+            faults.append(fault)
+            with pytest.raises(type(fault), match=str(fault)):
+                await router.broadcast(drop)
+        faults += [OutcomeUnknown("it goes on"), *(Busy("it is still held by the first attempt") for _ in range(99))]
+        scope = current.set(Scope(world.nodes[name].seams.clock.monotonic_s() + 3))
+        with pytest.raises(OutcomeUnknown, match="look before you repeat"):
+            await router.broadcast(drop)
+        current.reset(scope)
+        faults.clear()
+        current.set(Scope(world.nodes[name].seams.clock.monotonic_s() + 3, key="k"))
+        for number in (1, 2):
+            await router.broadcast(drop)
+            assert asked[-1][0] == KeyedStep("k", number, *to_plain(drop))
 
     simulated(script)
 
