@@ -20,7 +20,6 @@ from storage.schema import DataType
 from storage.types import CollectionId, Position, Tick
 from tests.cluster.shards import SHARD, Step, World, hold, script, take
 
-
 C = CollectionId(10)
 
 
@@ -50,7 +49,7 @@ def test_equal_logs_give_equal_digests(pk: DataType, metric: str, seed: int) -> 
 
 
 def forget_a_row(shard: Shard) -> None:
-    next(iter(shard.collections[C].segments())).delete(np.array([1, 4], np.int64), shard.tick)
+    next(iter(shard.collections[C].segments())).delete(np.array([1, 4], np.int64), Tick(shard.tick + 1))
 
 
 def lose_a_segment(shard: Shard) -> None:
