@@ -214,9 +214,11 @@ class Healing:
 
     def note(self, group_id: int, position: Position) -> None:
         """A `CompareState` was applied at this position: take the digest of the state as it is now."""
-        machine = self._groups()[group_id].machine
+        host = self._groups().get(group_id)
+        if host is None:
+            return  # its replica is about to go
         kept = self._digests.setdefault(group_id, OrderedDict())
-        kept[position] = asyncio.get_running_loop().create_task(self._digest_of(_frozen(machine)))
+        kept[position] = asyncio.get_running_loop().create_task(self._digest_of(_frozen(host.machine)))
         while len(kept) > KEPT:
             kept.popitem(last=False)[1].cancel()
 
@@ -350,6 +352,10 @@ class Healing:
         """Replace this replica's state by that of one that is right."""
         assert self._snapshots is not None, "a lone replica is compared with nobody"
         host = self._groups()[group_id]
+        right = [one for one in right if one in host.raft.peers] or list(host.raft.peers)  # members may have changed
+        if not right:
+            await self._executor.run(Lane.DISK, self._store.commit, [], [mark_key(group_id)])
+            return
         host.suspend()
         log.error(
             "this replica differs from the others, it is rebuilt group=%s position=%d right=%s",
@@ -385,9 +391,9 @@ class Healing:
 
     def view(self) -> dict[str, Any]:
         """Return what there is to show of this node's healing."""
-        compared = {self._groups()[group_id].name: one for group_id, one in self.compared.items()
-                    if group_id in self._groups()}  # fmt: skip
-        rebuilding = [self._groups()[group_id].name for group_id in sorted(self.rebuilding)]
+        names = {group_id: host.name for group_id, host in self._groups().items()}
+        compared = {names[group_id]: one for group_id, one in self.compared.items() if group_id in names}
+        rebuilding = [names[group_id] for group_id in sorted(self.rebuilding) if group_id in names]
         return {"scrub": self.scrub.to_plain(), "compared": compared, "rebuilding": rebuilding}
 
 

@@ -153,7 +153,8 @@ class Scrubber:
             log.error("manifest damaged shard=%d, a checkpoint replaces it: %s", shard_id, fault)
             scrub.damaged += 1
             self._metrics.chunk_damaged()
-            await self._upkeep[shard_id].checkpoint()
+            if (upkeep := self._upkeep.get(shard_id)) is not None:
+                await upkeep.checkpoint()
             scrub.cured += 1
 
     async def _cure(self, fault: ChunkFault, scrub: Scrub) -> None:

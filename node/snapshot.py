@@ -162,6 +162,8 @@ class Snapshots:
             if group_id not in self._tasks:
                 self._begin(group_id, self._replace(group_id, broken, sources))
             await asyncio.wait({self._tasks[group_id]})
+            if self._groups[group_id].machine() is broken:
+                await asyncio.sleep(BACK_OFF_S_MIN)
 
     def _begin(self, group_id: int, work: Coroutine[Any, Any, None]) -> None:
         task = self._tasks[group_id] = asyncio.get_running_loop().create_task(work)
