@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -162,10 +162,12 @@ class Broadcaster:
         self._troubles.clear()
         self.settled.clear()
         if leads:
-            self._locks = KeyLocks()
-            for task in self._catalog.tasks.values():  # before anybody else can ask
+            self._locks, opened = KeyLocks(), list(self._catalog.tasks.values())
+            for task in opened:  # before anybody else can ask
                 self._locks.take(task.holds)
-            self._start(self._resume())
+            for job in self._control.machine.jobs.open:
+                self._start(self._compact(job))
+            self._start(self._resume(opened, self._locks))
 
     async def finish(self, task: Task) -> None:
         """Tell the shards that are not known to be told, then close the task; nothing is done for one that is over."""
@@ -202,7 +204,7 @@ class Broadcaster:
         task = asyncio.get_running_loop().create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may have gone
+        task.add_done_callback(_log_fault)
         self._node.keep(task)  # type: ignore[arg-type]
         return task
 
@@ -226,15 +228,13 @@ class Broadcaster:
         self.on_step(Step.LETS_GO)
         return Carried(outcome, Position(self._control.machine.position))
 
-    async def _resume(self) -> None:
-        """Go on with what the catalogue says is open."""
+    async def _resume(self, opened: Sequence[Task], locks: KeyLocks) -> None:
+        """Go on with what predecessors have left open."""
         if self._node.mesh is not None and not self._control.machine.cluster_id:
             node = self._node.settings.node
             peers = {peer.name: str(peer.address) for peer in sorted(node.peers, key=lambda peer: peer.name)}
             await self._control.change(FormCluster(f"{self._node.seams.dice.getrandbits(64):016x}", peers, node.copies))
-        for job in self._control.machine.jobs.open:
-            self._start(self._compact(job))
-        await asyncio.gather(*(self._finish_open(task, self._locks) for task in list(self._catalog.tasks.values())))
+        await asyncio.gather(*(self._finish_open(task, locks) for task in opened))
         self.settled.set()
 
     async def _finish_open(self, task: Task, locks: KeyLocks) -> None:
@@ -288,3 +288,10 @@ def _holds(message: Message) -> Holds:
         case BeginDdl():
             return message.holds
     return holds_of(message)
+
+
+def _log_fault(done: asyncio.Task[Any]) -> None:
+    """Say what went wrong that is no answer to a client, who may have gone."""
+    error = None if done.cancelled() else done.exception()
+    if error is not None and not isinstance(error, AnnulusError):
+        log.error("the broadcaster fails: %r", error, exc_info=error)

@@ -70,7 +70,7 @@ def _apply_again(self: StateMachine, position: Position, entry: Any) -> Any:
     return _apply(self, position, entry)
 
 
-async def _leave_open(self: Broadcaster) -> None:
+async def _leave_open(self: Broadcaster, opened: Any, locks: Any) -> None:
     self.settled.set()
 
 
