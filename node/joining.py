@@ -122,8 +122,13 @@ async def join(settings: Settings, ticket: str) -> Identity:
             raise CannotJoin(f"cannot join by {node.join}: {why}") from error
         await asyncio.sleep(RETRY_S)
     log.info("joined cluster=%s by=%s nodes=%s", found["cluster_id"], node.join, ",".join(found["peers"]))
+    return belonging(node.name, ticket, found)
+
+
+def belonging(name: str, ticket: str, found: Mapping[str, Any]) -> Identity:
+    """Return the identity of a node that was let in, from what `admit` has answered."""
     return Identity(
-        node=node.name,
+        node=name,
         shards=found["shards"],
         members=tuple(found["members"]),
         copies=found["copies"],

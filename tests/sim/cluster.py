@@ -15,6 +15,7 @@ from cluster.checkpoint import manifest_key, referenced
 from node.broadcaster import Step
 from node.database import Database
 from node.identity import IDENTITY_KEY, settle
+from node.joining import admit, belonging
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.scope import Scope, current
@@ -119,6 +120,9 @@ class Cluster:
         self.violations: asyncio.Queue[Violation] = asyncio.Queue()
         self._context = copy_context()
         self.machines = {name: self._machine(name) for name in plan.names}
+        self._guests: dict[str, Address] = {}
+        """Peer addresses of the nodes that joined."""
+        self.dead_after_s = ClusterSettings().dead_after_s
 
     def dice(self, *what: object) -> Random:
         """Return the dice of one part of the world, which others do not touch."""
@@ -131,6 +135,30 @@ class Cluster:
         drift = rng.randint(-self.plan.clock_drift_ppm, self.plan.clock_drift_ppm) / 1e6
         clock = SimClock(self.loop, epoch_ms=EPOCH_MS + error_ms, rate=1 + drift)
         return Machine(name, rng, disk, SimStore(self.dice("chunks", name), disk), clock)
+
+    async def join(self, name: str, by: str, *, zone: str = "", replaces: str = "") -> None:
+        """Start a node on a machine of its own, after another has let it in, as the process does (`node/joining.py`).
+
+        Raises what it is refused for, NoAnswer if the other one dies; with the same name again it is the same node.
+        """
+        if name not in self.machines:
+            self.machines[name] = self._machine(name)
+        machine = self.machines[name]
+        self._guests[name] = Address("127.0.0.1", 20_000 + len(self.machines))
+        ticket = f"ticket of {name}"
+        question = {
+            "peer": str(self._guests[name]), "client": "", "zone": zone, "replaces": replaces, "ticket": ticket,
+        }  # fmt: skip
+        life, node = self.machines[by].life, self.machines[by].node
+        if life is None or node is None:
+            raise Refused(by)
+        asked = life.start(admit(node, name, question))
+        waiting: set[asyncio.Future[Any]] = {asked, life.ended}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise NoAnswer(by)
+        machine.store.commit([(IDENTITY_KEY, belonging(name, ticket, asked.result()).to_bytes())])
+        self.start(name)
 
     # processes
 
@@ -298,8 +326,9 @@ class Cluster:
                 data="/data",
                 name=name,
                 shards=plan.shards,
-                peers=peers if plan.nodes > 1 else (),
-                replication_factor=plan.copies,
+                peers=peers if plan.nodes > 1 and name not in self._guests else (),
+                peer_listen=self._guests.get(name),
+                replication_factor=plan.copies if name not in self._guests else None,
                 cluster_secret="a secret of the simulation" if plan.nodes > 1 else "",
             ),
             storage=StorageSettings(
@@ -315,7 +344,7 @@ class Cluster:
             compaction=CompactionSettings(segments_min=2, interval_s=0.5, deleted_ratio=plan.deleted_ratio),
             index=IndexSettings(build_threads=1, rows_min=plan.index_rows_min),
             healing=self._healing(),
-            cluster=ClusterSettings(repair_from_peers=bool(plan.repair)),
+            cluster=ClusterSettings(repair_from_peers=bool(plan.repair), dead_after_s=self.dead_after_s),
         )
 
     def _healing(self) -> HealingSettings:

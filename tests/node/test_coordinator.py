@@ -1,0 +1,155 @@
+"""The coordinator in a simulated world: nodes join, die, drain and return, and the shards end up where they should."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from cluster.membership import Membership, MemberState
+from node.nodes import Nodes
+from storage.errors import Conflict, InvalidParameter, Unavailable
+from tests.node.cluster_of import Site, on_a_cluster
+
+KEYS = list(range(60))
+
+
+def membership(site: Site, name: str = "n1") -> Membership:
+    found: Membership = site.node(name).control.machine.membership
+    return found
+
+
+def held(site: Site, name: str = "n1") -> Counter[str]:
+    return Counter(one for placed in membership(site, name).placements.values() for one in placed.members)
+
+
+def is_at_rest(site: Site, name: str = "n1") -> bool:
+    return not any(placed.following for placed in membership(site, name).placements.values())
+
+
+async def until(site: Site, holds: Callable[[], bool], within_s: float = 60.0) -> None:
+    """Return when something is so in the simulated world."""
+    end_s = site.world.loop.now_s + within_s
+    while not holds():
+        assert site.world.loop.now_s < end_s, f"not so after {within_s} s: {dict(held(site))}"
+        await asyncio.sleep(0.2)
+
+
+async def change(site: Site, work: Callable[[Nodes], object], by: str = "n1") -> None:
+    await site.ask(by, lambda database: work(database.nodes))  # type: ignore[arg-type, return-value]
+
+
+def test_a_node_joins_and_takes_its_share_of_everything() -> None:
+    """Rows that were there are there, from the newcomer too; it holds, leads and votes like any other."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=4)
+        await site.insert("n2", KEYS)
+        await site.world.join("n4", "n2", zone="z")
+        await site.ready("n4")
+        await until(site, lambda: held(site) == dict.fromkeys(("n1", "n2", "n3", "n4"), 3) and is_at_rest(site))
+        assert sorted(await site.found("n4")) == KEYS
+        await until(site, lambda: any(host.is_leader for host in site.node("n4").shards.values()), 120)
+        assert "n4" in site.node("n1").placing.control_voters and membership(site).members["n4"].zone == "z"
+        site.kill("n4")
+        await asyncio.sleep(1.0)
+        site.world.start("n4")
+        await site.ready("n4")
+        await site.insert("n4", [1000])
+        assert sorted(await site.found("n1")) == [*KEYS, 1000]
+
+    on_a_cluster(script, shards=4)
+
+
+def test_who_may_not_join_changes_nothing() -> None:
+    """A name that is taken, an address that is taken, a node to replace that there is not."""
+
+    async def script(site: Site) -> None:
+        await until(site, lambda: bool(membership(site).members))
+        await asyncio.sleep(5.0)
+        before = membership(site).to_plain()["members"]
+        for name, replaces, kind in (("n2", "", Conflict), ("n4", "n9", InvalidParameter)):
+            with pytest.raises(kind):
+                await site.world.join(name, "n1", replaces=replaces)
+        assert membership(site).to_plain()["members"] == before
+
+    on_a_cluster(script, shards=1)
+
+
+@pytest.mark.parametrize("coordinator_dies", [False, True])
+def test_a_dead_node_s_copies_are_rebuilt_after_its_time(coordinator_dies: bool) -> None:
+    """Not before; also if it is the coordinator that dies; and when it is back it takes its share again."""
+
+    async def script(site: Site) -> None:
+        site.world.dead_after_s = 20.0
+        for name in site.others():
+            await site.world.stop(name, within_s=10)
+        for name in site.others():
+            site.world.start(name)
+        await site.ready()
+        await site.create(shards=4)
+        await site.insert("n1", KEYS)
+        leader = site.node("n1").control.leader
+        assert leader is not None
+        dead = leader if coordinator_dies else next(name for name in site.others(leader) if name != "n1")
+        by = next(name for name in site.others(dead))
+        await asyncio.sleep(6.0)
+        site.kill(dead)
+        await asyncio.sleep(15.0)
+        assert held(site, by)[dead] == 3 and membership(site, by).members[dead].state is MemberState.ACTIVE
+        await until(site, lambda: held(site, by)[dead] == 0 and is_at_rest(site, by), 60)
+        assert membership(site, by).members[dead].state is MemberState.GONE
+        assert sorted(await site.found(by)) == KEYS
+        site.world.start(dead)
+        await until(site, lambda: held(site, by)[dead] == 3 and is_at_rest(site, by), 60)
+        await site.ready(dead)
+        assert sorted(await site.found(dead)) == KEYS
+
+    on_a_cluster(script, nodes=4, copies=3, shards=4)
+
+
+def test_draining_refuses_what_leaves_too_little_and_moves_the_rest() -> None:
+    """A drained node holds and leads nothing, and only then it can be removed; too few nodes are refused."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=4)
+        await site.insert("n1", KEYS)
+        with pytest.raises(InvalidParameter, match="there is no node n9"):
+            await change(site, lambda nodes: nodes.remove("n9"))
+        with pytest.raises((Unavailable, Conflict), match="drain it first"):
+            await change(site, lambda nodes: nodes.remove("n2"))
+        await change(site, lambda nodes: nodes.drain("n2"))
+        with pytest.raises(InvalidParameter, match="join another node first"):
+            await change(site, lambda nodes: nodes.drain("n3"))
+        await until(site, lambda: held(site)["n2"] == 0 and is_at_rest(site), 60)
+        await until(site, lambda: "n2" not in site.node("n1").placing.control_voters)
+        assert sorted(await site.found("n2")) == KEYS, "it still answers"
+        await change(site, lambda nodes: nodes.remove("n2"))
+        assert list(membership(site).members) == ["n1", "n3", "n4"]
+        assert sorted(await site.found("n3")) == KEYS
+
+    on_a_cluster(script, nodes=4, copies=3, shards=4)
+
+
+def test_leaderships_come_back_to_a_node_that_was_away() -> None:
+    """After a restart a node leads nothing; a while later all lead the same again, or one more."""
+
+    async def script(site: Site) -> None:
+        await asyncio.sleep(70)
+        for _ in range(2):
+            site.kill("n2")
+            await asyncio.sleep(3)
+            site.world.start("n2")
+            await site.ready("n2")
+
+        def is_even() -> bool:
+            return all(sum(host.is_leader for host in node.shards.values()) == 2 for _, node in site.world.nodes())
+
+        await asyncio.sleep(1.0)
+        await until(site, is_even, 240)
+        await asyncio.sleep(60)
+        assert is_even()
+
+    on_a_cluster(script, shards=6)
