@@ -154,6 +154,23 @@ class Broadcaster:
             raise OutcomeUnknown(f"the change goes on, but takes long: {why}")
         return carrying.result()
 
+    def view(self) -> list[dict[str, Any]]:
+        """Return the changes that are under way, which shards are known to be told, and what others wait for.
+
+        The last is known only here where this node leads the control group.
+        """
+        return [
+            {
+                "task": task.task_id,
+                "kind": task.kind,
+                "database": task.facts["database"],
+                "collection": task.facts["name"],
+                "told": sorted(task.acked),
+                "trouble": self._troubles.get(task.task_id, ""),
+            }
+            for task in self._catalog.tasks.values()
+        ]
+
     def lead(self, leads: bool) -> None:
         """Begin with the role, anew if it was held already, or give it up."""
         self._locks.close(NotLeader(CONTROL_GROUP, None))

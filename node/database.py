@@ -521,6 +521,7 @@ class Database:
             "segments_in_memory": [ready, total],
             "journal": {"bytes": node.journal.bytes_on_disk, "files": node.journal.files},
             "chunks": {"bytes": node.seams.disk.used_bytes(f"{node.settings.node.data}/chunks")},
+            "changes": node.broadcaster.view(),
             "collections": [self._collection_status(one) for one in catalog.collections.values()],
             "shards": [
                 {

@@ -134,6 +134,9 @@ def test_what_was_told_is_not_told_again() -> None:
             await site.ask("n3", lambda db: db.create_partition("default", "c", "p"))
         (task,) = site.node(first).catalog.tasks.values()
         assert task.acked == {0}
+        (shown,) = (await site.ask(first, lambda db: db.status()))["changes"]
+        assert (shown["kind"], shown["collection"], shown["told"]) == ("truncate_collection", "c", [0])
+        assert "no leader" in shown["trouble"]
         told.clear()
         node = site.node(first)
         assert node.control.raft.transfer()
