@@ -263,12 +263,16 @@ class Cluster:
         self.python = python
         self.directory = directory
         self.members = {member.name: member for member in members}
+        self.founders = list(self.members)
+        """Those that form the cluster; others join it."""
         self.settings = dict(settings or {})
         self.environment = environment
         self.nodes: dict[str, Node] = {}
         self.exit_statuses: dict[str, int] = {}
         """How processes that this one started and ended have ended last, by node."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._entries: dict[str, list[str]] = {}
+        """Node that joined -> the flags that say how."""
 
     @classmethod
     def make(
@@ -341,13 +345,30 @@ class Cluster:
     def flags(self, name: str, peers: Mapping[str, str]) -> list[str]:
         """Return the flags of `annulus serve` that a node gets beside those that every node has."""
         flags = [f"--{key.replace('.', '-').replace('_', '-')}={value}" for key, value in self.settings.items()]
-        if len(self.members) > 1:
-            listed = ",".join(
-                f"{each.name}={peers.get(each.name, each.peer_address)}" for each in self.members.values()
-            )
-            flags += ["--peers", listed, "--peer-listen", self.members[name].peer_address]
+        if len(self.founders) > 1:
+            listed = ",".join(f"{one}={peers.get(one, self.members[one].peer_address)}" for one in self.founders)
+            flags += self._entries.get(name) or ["--peers", listed]
+            flags += ["--peer-listen", self.members[name].peer_address]
             flags += ["--cluster-secret-file", str(self.directory / "secret")]
         return flags
+
+    def add(self, name: str, by: str, *, replaces: str = "", zone: str = "") -> Member:
+        """Know a new node from now on, which joins by another one when it is started. `cluster.json` stays as it is.
+
+        replaces  the node whose shards it takes over
+        """
+        client, peer = (f"127.0.0.1:{port}" for port in free_ports(2))
+        entry = ["--join", self.members[by].client_address]
+        entry += ["--replaces", replaces] if replaces else []
+        entry += ["--zone", zone] if zone else []
+        self.members[name], self._entries[name] = Member(name, client, peer), entry
+        return self.members[name]
+
+    def forget(self, name: str) -> None:
+        """Know a node no longer: it is down, and for good."""
+        self.nodes.pop(name, None)
+        del self.members[name]
+        (self.directory / f"{name}.node.json").unlink(missing_ok=True)
 
     def kill(self, name: str) -> None:
         """End the process as a power cut would, and wait until it is gone."""

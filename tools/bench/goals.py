@@ -83,6 +83,31 @@ DDL_GOALS: tuple[Goal, ...] = (
     Goal("3 nodes with 500 collections at rest", "idle", "3 nodes, 500 collections", "cores", at_most=0.1),
 )  # fmt: skip
 
+ELASTIC_GOALS: tuple[Goal, ...] = (
+    Goal("rows lost", "end", "all nodes", "lost", at_most=0),
+    Goal("rows doubled", "end", "all nodes", "doubled", at_most=0),
+    Goal("replicas differ at the end", "end", "all nodes", "digests differ", at_most=0),
+    *(
+        goal
+        for name in ("3 to 5", "5 to 3", "n3 lost, n6 instead")
+        for goal in (
+            Goal(f"writes failed, {name}", "writes", name, "failed", at_most=0),
+            Goal(f"wrong counts at a snapshot, {name}", "reads", name, "wrong counts", at_most=0),
+            Goal(f"copies moved of the ideal, {name}", "phases", name, "of ideal", at_most=1.2),
+            Goal(f"recall, {name}", "reads", name, "recall@10", at_least=RECALL_MIN),
+        )
+    ),
+    *(
+        goal
+        for name in ("3 to 5", "5 to 3")
+        for goal in (
+            Goal(f"writes repeated more than once, {name}", "writes", name, "repeated more", at_most=0),
+            Goal(f"longest pause of a hand-over, {name}", "writes", name, "pause max ms", at_most=300,
+                 orientation=True),
+        )
+    ),
+)  # fmt: skip
+
 GOALS: tuple[Goal, ...] = (
     *(Goal(f"search ({c}) of the engine alone", "search", n, "of engine", at_least=0.5) for c, n in _SEARCH.items()),
     *(Goal(f"search ({c}) p99", "search", n, "p99 ms", at_most=15) for c, n in _SEARCH.items()),

@@ -97,6 +97,7 @@ class Fleet:
         self.requests: list[Request] = []
         self._chance = chance
         self._apis = {name: Api(address, request_s_max=attempt_s_max) for name, address in addresses.items()}
+        self._attempt_s_max = attempt_s_max
         self._avoided_until_s: dict[str, float] = {}
         self._open = asyncio.Event()
         self._open.set()
@@ -105,10 +106,22 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Hold connections while the block lasts."""
-        async with contextlib.AsyncExitStack() as stack:
-            for api in self._apis.values():
-                await stack.enter_async_context(api)
+        for api in self._apis.values():
+            await api.__aenter__()
+        try:
             yield
+        finally:
+            for name in list(self._apis):
+                await self.forget(name)
+
+    async def add(self, name: str, address: Address) -> None:
+        """Send requests to this node too."""
+        api = Api(address, request_s_max=self._attempt_s_max)
+        self._apis[name] = await api.__aenter__()
+
+    async def forget(self, name: str) -> None:
+        """Send nothing more to a node; what is under way there ends without an answer."""
+        await self._apis.pop(name).__aexit__(None, None, None)
 
     async def pause(self) -> None:
         """Hold new requests back and return when none is under way."""
