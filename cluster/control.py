@@ -106,6 +106,6 @@ class Control(StateMachine):
         control.load_machine(data)
         control.catalog = Catalog.from_bytes(data["catalog"])
         control.cluster_id = data["cluster_id"]
-        control.membership = Membership.from_plain(data["membership"])
+        control.membership = Membership.from_plain(data["membership"]) if "membership" in data else Membership()
         control.keys, control.jobs = Keys.from_plain(data["keys"]), Jobs.from_plain(data["jobs"])
         return control

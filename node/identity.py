@@ -23,6 +23,8 @@ from storage.keys import record_key
 
 IDENTITY_KEY: Final = record_key("identity")
 FORMAT: Final = 1
+CLUSTER_FORMAT: Final = 2
+"""Of a directory of a cluster: where its shards are is in the control state, and the first placement is another."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Identity:
         return replace(self, is_seated=False, has_forgotten=True, abstains={}, seats={})
 
     def to_bytes(self) -> bytes:
-        plain: dict[str, Any] = {"format": FORMAT, "node": self.node, "shards": self.shards}
+        form = CLUSTER_FORMAT if self.has_peers else FORMAT
+        plain: dict[str, Any] = {"format": form, "node": self.node, "shards": self.shards}
         if self.has_peers:
             plain |= {
                 "members": list(self.members), "copies": self.copies, "cluster_id": self.cluster_id,
@@ -98,9 +101,10 @@ def settle(raw: bytes | None, node: NodeSettings) -> Identity:
     if raw is None:
         return Identity(node.name, node.shards, node.members, node.copies)
     plain = cbor2.loads(raw)
-    if plain["format"] != FORMAT:
+    readable = CLUSTER_FORMAT if "members" in plain else FORMAT
+    if plain["format"] != readable:
         raise StorageFault(
-            f"the data directory {node.data} has format {plain['format']}, this program reads {FORMAT}: "
+            f"the data directory {node.data} has format {plain['format']}, this program reads {readable}: "
             "start the version that wrote it"
         )
     found = Identity(

@@ -93,5 +93,6 @@ def test_differences_are_refused(other: NodeSettings, what: str, help: str) -> N
 
 def test_another_format_is_refused() -> None:
     """A newer program's directory is left alone."""
-    with pytest.raises(StorageFault, match="has format 2"):
-        settle(cbor2.dumps({"format": 2}), node())
+    for format_, members in ((2, {}), (1, {"members": ["n1", "n2"]})):
+        with pytest.raises(StorageFault, match=f"has format {format_}, this program reads {3 - format_}"):
+            settle(cbor2.dumps({"format": format_, **members}), node())
