@@ -49,6 +49,8 @@ class Limits:
     dead_after_s: float = 600.0
     steady_s: float = 5.0
     """A node that has just come is not given anything yet."""
+    load_min: float = 10.0
+    """A shard that does less than this is idle, and as idle as others that do less."""
     patience_s: float = 30.0
     """A planned copy is given up when its node is away for this long."""
 
@@ -123,7 +125,7 @@ def plan(
 
     health   of each node that was looked at; one that was not is not up
     leaders  of each shard that has one, as far as known
-    loads    what each shard's leader has to do, in any unit; equal if not given
+    loads    what each shard's leader has to do, in the unit of `Limits.load_min`; equal if not given
     resting  shards whose leadership was moved a short while ago, and stays where it is
     """
     view = _View(membership, health, limits)
@@ -251,7 +253,8 @@ class _Board:
         self._leader = {shard: name for shard, name in sorted(leaders.items()) if shard in placements}
         mean = sum(loads.get(shard, 0.0) for shard in placements) / max(1, len(placements))
         # Every shard costs something, and one under load more.
-        self._weight = {shard: 1.0 + (loads.get(shard, 0.0) / mean if mean > 0 else 0.0) for shard in placements}
+        unit = max(mean, view.limits.load_min)
+        self._weight = {shard: 1.0 + loads.get(shard, 0.0) / unit for shard in placements}
         self._gain_min = GAIN_MIN * (sum(self._weight.values()) / max(1, len(placements))) ** 2
         self._load = dict.fromkeys(sorted(view.membership.members), 0.0)
         for shard, name in self._leader.items():

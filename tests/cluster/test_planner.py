@@ -350,6 +350,16 @@ def test_what_is_busy_counts_for_more() -> None:
     assert model.decide(loads).transfers == ()
 
 
+def test_what_hardly_does_anything_counts_as_idle() -> None:
+    """One entry now and then makes no shard busier than those that have none."""
+    loads = {ShardId(shard): 0.01 * (shard % 3 == 0) for shard in range(8)}
+    model = Model(formed(3), leaders=leading(*["n1"] * 8))
+    for _ in range(20):
+        for transfer in model.decide(loads).transfers:
+            model.hand(transfer)
+    assert sorted(Counter(model.leaders.values()).values()) == [2, 3, 3]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_loads_that_fluctuate_move_nothing_to_and_fro(seed: int) -> None:
     """Once spread, loads that go up and down by a seventh move no leadership, and what moves once is not taken back."""
