@@ -43,6 +43,7 @@ from node.calls import Mesh
 from node.clock import Clock
 from node.group import GroupHost
 from node.key_locks import KeyLocks
+from node.metrics import Metrics
 from node.route import Dice, Router
 from node.settings import Settings
 from storage.errors import AnnulusError, NoLeader, OutcomeUnknown, error_from
@@ -98,6 +99,8 @@ class Home(Protocol):
     def settings(self) -> Settings: ...
     @property
     def seams(self) -> Surroundings: ...
+    @property
+    def metrics(self) -> Metrics: ...
     @property
     def mesh(self) -> Mesh | None: ...
     @property
@@ -200,6 +203,7 @@ class Broadcaster:
                     self.on_step(Step.TELLS_ALL)
                 if acked:
                     await self._note(AckDdl(task.task_id, sorted(acked)))
+            self._node.metrics.change_made(task.kind)
             self.on_step(Step.CLOSED)
         finally:
             self._troubles.pop(task.task_id, None)
@@ -270,6 +274,7 @@ class Broadcaster:
                 log.log(
                     level, "a shard is not told task=%d kind=%s shard=%d: %s", task.task_id, task.kind, shard_id, error
                 )
+                self._node.metrics.telling_failed(error.code)
                 self._troubles[task.task_id] = str(error)
                 await asyncio.sleep(retry_s)
                 retry_s = min(RETRY_S_MAX, 2 * retry_s)

@@ -164,6 +164,18 @@ class Metrics:
         self._peer_round_trip = Gauge(
             "annulus_peer_round_trip_seconds", "Time of the last ping and its reply", ["peer"], registry=registry
         )
+        self._changes = Counter(
+            "annulus_catalogue_changes",
+            "Changes that shards had to be told of and were, by kind",
+            ["kind"],
+            registry=registry,
+        )
+        self._tellings_failed = Counter(
+            "annulus_catalogue_tellings_failed",
+            "Attempts to tell a shard of a change that failed, to be repeated, by the code of the error",
+            ["code"],
+            registry=registry,
+        )
         self._peer_refused = Counter(
             "annulus_peer_refused",
             "Connections and frames that were refused, by reason; each is logged when it first happens",
@@ -270,6 +282,13 @@ class Metrics:
     def peer_refused(self, reason: str) -> None:
         """`reason` is one of ours, never text that a stranger sent."""
         self._peer_refused.labels(reason).inc()
+
+    # changes of the catalogue
+    def change_made(self, kind: str) -> None:
+        self._changes.labels(kind).inc()
+
+    def telling_failed(self, code: str) -> None:
+        self._tellings_failed.labels(code).inc()
 
     # segments and indexes
     def segments(self, state: str, *, segments: int, rows: int, bytes: int) -> None:
