@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from tools.bench import freshness
 from tools.bench.__main__ import main
+from tools.bench.builds import cpu_s
 from tools.bench.data import Dataset, load_dataset
 from tools.bench.goals import GOALS, Goal, Verdict
 from tools.bench.load import content_length, read_frames, write_frames
@@ -292,3 +293,11 @@ def _replies(numbers: list[int], *, sent: list[int], done: list[int], bodies: li
     sent_ns, done_ns = np.array(sent, dtype=np.int64), np.array(done, dtype=np.int64)
     statuses = np.full(len(numbers), 200, dtype=np.int64)
     return Replies(np.array(numbers, dtype=np.int64), sent_ns, sent_ns, done_ns, statuses, bodies or [b""] * len(sent))
+
+
+def test_cpu_time_is_that_of_all_threads_of_all_processes() -> None:
+    """The time that this process has used is counted, and never less later; twice the process is twice the time."""
+    before_s = cpu_s([os.getpid()])
+    assert 0 < before_s <= cpu_s([os.getpid()])
+    assert cpu_s([os.getpid(), os.getpid()]) >= 2 * before_s
+    assert cpu_s([]) == 0
