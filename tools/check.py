@@ -1,4 +1,4 @@
-"""python -m tools.check: format, lint, types, tests, in that order; the same here and in CI.
+"""python -m tools.check: format, lint, types, tests, tests of processes, in that order; the same here and in CI.
 
 Stops at the first step that fails; --all runs the rest too. --fix formats and mends what ruff can mend by itself.
 """
@@ -15,6 +15,9 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 PLACES = ("node", "cluster", "storage", "index", "tools", "tests")
+PYTEST = ("pytest", "-q", "--durations=15", "--durations-min=10")
+MACHINE_TESTS = ("tests/process", "tests/tools")
+"""They start processes and look at what the machine does to them."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,16 @@ class Outcome:
 
 
 def steps(*, fix: bool = False, slow: bool = False) -> list[Step]:
-    """Return what is run, in order."""
+    """Return what is run, in order: tests of the code two at a time, then those that take a whole machine."""
+    slowly = ("--slow",) if slow else ()
     return [
         Step("format", ("ruff", "format", *(() if fix else ("--check",)), ".")),
         Step("lint", ("ruff", "check", *(("--fix",) if fix else ()), ".")),
         Step("types", ("mypy", "--strict", *PLACES)),
-        Step("tests", ("pytest", "-q", "--durations=20", "--durations-min=10", *(("--slow",) if slow else ()))),
+        Step(
+            "tests", (*PYTEST, *slowly, "-n", "2", "--dist", "loadfile", *(f"--ignore={one}" for one in MACHINE_TESTS))
+        ),
+        Step("machine", (*PYTEST, *slowly, *MACHINE_TESTS)),
     ]
 
 
