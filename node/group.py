@@ -170,8 +170,8 @@ class GroupHost(Generic[Machine]):
         return generation_of(self.raft.group_id)
 
     def reopen(self, raft: RaftGroup) -> None:
-        """Go on with the group of the generation that this state is of."""
-        assert self.is_over and raft.group_id != self.raft.group_id, "one generation after the other"
+        """Go on with the group of the generation that this state is of, or with a vote in the same one."""
+        assert self.is_over and generation_of(raft.group_id) >= self.generation, "one generation after the other"
         self.raft, self.is_over = raft, False
         raft.note, raft.on_note = self._note, self._take_note
         self._notes.clear()

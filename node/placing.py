@@ -109,7 +109,8 @@ class Placing:
         is_member, follows = node.name in placed.members, node.name in placed.following
         if host is None:
             if shard_id in node.replicas.upkeep:  # also if it is to come back: then it begins anew
-                await node.replicas.drop(shard_id)
+                if placed.generation >= node.replicas.left[shard_id]:
+                    await node.replicas.drop(shard_id)
             elif is_member or follows:
                 await node.replicas.follow(shard_id, placed)
             elif shard_id in node.replicas.leftovers:
@@ -123,10 +124,10 @@ class Placing:
             if is_member or follows:
                 self._install(group_of(shard_id), int(placed.position), placed.members)
             else:
-                node.replicas.leave(shard_id)
+                node.replicas.leave(shard_id, placed.generation)
             return True
         if host.raft.is_learner and not follows and host.generation == placed.generation:
-            node.replicas.leave(shard_id)
+            node.replicas.leave(shard_id, placed.generation)
             return True
         return await self._lead(shard_id, host, placed)
 

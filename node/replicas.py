@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.checkpoint import begin_log, covered_term, incoming_key, manifest_key, restore
+from cluster.checkpoint import begin_log, begin_log_at, covered_term, incoming_key, manifest_key, restore
 from cluster.control import CONTROL_GROUP, Control
 from cluster.machine import StateMachine
 from cluster.membership import VOTERS_MAX, Placement, generation_of, group_id, slot_of
@@ -76,6 +76,8 @@ class Replicas:
         self.control_pins = ChunkPins(node.seams.clock)
         self.ahead: dict[int, str] = {}
         """Slot -> a node that has spoken in a generation which is not open here."""
+        self.left: dict[ShardId, int] = {}
+        """Shard that this node takes no more part in -> the generation from which on it does not."""
         self.leftovers: set[ShardId] = set()
         """Shards of which there is something here, though this node has no part in them that it knows of."""
         self._by_group: dict[int, GroupHost[Any]] = {}
@@ -112,7 +114,8 @@ class Replicas:
         """Return the replica, not started, if this node has one.
 
         members  of the first generation, if this node may have been one of them
-        told     follow this generation, unless the state here makes this node a member
+        told     follow this generation, unless the state here makes this node a member: whoever is one without that
+                 state may have a vote only when it has it, for several of them would elect each other with nothing
         """
         node, slot = self._node, group_of(shard_id)
         raw = await node.seams.executor.run(Lane.DISK, node.seams.store.read, manifest_key(shard_id))
@@ -120,14 +123,20 @@ class Replicas:
         if raw is None and node.name not in members and told is None and not has_seat:
             return None
         shard = await self._restore(shard_id)
-        told = self._told(slot, shard) or told
+        seat = self._told(slot, shard)
+        told = seat or told
         is_member = told is None and node.name in (shard.generation.members or members)
         if not is_member and (told is None or shard.generation.number > told.generation):
             self.leftovers.add(shard_id)
             return None
         if node.name in shard.generation.members and told is not None and shard.generation.number == told.generation:
             told = None
-        host = self._open(slot, shard, raw, members, told)
+        follows = told is not None and seat is None
+        number = shard.generation.number
+        if told is not None and follows and group_id(slot, number + 1) in node.journal.group_ids:
+            told = Placement(number, shard.generation.members or told.members)  # the logs here lead on from this state
+        host = self._open(slot, shard, raw, members, told, follows=follows)
+        self.left.pop(shard_id, None)
         self.shards[shard_id] = host
         return host
 
@@ -170,6 +179,8 @@ class Replicas:
         raw: bytes | None,
         members: Sequence[str],
         told: Placement | None = None,
+        *,
+        follows: bool = False,
     ) -> GroupHost[Any]:
         node = self._node
         node.hybrid.observe(machine.tick)
@@ -178,7 +189,7 @@ class Replicas:
         term = 0 if raw is None else covered_term(raw) or 0
         begin_log(node.journal.group(group_id(slot, number)), raw)
         self._forget_before(slot, machine.generation.number)
-        raft = self._raft(slot, number, members, machine, term)
+        raft = self._raft(slot, number, members, machine, term, follows=follows)
         shard_id = None if slot == CONTROL_GROUP else ShardId(slot - 1)
         host: GroupHost[Any] = GroupHost(
             "control" if shard_id is None else f"s{shard_id}",
@@ -252,7 +263,16 @@ class Replicas:
 
     # generations
 
-    def _raft(self, slot: int, number: int, members: Sequence[str], machine: StateMachine, term: int) -> RaftGroup:
+    def _raft(
+        self,
+        slot: int,
+        number: int,
+        members: Sequence[str],
+        machine: StateMachine,
+        term: int,
+        *,
+        follows: bool = False,
+    ) -> RaftGroup:
         """Return the Raft group of a generation on its log, which begins where the state ends unless it is there."""
         node = self._node
         group = group_id(slot, number)
@@ -275,7 +295,7 @@ class Replicas:
             stamp=node.hybrid.stamp,
             config=RaftConfig(cluster.heartbeat_s, cluster.election_s_min, cluster.election_s_max),
             abstains=node.identity.abstains.get(group, 0),
-            is_learner=node.name not in members,
+            is_learner=follows or node.name not in members,
             committed=node.journal.group(following).base_position if is_followed else 0,
             transport=None if node.mesh is None else _GroupTransport(node.mesh, group),
         )
@@ -306,8 +326,10 @@ class Replicas:
         is_member = self._node.name in state.members
         self._detach(host.raft.group_id)
         if not is_member and slot != CONTROL_GROUP:
-            self.leave(ShardId(slot - 1))
+            self.leave(ShardId(slot - 1), state.number)
             return
+        raft_log = self._node.journal.group(group_id(slot, state.number))
+        begin_log_at(raft_log, int(host.machine.position), host.last_term)  # unless another's checkpoint is older
         raft = self._raft(slot, state.number, state.members, host.machine, host.last_term)
         is_fresh = raft.last_position == state.position
         host.reopen(raft)
@@ -359,9 +381,14 @@ class Replicas:
             if self._upkeep_runs:
                 self.upkeep[shard_id].start()
 
-    def leave(self, shard_id: ShardId) -> None:
-        """Take no more part in a shard; its chunks stay until it is dropped, for others may be fetching them."""
+    def leave(self, shard_id: ShardId, generation: int) -> None:
+        """Take no more part in a shard from a generation on.
+
+        What is here stays until it is dropped: others may be fetching it, and until the control group has noted the
+        generation this node, once it had forgotten the one before, would take itself for a blank member of that.
+        """
         self.shards.pop(shard_id, None)
+        self.left[shard_id] = generation
         host = self.hosts.pop(group_of(shard_id), None)
         if host is not None:
             host.stop()
