@@ -83,6 +83,12 @@ noted by the control group, tells every shard, and has it closed. A crash in bet
 leader finishes. Shards so have a new schema before the catalogue: until the change ends, inserts that they refuse wait
 (`write.py`), and reads are by the catalogue's schema, whatever a replica has (`read.py`).
 
+**Nodes** come and go. A newcomer asks any node over HTTP where to prove itself, and is taken up by the control group
+(`joining.py`). From then on the control state says who the others are (`members.py`), and the network meets them. The
+leader of the control group is *coordinator* (`coordinator.py`): it watches who is up, has `cluster.planner` say what is
+next, and proposes it; what follows for its own replicas each node does by itself (`placing.py`). What operators ask is
+in `nodes.py` (`node_command.py` asks it).
+
 **Invariants**
   1. A write is acknowledged after it is durable here and applied, never before.
   2. A Strong read sees every write that was acknowledged before it began; the other levels keep their words.
