@@ -32,7 +32,7 @@ comes back as the next message; its product is handed to the replica that made i
 | `raft_guard.py` | between PySyncObj and the wire: what makes each replica a correct Raft peer        |
 | `raft_leader.py`| one leadership: who has what, leases, barriers, transfer                           |
 | `raft_wire.py`  | what replicas of a group say to each other                                         |
-| `membership.py` | the nodes, and which of them hold which shard: generations and plans     |
+| `membership.py` | the nodes, and which of them hold which shard: generations and plans               |
 | `ring.py`       | the door to uhashring: which nodes shall hold which shard                          |
 | `planner.py`    | what the coordinator does next: nodes that are gone, moves, leaderships            |
 | `machine.py`    | what all replicated state machines share: ticks, safe retries, a total `apply`     |
