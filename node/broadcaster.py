@@ -117,8 +117,8 @@ class Broadcaster:
     def __init__(self, node: Home) -> None:
         self._node = node
         self._locks = KeyLocks()
-        self._work: set[asyncio.Task[Any]] = set()
-        """All that this node does in the role."""
+        self._work: dict[asyncio.Task[Any], None] = {}
+        """All that this node does in the role, in the order in which it began."""
         self._troubles: dict[int, str] = {}
         """Task -> why a shard could not be told yet."""
         self.on_step: Callable[[Step], None] = lambda step: None
@@ -223,8 +223,8 @@ class Broadcaster:
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do something in the role, whoever asked for it; it ends with the role."""
         task = asyncio.get_running_loop().create_task(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        self._work[task] = None
+        task.add_done_callback(self._work.pop)
         task.add_done_callback(_log_fault)
         self._node.keep(task)  # type: ignore[arg-type]
         return task
@@ -234,15 +234,15 @@ class Broadcaster:
     ) -> Carried:
         try:
             self.on_step(Step.HOLDS)
-            outcome = await self._control.change(message, producer=producer, sequence=sequence)
+            outcome: Mapping[str, Any] = await self._control.change(message, producer=producer, sequence=sequence)
             if isinstance(message, KeyedStep):
                 if "refused" in outcome:
-                    raise error_from(*outcome["refused"])  # type: ignore[misc]
-                outcome = outcome["outcome"]  # type: ignore[assignment]
-            if (task := self._catalog.tasks.get(outcome.get("task"))) is not None:  # type: ignore[call-overload]
+                    raise error_from(*outcome["refused"])
+                outcome = outcome["outcome"]
+            if (task := self._catalog.tasks.get(outcome.get("task", 0))) is not None:
                 self.on_step(Step.OPENED)
                 await self.finish(task)
-            if (job := self._control.machine.jobs.known.get(outcome.get("job"))) is not None:  # type: ignore[call-overload]
+            if (job := self._control.machine.jobs.known.get(outcome.get("job", 0))) is not None:
                 self._start(self._compact(job))
         finally:
             locks.release(wanted)
@@ -296,10 +296,15 @@ class Broadcaster:
         until_s = self._node.seams.clock.monotonic_s() + COMPACT_S_MAX
         for shard_id in job.left:
             asked = {"collection": job.collection_id}
-            try:
-                await self._node.router.ask_leader(COMPACT_METHOD, shard_id, asked, deadline_s=until_s)
-            except AnnulusError as error:
-                log.warning("compaction ends early job=%d shard=%d: %s", job.job_id, shard_id, error)
+            while True:
+                try:
+                    await self._node.router.ask_leader(COMPACT_METHOD, shard_id, asked, deadline_s=until_s)
+                except AnnulusError as error:
+                    if error.retriable and self._node.seams.clock.monotonic_s() + RETRY_S_MAX < until_s:
+                        await asyncio.sleep(RETRY_S_MAX)
+                        continue
+                    log.warning("compaction ends early job=%d shard=%d: %s", job.job_id, shard_id, error)
+                break
             await self._note(CompactedShard(job.job_id, shard_id))
 
 
