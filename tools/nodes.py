@@ -263,7 +263,7 @@ class Cluster:
         self.python = python
         self.directory = directory
         self.members = {member.name: member for member in members}
-        self.founders = list(self.members)
+        self.founders = dict(self.members)
         """Those that form the cluster; others join it."""
         self.settings = dict(settings or {})
         self.environment = environment
@@ -271,6 +271,8 @@ class Cluster:
         self.exit_statuses: dict[str, int] = {}
         """How processes that this one started and ended have ended last, by node."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.zones: dict[str, str] = {}
+        """Node -> its zone, for those that have one."""
         self._entries: dict[str, list[str]] = {}
         """Node that joined -> the flags that say how."""
 
@@ -346,13 +348,14 @@ class Cluster:
         """Return the flags of `annulus serve` that a node gets beside those that every node has."""
         flags = [f"--{key.replace('.', '-').replace('_', '-')}={value}" for key, value in self.settings.items()]
         if len(self.founders) > 1:
-            listed = ",".join(f"{one}={peers.get(one, self.members[one].peer_address)}" for one in self.founders)
+            listed = ",".join(f"{one.name}={peers.get(one.name, one.peer_address)}" for one in self.founders.values())
             flags += self._entries.get(name) or ["--peers", listed]
             flags += ["--peer-listen", self.members[name].peer_address]
             flags += ["--cluster-secret-file", str(self.directory / "secret")]
+            flags += ["--zone", self.zones[name]] if name in self.zones else []
         return flags
 
-    def add(self, name: str, by: str, *, replaces: str = "", zone: str = "") -> Member:
+    def add(self, name: str, by: str, *, replaces: str = "") -> Member:
         """Know a new node from now on, which joins by another one when it is started. `cluster.json` stays as it is.
 
         replaces  the node whose shards it takes over
@@ -360,7 +363,6 @@ class Cluster:
         client, peer = (f"127.0.0.1:{port}" for port in free_ports(2))
         entry = ["--join", self.members[by].client_address]
         entry += ["--replaces", replaces] if replaces else []
-        entry += ["--zone", zone] if zone else []
         self.members[name], self._entries[name] = Member(name, client, peer), entry
         return self.members[name]
 

@@ -97,7 +97,7 @@ class Elastic:
         """What was acknowledged and is not as it should be."""
         self._data = data
         self._chance = random.Random(seed)
-        self._pause_s = pause_s
+        self._rest_s = pause_s
         self._parts = np.array_split(np.arange(data.rows), len(NAMES))
         self._truths: dict[str, Truth] = {
             name: exact(data.queries, data.vectors[part], K, data.metric)
@@ -108,6 +108,7 @@ class Elastic:
         addresses = {name: Address.parse(one.client_address) for name, one in cluster.members.items()}
         self._fleet = Fleet(addresses, random.Random(f"{seed}/fleet"))
         self._apis: dict[str, Api] = {name: Api(address) for name, address in addresses.items()}
+        self._former: list[Api] = []
         self._acknowledged: list[list[float]] = [[] for _ in range(shards)]
         """When probes of each shard were acknowledged, in time of `time.time`."""
         self._probes: set[int] = set()
@@ -197,7 +198,7 @@ class Elastic:
             mine = range(writer, len(self._parts[number]), writers)
             start = self._chance.randrange(max(1, len(mine) - BATCH_ROWS))
             await self._upsert(number, mine[start : start + BATCH_ROWS], version)
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._rest_s)
 
     async def _probe(self, keys: Any, shard: int) -> None:
         while not self._is_ending:
@@ -207,7 +208,7 @@ class Elastic:
                                                        "data": [{"id": key, "vector": [0.0, 1.0]}]}):  # fmt: skip
                 self._probes.add(key)
                 self._acknowledged[shard].append(time.time())
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._rest_s)
 
     async def _count(self) -> None:
         while not self._is_ending:
@@ -225,7 +226,7 @@ class Elastic:
                 self.seen.counts += 1
                 if not least <= first <= most or first != again:
                     self.seen.wrong_counts.append(f"{name}: {first}, at its snapshot {again}, of {least} to {most}")
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._rest_s)
 
     async def _counted(self, name: str, headers: Mapping[str, str]) -> tuple[int, str]:
         body = {"collectionName": name, "filter": "", "outputFields": ["count(*)"], "consistencyLevel": "Strong"}
@@ -248,7 +249,7 @@ class Elastic:
             else:
                 self.seen.searches += 1
                 self.seen.answers.setdefault(name, {})[query] = [int(hit["id"]) for hit in found]
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._rest_s)
 
     # what is done
 
@@ -260,7 +261,7 @@ class Elastic:
             try:
                 yield
             finally:
-                for api in self._apis.values():
+                for api in (*self._apis.values(), *self._former):
                     await api.__aexit__(None, None, None)
 
     async def join(self, *names: str) -> None:
@@ -279,15 +280,15 @@ class Elastic:
             await self._operate("drain", nodeName=name)
         for name in names:
             await self._until(f"{name} empty", partial(_is_empty, name))
+            self._part(name)
             await self._until(f"{name} removed", lambda found: self._remove(name))  # noqa: B023
-            await self._part(name)
             await asyncio.to_thread(self.cluster.stop, name)
             self.cluster.forget(name)
 
     async def replace(self, old: str, new: str) -> None:
         """End a node for good, and have a blank one take its place by one command; return when that has everything."""
         self.cluster.kill(old)
-        await self._part(old)
+        self._part(old)
         self.cluster.forget(old)
         self.cluster.add(new, "n1")
         self.cluster.start(new)
@@ -308,9 +309,10 @@ class Elastic:
         await self._fleet.add(name, address)
         self._apis[name] = await Api(address).__aenter__()
 
-    async def _part(self, name: str) -> None:
-        await self._fleet.forget(name)
-        await self._apis.pop(name).__aexit__(None, None, None)
+    def _part(self, name: str) -> None:
+        """Have clients ask other nodes."""
+        self._fleet.forget(name)
+        self._former.append(self._apis.pop(name))
 
     async def _operate(self, what: str, **body: Any) -> Any:
         """Ask the first node that answers, as an operator would. Raises RuntimeError."""
@@ -349,11 +351,11 @@ class Elastic:
 
     # figures
 
-    def recall(self) -> float:
-        """Return the mean recall of what was found in this phase."""
+    def recall(self, seen: Seen) -> float:
+        """Return the mean recall of what was found in a phase."""
         shares = []
         for number, name in enumerate(NAMES):
-            answers = self.seen.answers.get(name, {})
+            answers = seen.answers.get(name, {})
             asked = sorted(answers)
             if asked:
                 truth, part = self._truths[name], self._parts[number]
@@ -364,16 +366,21 @@ class Elastic:
         return float(np.mean(shares)) if shares else float("nan")
 
     def pauses_s(self, since_s: float, until_s: float) -> list[float]:
-        """Return, for each hand-over of a time, the longest wait for an acknowledged write to its shard."""
-        found = []
-        for at_s, shard in self._logged("hands over", "group"):
-            if since_s <= at_s < until_s and shard.startswith("s"):
-                times = self._acknowledged[int(shard[1:])]
-                near = [one for one in times if at_s - BEFORE_S - 5 < one < at_s + AFTER_S + 5]
-                first_s = max([one for one in near if one <= at_s - BEFORE_S], default=at_s - BEFORE_S)
-                last_s = min([one for one in near if one >= at_s + AFTER_S], default=at_s + AFTER_S)
-                found.append(outage(near, first_s, last_s)[0])
-        return found
+        """Return, for each hand-over of a time, the longest wait for an acknowledged write to its shard.
+
+        Without any hand-over: what such waits are when nothing happens, of each shard about once a second.
+        """
+        ends = [(at_s, int(shard[1:])) for at_s, shard in self._logged("hands over", "group") if shard != "control"]
+        during = [(at_s, shard) for at_s, shard in ends if since_s <= at_s < until_s]
+        seconds = range(1, int(until_s - since_s - AFTER_S))
+        calm = [(since_s + second, shard) for second in seconds for shard in range(self.shards)]
+        return [self._pause_s_at(at_s, shard) for at_s, shard in during or calm]
+
+    def _pause_s_at(self, at_s: float, shard: int) -> float:
+        near = [one for one in self._acknowledged[shard] if at_s - 10 < one < at_s + 10]
+        first_s = max([one for one in near if one <= at_s - BEFORE_S], default=at_s - BEFORE_S)
+        last_s = min([one for one in near if one >= at_s + AFTER_S], default=at_s + AFTER_S)
+        return outage([one for one in near if one <= last_s], first_s, last_s)[0]
 
     def moved(self, since_s: float, until_s: float) -> int:
         """Return how many copies of shards were given to nodes that had none, counting plans that were taken back."""
@@ -481,12 +488,12 @@ class Report:
             "writes", name,
             writes=seen.writes, failed=seen.failed_writes, repeated_once=seen.repeats[2], repeated_more=more,
             slowest_ms=1000 * seen.slowest_write_s,
-            hand_overs=len(pauses_ms), pause_p50_ms=percentile(pauses_ms, 50), pause_max_ms=percentile(pauses_ms, 100),
+            waits=len(pauses_ms), pause_p50_ms=percentile(pauses_ms, 50), pause_max_ms=percentile(pauses_ms, 100),
         )  # fmt: skip
         self._results.add(
             "reads", name,
             snapshot_counts=seen.counts, wrong_counts=len(seen.wrong_counts), searches=seen.searches,
-            recall=elastic.recall(), failed=seen.failed_reads,
+            recall=elastic.recall(seen), failed=seen.failed_reads,
         )  # fmt: skip
         for line in seen.wrong_counts[:5]:
             self._console.print(f"wrong count: {line}", style="red", markup=False)

@@ -97,6 +97,7 @@ class Fleet:
         self.requests: list[Request] = []
         self._chance = chance
         self._apis = {name: Api(address, request_s_max=attempt_s_max) for name, address in addresses.items()}
+        self._former: list[Api] = []
         self._attempt_s_max = attempt_s_max
         self._avoided_until_s: dict[str, float] = {}
         self._open = asyncio.Event()
@@ -111,17 +112,17 @@ class Fleet:
         try:
             yield
         finally:
-            for name in list(self._apis):
-                await self.forget(name)
+            for api in (*self._apis.values(), *self._former):
+                await api.__aexit__(None, None, None)
 
     async def add(self, name: str, address: Address) -> None:
         """Send requests to this node too."""
         api = Api(address, request_s_max=self._attempt_s_max)
         self._apis[name] = await api.__aenter__()
 
-    async def forget(self, name: str) -> None:
-        """Send nothing more to a node; what is under way there ends without an answer."""
-        await self._apis.pop(name).__aexit__(None, None, None)
+    def forget(self, name: str) -> None:
+        """Send nothing more to a node; what is under way there may still be answered."""
+        self._former.append(self._apis.pop(name))
 
     async def pause(self) -> None:
         """Hold new requests back and return when none is under way."""

@@ -10,14 +10,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from tools.bench.wire import Address
-from tools.chaos.proxy import ProxyProcess, Rule, Way
+from tools.chaos.proxy import ANYBODY, ProxyProcess, Rule, Way
 from tools.chaos.shim import Control, build
 from tools.environment import Failure
 from tools.nodes import Cluster
@@ -26,6 +26,12 @@ LEADERS_EVERY_S = 0.25
 STATUS_S_MAX = 1.0
 FLIPPED_BYTES_MIN = 8192
 CHECK_S_MAX = 60.0
+OPERATE_S_MAX = 10.0
+WHOLE_S_MAX = 120.0
+"""How long moves of shards may take, with all else that goes on."""
+
+
+MemberWatcher = Callable[[str, Address | None], Awaitable[None]]
 
 
 class Machines:
@@ -44,11 +50,14 @@ class Machines:
         proxied: bool = True,
         shimmed: bool = True,
         python: str = sys.executable,
+        zones: int = 0,
     ) -> None:
-        """`complain(node, text)` is called when a process ends by itself."""
+        """`complain(node, text)` is called when a process ends by itself. Nodes are in so many zones in turn."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ANNULUS_")}
         self.folder = folder
         self.cluster = Cluster.make(Path(python), Path(folder), nodes=nodes, settings=settings, environment=environment)
+        self.zones = zones
+        self.cluster.zones = {name: self._zone(name) for name in self.cluster.members} if zones else {}
         self.names = list(self.cluster.members)
         self.addresses = {name: Address.parse(one.client_address) for name, one in self.cluster.members.items()}
         self.leaders: dict[int, str] = {}
@@ -68,7 +77,13 @@ class Machines:
         self.rotten: set[str] = set()
         """The one whose stored chunks were damaged. It may find a table that it cannot read, however late, and end."""
         self.complain = complain
+        self.watchers: list[MemberWatcher] = []
+        """Told of each node that comes, with its address, and of each that has gone, without."""
+        self.churning = asyncio.Lock()
+        """Held by whoever changes which nodes there are."""
         self._locks = {name: asyncio.Lock() for name in self.names}
+        self._numbers = nodes
+        """Of the node that came last: no name is used twice."""
         self._held_since_s: dict[asyncio.Task[Any] | None, float] = {}
         self._up: set[str] = set()
         """Nodes that should run."""
@@ -94,7 +109,7 @@ class Machines:
     async def abandon(self) -> None:
         """End whatever runs, at once."""
         self._up.clear()
-        for name in self.names:
+        for name in list(self.cluster.nodes):
             if self.cluster.is_alive(name):
                 await asyncio.to_thread(self.cluster.kill, name)
         if self.proxies is not None:
@@ -142,7 +157,12 @@ class Machines:
 
     def spawn(self, name: str) -> None:
         """Start a node without waiting until it is ready."""
-        peers = {other: str(self.proxies.address(name, other)) for other in self._others(name)} if self.proxies else {}
+        peers: dict[str, str] = {}
+        if self.proxies is not None:
+            peers = {
+                b: str(self.proxies.address(a, b)) for a, b in self.proxies.between(self.ways([name], self._known))
+            }
+            peers |= {b: str(self.proxies.address(ANYBODY, b)) for _, b in self.proxies.between([(ANYBODY, name)])}
         data_dir = self.data_dir(name)
         os.makedirs(data_dir, exist_ok=True)
         prefix: list[str] = []
@@ -251,19 +271,28 @@ class Machines:
     @contextlib.asynccontextmanager
     async def held(self, chance: random.Random, *, leader: bool | None = None) -> AsyncIterator[str]:
         """Hold a node, if possible one that nobody else holds: it leads a shard, leads the fewest, or any (None)."""
-        free = [name for name in self.names if not self._locks[name].locked()]
-        name = self._choose(free or self.names, chance, leader)
-        async with self._locks[name]:
+        while True:
+            free = [name for name in self.names if not self._locks[name].locked()]
+            name = self._choose(free or self.names, chance, leader)
+            async with self._locks[name]:
+                if name in self.names:
+                    self._note_held()
+                    yield name
+                    return
+
+    @contextlib.asynccontextmanager
+    async def held_here(self, names: Sequence[str]) -> AsyncIterator[None]:
+        """Hold these nodes, once nobody else holds one."""
+        async with contextlib.AsyncExitStack() as stack:
+            for name in sorted(names):
+                await stack.enter_async_context(self._locks[name])
             self._note_held()
-            yield name
+            yield
 
     @contextlib.asynccontextmanager
     async def all_held(self) -> AsyncIterator[None]:
-        """Hold all nodes, once nobody else holds one."""
-        async with contextlib.AsyncExitStack() as stack:
-            for name in self.names:
-                await stack.enter_async_context(self._locks[name])
-            self._note_held()
+        """Hold all nodes, once nobody else holds one; none comes or goes meanwhile."""
+        async with self.churning, self.held_here(self.names):
             yield
 
     def held_since_s(self) -> float | None:
@@ -278,8 +307,9 @@ class Machines:
         return [shard for shard, leader in sorted(self.leaders.items()) if leader == name]
 
     def ways(self, sources: Sequence[str], targets: Sequence[str]) -> list[Way]:
-        """Return the ways from each source to each target."""
-        return [(a, b) for a in sources for b in targets if a != b]
+        """Return the ways from each source to each target on which something can be done."""
+        ways = [(a, b) for a in sources for b in targets if a != b]
+        return ways if self.proxies is None else self.proxies.between(ways)
 
     def disturbed(self, ways: Sequence[Way], rule: Rule) -> contextlib.AbstractContextManager[None]:
         assert self.proxies is not None, "a single node has no network"
@@ -292,5 +322,90 @@ class Machines:
         wanted = [name for name in free if led[name]] if leader else [n for n in free if led[n] == min(led.values())]
         return chance.choice(wanted)
 
-    def _others(self, name: str) -> list[str]:
-        return [other for other in self.names if other != name]
+    @property
+    def _known(self) -> list[str]:
+        """All that have formed the cluster, also those that are no longer part of it, and all others."""
+        return [*self.cluster.founders, *(name for name in self.names if name not in self.cluster.founders)]
+
+    # who there is
+
+    def _zone(self, name: str) -> str:
+        return f"z{int(name[1:]) % self.zones}"
+
+    def zone_of(self, name: str) -> str:
+        return self.cluster.zones.get(name, "")
+
+    async def join(self, by: str, replaces: str = "") -> str:
+        """Have a blank node join by another one; return its name once it is ready. Raises Failure."""
+        self._numbers += 1
+        name = f"n{self._numbers}"
+        if self.zones:
+            self.cluster.zones[name] = self._zone(name)
+        member = self.cluster.add(name, by, replaces=replaces)
+        self.addresses[name] = Address.parse(member.client_address)
+        self._locks[name] = asyncio.Lock()
+        if self._library:
+            self.controls[name] = Control(os.path.join(self.folder, f"{name}.control"))
+        async with self._locks[name]:
+            with self.proxies.opened() if self.proxies is not None else contextlib.nullcontext():
+                self.spawn(name)
+                await self.ready(name)
+            self.names.append(name)
+        for watcher in self.watchers:
+            await watcher(name, self.addresses[name])
+        return name
+
+    async def part(self, name: str) -> None:
+        """Know a node no longer; it is down, and no node of the cluster any more or about to be none."""
+        self.names.remove(name)
+        self.cluster.forget(name)
+        for watcher in self.watchers:
+            await watcher(name, None)
+        del self.addresses[name], self._locks[name]
+
+    async def operate(self, what: str, **body: Any) -> Any:
+        """Ask any node what operators ask; return its answer, None if nobody does it. Raises nothing."""
+        timeout = aiohttp.ClientTimeout(total=OPERATE_S_MAX)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            for name in list(self.names):
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
+                    url = f"http://{self.addresses[name]}/v2/annulus/nodes/{what}"
+                    async with session.post(url, json=body) as response:
+                        reply = await response.json()
+                        if reply["code"] == 0:
+                            return reply["data"]
+        return None
+
+    async def until(self, what: str, wanted: Callable[[Any], bool], *, within_s: float = WHOLE_S_MAX) -> None:
+        """Return when the list of nodes is as wanted. Raises Failure."""
+        until_s = time.monotonic() + within_s
+        while True:
+            found = await self.operate("list")
+            if found is not None and wanted(found):
+                return
+            if time.monotonic() > until_s:
+                raise Failure(f"{what}: not after {within_s:.0f} s: {found}")
+            await asyncio.sleep(0.3)
+
+    async def whole(self) -> None:
+        """Return when every shard has all its copies, on nodes that stay, and nothing moves. Raises Failure."""
+        await self.until("all copies of all shards", is_whole)
+
+    async def control_leader(self) -> str:
+        """Return the name of the node that leads the control group, "" if nobody says so."""
+        timeout = aiohttp.ClientTimeout(total=STATUS_S_MAX)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            for name in list(self.names):
+                status = await self._status(session, name)
+                for group in status.get("cluster", {}).get("groups", ()):
+                    if group["group"] == "control" and group["leader"] in self.names:
+                        return str(group["leader"])
+        return ""
+
+
+def is_whole(found: Any) -> bool:
+    """Return whether a list of nodes says that every shard has all its copies, and that nothing is to move."""
+    nodes = found["nodes"]
+    held = [one["shards"] for one in nodes if one["state"] == "active"]
+    away = [one for one in nodes if one["shards"] and (one["state"] != "active" or not one["isUp"])]
+    return not found["moves"] and not away and not any(one["coming"] for one in nodes) and max(held) - min(held) <= 1

@@ -4,6 +4,9 @@ Node a reaches node b only through the proxy (a, b). Bytes from a to b flow thro
 connections that a made, (b, a) on those that b made. A rule is for a *way*, so it holds in both, and a way can be cut
 while the other direction flows.
 
+What a node tells the cluster of its own address is the proxy (ANYBODY, b), which refuses all connections but while it
+is opened for a node that joins: else whoever is cut off from b would find it there.
+
 A proxy speaks TCP on both sides, so it cannot lose a packet: a cut way holds what it is given, as a network does whose
 packets are sent again and again, and lets it go when it heals. What breaks connections is `reset`.
 
@@ -34,6 +37,8 @@ READ_BYTES = 1 << 16
 UNDER_WAY_READS_MAX = 256
 """Reads that wait on one way of one connection; beyond it the sender feels it."""
 Way = tuple[str, str]
+ANYBODY = "anybody"
+"""Who comes to the address that a node tells the cluster."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,14 @@ class Rule:
     delay_s: float = 0.0
     bytes_per_s: float = 0.0
     """0 is as fast as it goes."""
+    refuses: bool = False
+    """New connections end at once."""
 
     def and_also(self, other: Rule) -> Rule:
         """Return what both together do."""
         slowest = [one for one in (self.bytes_per_s, other.bytes_per_s) if one]
-        return Rule(self.cut or other.cut, self.delay_s + other.delay_s, min(slowest, default=0.0))
+        refuses = self.refuses or other.refuses
+        return Rule(self.cut or other.cut, self.delay_s + other.delay_s, min(slowest, default=0.0), refuses)
 
 
 class Proxies:
@@ -104,6 +112,8 @@ class Proxies:
         here.add(near_out)
         far_out: asyncio.StreamWriter | None = None
         try:
+            if self._rule(way).refuses:
+                return
             await self._flowing[way].wait()  # a cut way does not connect either
             far_in, far_out = await asyncio.open_connection(address.host, address.port)
             here.add(far_out)
@@ -157,7 +167,7 @@ class ProxyProcess:
     """The proxies of a cluster in a process of their own, so that a busy tester does not slow the network."""
 
     def __init__(self, addresses: Mapping[str, Address]) -> None:
-        self._pairs = [(a, b) for a in addresses for b in addresses if a != b]
+        self._pairs = [(a, b) for a in (*addresses, ANYBODY) for b in addresses if a != b]
         self._addresses = addresses
         self._process: asyncio.subprocess.Process | None = None
         self._ports: dict[Way, int] = {}
@@ -173,6 +183,7 @@ class ProxyProcess:
         assert self._process.stdout is not None
         said = await self._process.stdout.readline()
         self._ports = dict(zip(self._pairs, json.loads(said), strict=True))
+        self._set_open(False)
 
     async def stop(self) -> None:
         """End the process and wait for it."""
@@ -184,6 +195,24 @@ class ProxyProcess:
     def address(self, source: str, target: str) -> Address:
         """Return where `source` finds `target`."""
         return Address("127.0.0.1", self._ports[source, target])
+
+    def between(self, ways: Sequence[Way]) -> list[Way]:
+        """Return those of the ways on which there is a proxy: a node that joined later has none."""
+        return [way for way in ways if way in self._ports]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Let nodes that join connect to any node, until the block is left."""
+        self._set_open(True)
+        try:
+            yield
+        finally:
+            self._set_open(False)
+            self.reset([(ANYBODY, target) for target in self._addresses])
+
+    def _set_open(self, is_open: bool) -> None:
+        for target in self._addresses:
+            self._send("rule", ANYBODY, target, asdict(Rule(refuses=not is_open)))
 
     @contextlib.contextmanager
     def disturbed(self, ways: Sequence[Way], rule: Rule) -> Iterator[None]:
