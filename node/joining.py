@@ -24,7 +24,7 @@ import aiohttp
 
 from cluster.membership import SetMember
 from node.clock import Clock, SystemClock
-from node.handshake import INCARNATION_BYTES, NONCE_BYTES, Handshake, Proven, Refused, dial
+from node.handshake import INCARNATION_BYTES, NONCE_BYTES, Handshake, Proven, Refused, Verdict, dial
 from node.handshake import Identity as Proof
 from node.identity import Identity
 from node.members import own_facts
@@ -118,6 +118,9 @@ async def join(settings: Settings, ticket: str) -> Identity:
                 raise CannotJoin(f"cannot join by {node.join}: {error.message}") from error
             log.info("cannot join yet: %s", error.message)
         except (AnnulusError, Refused) as error:
+            if isinstance(error, Refused) and error.verdict is Verdict.CROWDED and clock.monotonic_s() < until_s:
+                await asyncio.sleep(RETRY_S)
+                continue
             why = error.message if isinstance(error, AnnulusError) else str(error)
             raise CannotJoin(f"cannot join by {node.join}: {why}") from error
         await asyncio.sleep(RETRY_S)
