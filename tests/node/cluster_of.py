@@ -108,7 +108,13 @@ class Site:
 
 
 def on_a_cluster(
-    script: Callable[[Site], Awaitable[None]], *, nodes: int = 3, copies: int = 3, shards: int = 2, seed: int = 1
+    script: Callable[[Site], Awaitable[None]],
+    *,
+    nodes: int = 3,
+    copies: int = 3,
+    shards: int = 2,
+    seed: int = 1,
+    dead_after_s: float = 600.0,
 ) -> None:
     """Run the script on a cluster whose nodes are ready."""
     loop = SimLoop()
@@ -119,6 +125,7 @@ def on_a_cluster(
         index_rows_min=1,
     )  # fmt: skip
     world = Cluster(loop, plan)
+    world.dead_after_s = dead_after_s
 
     async def main() -> None:
         for name in plan.names:

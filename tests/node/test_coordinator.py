@@ -83,12 +83,6 @@ def test_a_dead_node_s_copies_are_rebuilt_after_its_time(coordinator_dies: bool)
     """Not before; also if it is the coordinator that dies; and when it is back it takes its share again."""
 
     async def script(site: Site) -> None:
-        site.world.dead_after_s = 20.0
-        for name in site.others():
-            await site.world.stop(name, within_s=10)
-        for name in site.others():
-            site.world.start(name)
-        await site.ready()
         await site.create(shards=4)
         await site.insert("n1", KEYS)
         leader = site.node("n1").control.leader
@@ -107,7 +101,7 @@ def test_a_dead_node_s_copies_are_rebuilt_after_its_time(coordinator_dies: bool)
         await site.ready(dead)
         assert sorted(await site.found(dead)) == KEYS
 
-    on_a_cluster(script, nodes=4, copies=3, shards=4)
+    on_a_cluster(script, nodes=4, copies=3, shards=4, dead_after_s=20.0)
 
 
 def test_draining_refuses_what_leaves_too_little_and_moves_the_rest() -> None:
@@ -153,3 +147,31 @@ def test_leaderships_come_back_to_a_node_that_was_away() -> None:
         assert is_even()
 
     on_a_cluster(script, shards=6)
+
+
+def test_a_node_that_was_away_finds_a_cluster_that_has_changed() -> None:
+    """While it was down nodes came, and one of them leads: it learns from whom it still knows, and comes back whole."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=4)
+        await site.insert("n2", KEYS)
+        await asyncio.sleep(5.0)
+        site.kill("n1")
+        await until(site, lambda: membership(site, "n2").members["n1"].state is MemberState.GONE)
+        for name in ("n4", "n5"):
+            await site.world.join(name, "n2")
+            await site.ready(name)
+        await until(site, lambda: set(site.node("n2").placing.control_voters) == {"n2", "n3", "n4", "n5"})
+        leader = site.node("n2").control.leader
+        assert leader is not None
+        if leader != "n5":
+            site.node(leader).control.raft.transfer("n5")
+            site.node(leader).control.poke()
+        await until(site, lambda: site.node("n2").control.leader == "n5")
+        site.world.start("n1")
+        await site.ready("n1")
+        assert sorted(await site.found("n1")) == KEYS
+        assert list(site.node("n1").members) == ["n1", "n2", "n3", "n4", "n5"]
+        await until(site, lambda: membership(site).members["n1"].state is MemberState.ACTIVE and held(site)["n1"] >= 2)
+
+    on_a_cluster(script, shards=4, dead_after_s=20.0)
