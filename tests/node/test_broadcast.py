@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.catalog import Task
+from cluster.membership import FormCluster
 from cluster.message import Message
 from node.broadcaster import Step
 from node.database import Database
@@ -146,6 +147,43 @@ def test_what_was_told_is_not_told_again() -> None:
         assert second != first and {one for one in told if one[0] == second} == {(second, 1)}
         stuck = False
         await changing
+        await quiet(site)
+
+    on_a_cluster(script)
+
+
+def test_a_new_leader_finishes_what_others_left_and_nothing_else() -> None:
+    """What begins while it still forms the cluster is not taken for something that was left open."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=2)
+        node = site.node(leader_of_control(site))
+        formed, told = asyncio.Event(), asyncio.Event()
+        change, tell, cluster_id = node.control.change, node.broadcaster.tell, node.control.machine.cluster_id
+
+        async def slow_change(message: Message, *args: Any, **more: Any) -> Any:
+            if isinstance(message, FormCluster):
+                await formed.wait()
+                return {}
+            return await change(message, *args, **more)
+
+        async def slow_tell(*args: Any) -> None:
+            await told.wait()
+            await tell(*args)
+
+        node.control.change, node.broadcaster.tell = slow_change, slow_tell  # type: ignore[method-assign, assignment]
+        node.control.machine.cluster_id = ""
+        node.broadcaster.lead(True)
+        changing = asyncio.ensure_future(site.ask("n1", lambda db: db.truncate_collection("default", "c")))
+        await asyncio.sleep(0.2)
+        assert node.catalog.tasks and not node.broadcaster.settled.is_set()
+        node.control.machine.cluster_id = cluster_id
+        formed.set()
+        await asyncio.sleep(0.2)
+        assert node.broadcaster.settled.is_set()
+        told.set()
+        await changing
+        await site.ask("n2", lambda db: db.create_partition("default", "c", "p"))
         await quiet(site)
 
     on_a_cluster(script)
