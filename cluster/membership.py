@@ -44,6 +44,11 @@ def generation_of(group: int) -> int:
     return group // SLOTS
 
 
+def voters_of(members: Sequence[str]) -> tuple[str, ...]:
+    """Return who votes in the control group of a cluster that was formed with these nodes."""
+    return tuple(members[:VOTERS_MAX])
+
+
 class MemberState(StrEnum):
     ACTIVE = "active"
     DRAINING = "draining"

@@ -485,7 +485,9 @@ class Guard:
                 if term == self._core.term:
                     self._send(peer, message)
         if self.leadership is not None:
-            self.leadership.speak(now, self._core.commit)
+            # A lone voter's PySyncObj takes for committed what it has not on disk yet.
+            commit = self._core.commit if self._peers else min(self._core.commit, self._log.durable_position)
+            self.leadership.speak(now, commit)
         elif self._ack is not None:
             self._answer(self._ack, now)
 

@@ -5,7 +5,8 @@ disk was lost or set aside; in the second case the node once voted and confirmed
 node whose directory holds no votes yet (`Identity.is_seated`) asks the others first:
 
     one of them knows the cluster's id      there is a cluster: come back as one that forgot
-    a majority answers, and all are new     nothing has been promised to any client: found it
+    a majority of the control group's       nothing has been promised to any client: found it
+    voters answers, and all are new
 
 Who is new has neither voted nor heard of a leader in the group of all nodes. A quorum of them takes part in whatever is
 promised, so where a majority is new nothing has been. Where one is not, the first leader is about to give the id.
@@ -33,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from cluster.control import CONTROL_GROUP
+from cluster.membership import voters_of
 from node.calls import Mesh
 from storage.errors import AnnulusError, NoLeader
 from storage.types import Position
@@ -95,6 +97,7 @@ class Forming:
         self.why = ""
         self._mesh = mesh
         self._others = [name for name in members if name != mesh.me]
+        self._voters = voters_of(members)
         self._cluster_id = cluster_id
         self._standing = standing
         self._is_new = is_new
@@ -104,7 +107,7 @@ class Forming:
 
     async def find_cluster(self) -> str:
         """Return the id of the cluster that this node belongs to, or "" if a majority is about to found one."""
-        quorum = (len(self._others) + 1) // 2 + 1
+        quorum = len(self._voters) // 2 + 1
         while True:
             answers = await self._ask(self._others, GREET, {})
             for peer, answer in answers.items():
@@ -115,11 +118,11 @@ class Forming:
             old = [peer for peer, answer in here.items() if not answer["is_new"]]
             if not self._is_new(CONTROL_GROUP):
                 old.append(self._mesh.me)
-            if not old and len(here) + 1 >= quorum:
+            if not old and len({*here, self._mesh.me}.intersection(self._voters)) >= quorum:
                 log.info("founding a cluster with peers=%s", ",".join(here))
                 return ""
-            missing = ", ".join(peer for peer in self._others if peer not in here)
-            self.why = f"waiting for {missing}: {quorum} of {len(self._others) + 1} nodes form a cluster"
+            missing = ", ".join(peer for peer in self._voters if peer not in {*here, self._mesh.me})
+            self.why = f"waiting for {missing}: {quorum} of {len(self._voters)} nodes form a cluster"
             if old:
                 self.why = f"{', '.join(old)} has been part of a cluster: waiting for a node that knows its id"
             await asyncio.sleep(ASK_S)

@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from cluster.catalog import Catalog
 from cluster.control import CONTROL_GROUP, Control, FrozenControl
-from cluster.membership import group_id, slot_of
+from cluster.membership import group_id, slot_of, voters_of
 from cluster.ring import place
 from cluster.shard import Shard
 from cluster.tick import HybridClock
@@ -42,7 +42,7 @@ from node.members import Members
 from node.metrics import Metrics
 from node.network import Network
 from node.placing import Placing
-from node.replicas import CATALOG_KEY, Replicas, group_of, voters_of
+from node.replicas import CATALOG_KEY, Replicas, group_of
 from node.route import Router
 from node.settings import Settings
 from node.slots import Slots

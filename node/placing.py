@@ -6,7 +6,8 @@ Looked at whenever the control state, a role or a generation changes, and again 
     a generation that began without us    take a checkpoint of it from a member
     a shard that we lead and that is to   once the newcomers are near, end the generation; when the next one has a
     move                                  leader, that one tells the control group
-    a shard that has gone elsewhere       drop what is here
+    a shard that has gone elsewhere       call those who have it now, if none of them has told the control group yet:
+                                          they may have missed the last entry; then drop what is here
 
 Each is a look at the state, not a memory of what was begun: a crash anywhere is followed by the same look.
 """
@@ -19,10 +20,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.control import CONTROL_GROUP
-from cluster.membership import VOTERS_MAX, Membership, MemberState, Moved, Placement
+from cluster.membership import VOTERS_MAX, Membership, MemberState, Moved, Placement, voters_of
 from cluster.message import Handover
 from node.group import GroupHost
-from node.replicas import group_of, voters_of
+from node.replicas import group_of
 from storage.errors import AnnulusError
 from storage.types import ShardId
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AHEAD: Final = "placing/ahead"
+CALL_S: Final = 1.0
 LOOK_S: Final = 0.1
 """How often what is under way is looked at."""
 IDLE_S: Final = 1.0
@@ -52,6 +55,9 @@ class Placing:
         self._task: asyncio.Task[None] | None = None
         self._ends: dict[int, tuple[int, int]] = {}
         """Slot -> (generation, where the log ended when it was last looked at): who has that much is near."""
+        self._called_s: dict[ShardId, float] = {}
+        if node.mesh is not None:
+            node.mesh.serve(AHEAD, self._hear_ahead)
 
     def start(self) -> None:
         if self._node.mesh is not None:
@@ -111,6 +117,8 @@ class Placing:
             if shard_id in node.replicas.upkeep:  # also if it is to come back: then it begins anew
                 if placed.generation >= node.replicas.left[shard_id]:
                     await node.replicas.drop(shard_id)
+                else:
+                    await self._call_heirs(shard_id)
             elif is_member or follows:
                 await node.replicas.follow(shard_id, placed)
             elif shard_id in node.replicas.leftovers:
@@ -187,6 +195,27 @@ class Placing:
             if host is not None and not host.is_over:
                 self._install(slot, host.machine.position + 1, [peer])
         return bool(ahead)
+
+    async def _call_heirs(self, shard_id: ShardId) -> None:
+        """Tell the members of a generation that nobody is known to lead yet where its beginning is to be had."""
+        node, now_s = self._node, self._node.seams.clock.monotonic_s()
+        if now_s - self._called_s.get(shard_id, -CALL_S) < CALL_S:
+            return
+        self._called_s[shard_id] = now_s
+        state, mesh = node.replicas.upkeep[shard_id].shard.generation, node.mesh
+        assert mesh is not None, "a node without peers places nothing"
+        facts = {"slot": group_of(shard_id), "generation": state.number, "position": int(state.position)}
+        calls = (mesh.call(name, AHEAD, facts, timeout_s=CALL_S) for name in state.members if mesh.is_up(name))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _hear_ahead(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        slot, generation, position = (int(arguments[key]) for key in ("slot", "generation", "position"))
+        host = self._node.replicas.hosts.get(slot)
+        if host is not None and not host.is_over and host.generation < generation:
+            self._install(slot, position, [peer])
+        return {}, ()
 
     def _install(self, slot: int, at_least: int, sources: Sequence[str]) -> None:
         node = self._node

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cluster.checkpoint import begin_log, begin_log_at, covered_term, incoming_key, manifest_key, restore
 from cluster.control import CONTROL_GROUP, Control
 from cluster.machine import StateMachine
-from cluster.membership import VOTERS_MAX, Placement, generation_of, group_id, slot_of
+from cluster.membership import Placement, generation_of, group_id, slot_of, voters_of
 from cluster.message import Message
 from cluster.raft import Behind, RaftConfig, RaftGroup
 from cluster.shard import Shard
@@ -55,11 +55,6 @@ EARLY_MAX: Final = 64
 def group_of(shard_id: ShardId) -> int:
     """Return the slot of a shard; slot 0 is the control group's."""
     return shard_id + 1
-
-
-def voters_of(members: Sequence[str]) -> tuple[str, ...]:
-    """Return who votes in the control group of a cluster that was formed with these nodes."""
-    return tuple(members[:VOTERS_MAX])
 
 
 class Replicas:
@@ -127,7 +122,12 @@ class Replicas:
         told = seat or told
         is_member = told is None and node.name in (shard.generation.members or members)
         if not is_member and (told is None or shard.generation.number > told.generation):
-            self.leftovers.add(shard_id)
+            state = shard.generation
+            if state.number and node.name not in state.members:  # the others may still need what is here
+                self._open(slot, shard, raw, (), Placement(state.number, state.members))
+                self.leave(shard_id, state.number)
+            else:
+                self.leftovers.add(shard_id)
             return None
         if node.name in shard.generation.members and told is not None and shard.generation.number == told.generation:
             told = None
@@ -327,6 +327,7 @@ class Replicas:
         self._detach(host.raft.group_id)
         if not is_member and slot != CONTROL_GROUP:
             self.leave(ShardId(slot - 1), state.number)
+            self._node.keep(asyncio.get_running_loop().create_task(self._settle(slot)))
             return
         raft_log = self._node.journal.group(group_id(slot, state.number))
         begin_log_at(raft_log, int(host.machine.position), host.last_term)  # unless another's checkpoint is older
@@ -346,6 +347,7 @@ class Replicas:
                 await self._node.checkpoint_control()
             else:
                 await self.upkeep[ShardId(slot - 1)].checkpoint()
+                self._node.placing.wake()
         except OSError as error:
             self._node.note_store_error(error)
             return

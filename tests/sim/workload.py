@@ -198,14 +198,16 @@ class Workload:
     async def _move(self, rng: Random) -> None:
         """Let other nodes hold a shard: any of them, in the middle of a move too."""
         plan = self.cluster.plan
-        shard, wanted = ShardId(rng.randrange(plan.shards)), rng.sample(plan.names, plan.copies)
+        shard, order, far = ShardId(rng.randrange(plan.shards)), rng.sample(plan.names, plan.nodes), rng.random() < 0.5
 
         async def move(database: Database) -> None:
             node = database._node  # the way of a coordinator, which no client has
             known = node.control.machine.membership.placements.get(shard)
             if known is None:
                 raise Refused("its catalogue has yet to catch up")
-            await node.router.control_change(PlanMove(shard, known.generation, wanted))
+            if far:  # to those first who have nothing of it
+                order.sort(key=lambda name: name in known.members)
+            await node.router.control_change(PlanMove(shard, known.generation, order[: plan.copies]))
 
         await self.at_some_node(rng, move, attempts=2, within_s=DDL_S)
         self.requests += 1
