@@ -386,6 +386,8 @@ class Router:
         """Return what the leader's function for this method answers; it may be asked more than once."""
 
         async def here(host: Host) -> dict[str, Any]:
+            if method not in self._functions:
+                raise NoLeader(f"{self._me} is starting")
             return await self._functions[method](shard_id, arguments)
 
         def read(reply: dict[str, Any]) -> dict[str, Any]:
