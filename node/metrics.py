@@ -127,6 +127,12 @@ class Metrics:
         self._chunks_repaired = Counter(
             "annulus_chunks_repaired", "Damaged chunks replaced by those of other nodes", registry=registry
         )
+        self._compactions = Counter(
+            "annulus_compactions", "Compactions by kind: merge, purge, renew", ["kind"], registry=registry
+        )
+        self._compacted_rows = Counter(
+            "annulus_compacted_rows", "Rows that compactions read (in) and kept (out)", ["direction"], registry=registry
+        )
         self._chunks_scrubbed = Counter(
             "annulus_chunks_scrubbed", "Chunks read again to see whether they are whole", registry=registry
         )
@@ -307,6 +313,11 @@ class Metrics:
         """`result` is ok, failed or cancelled."""
         self._builds_running.dec()
         self._builds.labels(result).observe(seconds)
+
+    def compacted(self, kind: str, rows_before: int, rows_after: int) -> None:
+        self._compactions.labels(kind).inc()
+        self._compacted_rows.labels("in").inc(rows_before)
+        self._compacted_rows.labels("out").inc(rows_after)
 
     # the loop and its threads
     def loop_stalled(self, seconds: float) -> None:

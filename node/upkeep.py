@@ -648,6 +648,7 @@ class Upkeep:
             self._busy.difference_update(plan.inputs)
             self.compactions_running -= 1
         self.compactions_done += 1
+        self._metrics.compacted(plan.kind.value, sum(view.rows for view in views), files.rows)
         log.info(
             "segments compacted shard=%s collection=%d inputs=%d rows_before=%d rows_after=%d why=%s",
             self._host.name, state.collection_id, len(views), sum(v.rows for v in views), files.rows, plan.why,

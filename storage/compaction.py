@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -73,12 +74,24 @@ class SegmentFacts:
         return self.nbytes * self.live_rows // self.rows if self.rows else 0
 
 
+class Kind(StrEnum):
+    """What a compaction is for."""
+
+    MERGE = "merge"
+    """Small segments become one; what is dead or expired in them goes too."""
+    PURGE = "purge"
+    """One segment without its rows that are deleted or expired."""
+    RENEW = "renew"
+    """One segment under the newest version of the schema."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Segments of one partition to be replaced by one, by id ascending."""
 
     partition_id: PartitionId
     inputs: tuple[SegmentId, ...]
+    kind: Kind
     why: str
 
 
@@ -138,16 +151,16 @@ def _choose(segments: list[SegmentFacts], settings: CompactionSettings) -> list[
                 total += one.live_bytes
         chosen = _worth_merging(taken, settings)
         if chosen:
-            plans.append(_plan(chosen, f"merges {len(chosen)} small segments"))
+            plans.append(_plan(chosen, Kind.MERGE, f"merges {len(chosen)} small segments"))
             planned.update(one.segment_id for one in chosen)
             waiting = [one for one in waiting if one.segment_id not in planned]
         else:
             waiting = waiting[1:]  # too large to be merged with what there is
     for one in segments:
         if one.segment_id not in planned and one.garbage_ratio >= settings.garbage_ratio_min:
-            plans.append(_plan([one], f"{one.garbage_ratio:.0%} of its rows are dead or expired"))
+            plans.append(_plan([one], Kind.PURGE, f"{one.garbage_ratio:.0%} of its rows are dead or expired"))
         elif one.segment_id not in planned and one.outdated and settings.renew:
-            plans.append(_plan([one], "it has other fields than the schema"))
+            plans.append(_plan([one], Kind.RENEW, "it has other fields than the schema"))
     return sorted(plans, key=lambda plan: plan.inputs)
 
 
@@ -161,5 +174,5 @@ def _worth_merging(taken: list[SegmentFacts], settings: CompactionSettings) -> l
     return []
 
 
-def _plan(chosen: list[SegmentFacts], why: str) -> Plan:
-    return Plan(chosen[0].partition_id, tuple(sorted(one.segment_id for one in chosen)), why)
+def _plan(chosen: list[SegmentFacts], kind: Kind, why: str) -> Plan:
+    return Plan(chosen[0].partition_id, tuple(sorted(one.segment_id for one in chosen)), kind, why)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.compaction import CompactionSettings, SegmentFacts, choose, facts_of, merge
+from storage.compaction import CompactionSettings, Kind, SegmentFacts, choose, facts_of, merge
 from storage.growing import GrowingSegment
 from storage.sealed import SealedSegment
 from storage.segment_files import write_segment
@@ -47,6 +47,7 @@ def test_choice(segments: list[SegmentFacts], expected: list[tuple[int, ...]]) -
     plans = choose(segments, SETTINGS)
     assert [plan.inputs for plan in plans] == expected
     assert all(plan.why for plan in plans)
+    assert all((plan.kind is Kind.MERGE) == (len(plan.inputs) > 1) for plan in plans)
 
 
 @given(
