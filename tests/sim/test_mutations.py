@@ -96,17 +96,17 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "Strong reads without a barrier": Mutation(_replaced(Router, "barrier", _no_barrier), ("slow",), range(10)),
     "barriers without a round": Mutation(
-        _replaced(GroupHost, "barrier", _barrier_of_any_leader), ("cut", "pause"), range(11, 51)
+        _replaced(GroupHost, "barrier", _barrier_of_any_leader), ("cut", "pause"), range(27, 67)
     ),
     "repeats are new writes": Mutation(
-        _replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), range(9, 29)
+        _replaced(StateMachine, "apply", _apply_again), ("crash", "cut", "lead"), range(11, 31)
     ),
     "open changes are left open": Mutation(_replaced(Broadcaster, "_resume", _leave_open), ("die-at-step",), range(10)),
     "a shard is not told": Mutation(_replaced(Broadcaster, "tell", _tell_but_one), (), range(3)),
     "steps under a key are made again": Mutation(
         _replaced(Keys, "step", _every_step), ("crash", "cut", "die-at-step"), range(22, 42)
     ),
-    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(16, 46)),
+    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(19, 49)),
 }
 
 
