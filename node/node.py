@@ -41,6 +41,7 @@ from node.journaling import JournalWriter
 from node.members import Members
 from node.metrics import Metrics
 from node.network import Network
+from node.nodes import Nodes
 from node.placing import Placing
 from node.replicas import CATALOG_KEY, Replicas, group_of
 from node.route import Router
@@ -431,8 +432,8 @@ class Node:
         """Return every group's replicas on all nodes, as far as they answer; None without peers."""
         if self.cluster_status is None:
             return None
-        described = await self.cluster_status.gather(self.replicas_by_group)
-        return {"id": self.identity.cluster_id, "copies": self.identity.copies, **described}
+        described, moves = await asyncio.gather(self.cluster_status.gather(self.replicas_by_group), Nodes(self).moves())
+        return {"id": self.identity.cluster_id, "copies": self.identity.copies, **described, **moves}
 
     def _replica_views(self) -> dict[str, Any]:
         now_ms = self.seams.clock.wall_ms()

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from node.status_tables import size
+from node.status_tables import moves_tables, size
 
 LOOK_S: Final = 1.0
 ANSWER_S: Final = 35.0
@@ -125,19 +125,7 @@ def tables(found: Mapping[str, Any]) -> list[RenderableType]:
             one["client"],
             one["peer"],
         )
-    shown: list[RenderableType] = [nodes]
-    if found["moves"]:
-        moves = Table("shard", "from", "to", "for", "copied", "left", title="on the move")
-        for one in found["moves"]:
-            moves.add_row(
-                f"s{one['shard']}", ", ".join(one["from"]), ", ".join(one["to"]), f"{one['seconds']:.0f} s",
-                f"{size(one['bytesDone'])} of {size(one['bytesTotal'])}" if one["bytesTotal"] else "",
-                "" if one["secondsLeft"] is None else f"about {one['secondsLeft']:.0f} s",
-            )  # fmt: skip
-        shown.append(moves)
-    if found["movesPaused"]:
-        shown.append(Text("! moves are paused: no lost copy is replaced until `annulus node resume-moves`", "bold red"))
-    return shown
+    return [nodes, *moves_tables(found)]
 
 
 def _state(one: Mapping[str, Any]) -> Text:

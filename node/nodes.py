@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.membership import Member, Membership, MemberState, PauseMoves, RemoveMember, SetMember
 from node.coordinator import MOVES
-from storage.errors import InvalidParameter, NoLeader, Unavailable
+from storage.errors import AnnulusError, InvalidParameter, NoLeader, Unavailable
 
 if TYPE_CHECKING:
     from node.node import Node
@@ -65,19 +65,14 @@ class Nodes:
             }
             for name, one in membership.members.items()
         ]
-        moves = [
-            {
-                "shard": one["shard"],
-                "from": one["from"],
-                "to": one["to"],
-                "seconds": round(one["for_s"], 1),
-                "bytesDone": one["bytes_done"],
-                "bytesTotal": one["bytes_total"],
-                "secondsLeft": None if one["left_s"] is None else round(one["left_s"], 1),
-            }
-            for one in seen["moves"]
-        ]
-        return {"nodes": nodes, "moves": moves, "movesPaused": membership.moves_paused, "copies": membership.copies}
+        return {"nodes": nodes, **moves_under_way(membership, seen), "copies": membership.copies}
+
+    async def moves(self) -> Mapping[str, Any]:
+        """Return {"moves", "movesPaused"}; without moves if nobody knows of them just now."""
+        try:
+            return moves_under_way(self._membership(), await self._ask_coordinator())
+        except AnnulusError:
+            return {"moves": [], "movesPaused": False}
 
     async def drain(self, name: str, *, undo: bool = False, force: bool = False) -> None:
         """Move everything away from a node, which serves meanwhile; with `undo` it is as it was before."""
@@ -142,3 +137,20 @@ class Nodes:
             raise NoLeader("the control group has no leader now")
         seen, _ = await mesh.call(leader, MOVES, {}, timeout_s=ASK_S_MAX)
         return seen
+
+
+def moves_under_way(membership: Membership, seen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return {"moves", "movesPaused"} as clients see them; `seen` is the coordinator's answer."""
+    moves = [
+        {
+            "shard": one["shard"],
+            "from": one["from"],
+            "to": one["to"],
+            "seconds": round(one["for_s"], 1),
+            "bytesDone": one["bytes_done"],
+            "bytesTotal": one["bytes_total"],
+            "secondsLeft": None if one["left_s"] is None else round(one["left_s"], 1),
+        }
+        for one in seen["moves"]
+    ]
+    return {"moves": moves, "movesPaused": membership.moves_paused}

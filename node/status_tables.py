@@ -62,6 +62,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
     if found.get("cluster"):
         yield _nodes(found["cluster"]["nodes"])
         yield _groups(found["cluster"]["groups"])
+        yield from moves_tables(found["cluster"])
     elif "shards" in found:
         yield _shards(found["shards"])
     for sentence in troubles(found):
@@ -131,6 +132,21 @@ def _cells(replica: Mapping[str, Any]) -> tuple[str, str, str, str]:
         str(replica["position"]), str(lag) if lag >= LAG_SHOWN_MIN else "", str(replica["checkpoint"]),
         "" if age_ms is None else f"{age_ms / 1000:.1f} s ago",
     )  # fmt: skip
+
+
+def moves_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Yield what to print of the shards that are on the move; `found` has {"moves", "movesPaused"}."""
+    if found.get("moves"):
+        table = Table("shard", "from", "to", "for", "copied", "left", title="on the move")
+        for one in found["moves"]:
+            table.add_row(
+                f"s{one['shard']}", ", ".join(one["from"]), ", ".join(one["to"]), f"{one['seconds']:.0f} s",
+                f"{size(one['bytesDone'])} of {size(one['bytesTotal'])}" if one["bytesTotal"] else "",
+                "" if one["secondsLeft"] is None else f"about {one['secondsLeft']:.0f} s",
+            )  # fmt: skip
+        yield table
+    if found.get("movesPaused"):
+        yield Text("! moves are paused: no lost copy is replaced until `annulus node resume-moves`", "bold red")
 
 
 def size(count: int) -> str:
