@@ -9,6 +9,9 @@ Looked at whenever the control state, a role or a generation changes, and again 
     a shard that has gone elsewhere       call those who have it now, if none of them has told the control group yet:
                                           they may have missed the last entry; then drop what is here
 
+Near is who has applied what was the whole log a moment ago, not who has merely received it: a generation whose members
+still fetch chunks or a checkpoint would hold writes up until they have them.
+
 Each is a look at the state, not a memory of what was begun: a crash anywhere is followed by the same look.
 """
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AHEAD: Final = "placing/ahead"
+APPLIED: Final = "placing/applied"
 CALL_S: Final = 1.0
 LOOK_S: Final = 0.1
 """How often what is under way is looked at."""
@@ -58,6 +62,7 @@ class Placing:
         self._called_s: dict[ShardId, float] = {}
         if node.mesh is not None:
             node.mesh.serve(AHEAD, self._hear_ahead)
+            node.mesh.serve(APPLIED, self._tell_applied)
 
     def start(self) -> None:
         if self._node.mesh is not None:
@@ -178,11 +183,14 @@ class Placing:
         if before is None or before[0] != host.generation or host.raft.is_closing:
             return
         known = {one.name: one for one in host.raft.progress()}
-        for name in members:
-            if name != host.raft.me and (name not in known or not known[name].is_up or known[name].match < before[1]):
-                return
+        others = [name for name in members if name != host.raft.me]
+        if any(name not in known or not known[name].is_up or known[name].match < before[1] for name in others):
+            return
+        applied = await asyncio.gather(*(self._ask_applied(name, slot, host.generation) for name in others))
+        if min(applied, default=end) < before[1] or not host.is_leader or host.raft.is_closing:
+            return
         # Whoever leads now leads on, if it may; else the one that is nearest.
-        near = {name: int(one.match) for name, one in known.items()} | {host.raft.me: int(host.raft.last_position)}
+        near = {**dict(zip(others, applied, strict=True)), host.raft.me: int(host.raft.last_position)}
         order = sorted(members, key=lambda name: (name != host.raft.me, -near[name]))
         log.info("hands over group=%s generation=%d to=%s", host.name, host.generation + 1, ",".join(order))
         await host.change(Handover(host.generation + 1, order))
@@ -195,6 +203,20 @@ class Placing:
             if host is not None and not host.is_over:
                 self._install(slot, host.machine.position + 1, [peer])
         return bool(ahead)
+
+    async def _ask_applied(self, name: str, slot: int, generation: int) -> int:
+        """Return how much of a generation's log a node has applied; -1 if it has nothing of it yet."""
+        mesh = self._node.mesh
+        assert mesh is not None, "a node without peers places nothing"
+        found, _ = await mesh.call(name, APPLIED, {"slot": slot, "generation": generation}, timeout_s=CALL_S)
+        return int(found["position"])
+
+    async def _tell_applied(
+        self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
+        host = self._node.replicas.hosts.get(int(arguments["slot"]))
+        is_there = host is not None and host.is_whole and host.generation == int(arguments["generation"])
+        return {"position": int(host.machine.position) if host is not None and is_there else -1}, ()
 
     async def _call_heirs(self, shard_id: ShardId) -> None:
         """Tell the members of a generation that nobody is known to lead yet where its beginning is to be had."""
