@@ -266,6 +266,12 @@ def covered_term(raw: bytes) -> int | None:
     return None if term is None else int(term)
 
 
+def generation_in(raw: bytes) -> tuple[int, tuple[str, ...]]:
+    """Return the generation that a checkpoint is of, and its members; none are named of the first."""
+    number, members, _ = _machine(cbor2.loads(raw)).get("generation", (0, (), 0))
+    return int(number), tuple(members)
+
+
 def as_installed(raw: bytes, term: int) -> bytes:
     """Return the checkpoint as a replica commits it that took it from another: with the mark that its own log is to
     begin there. `term` is that of the entry at `covered`."""

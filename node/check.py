@@ -7,8 +7,9 @@ from pathlib import Path
 
 import cbor2
 
-from cluster.checkpoint import covered, manifest_key, referenced, resets_log
+from cluster.checkpoint import covered, generation_in, manifest_key, referenced, resets_log
 from cluster.control import CONTROL_GROUP, Control
+from cluster.membership import group_id
 from cluster.raft_wire import ROOT
 from node.disk import OsDisk
 from node.identity import IDENTITY_KEY
@@ -69,37 +70,45 @@ def _check_chunks(store: LevelDbChunks, logs: Mapping[int, GroupState]) -> Itera
         else:
             yield False, "no node has used this directory yet"
         return
-    yield from _check_meeting(logs, CONTROL_GROUP, catalog)
-    for number in range(cbor2.loads(identity)["shards"]):
-        yield from _check_shard(store, ShardId(number), logs)
+    facts = cbor2.loads(identity)
+    yield from _check_meeting(logs, CONTROL_GROUP, catalog, facts["node"])
+    for number in range(facts["shards"]):
+        yield from _check_shard(store, ShardId(number), logs, facts["node"])
 
 
 def _check_meeting(
-    logs: Mapping[int, GroupState], group_id: int, checkpoint: bytes | None
+    logs: Mapping[int, GroupState], slot: int, checkpoint: bytes | None, name: str
 ) -> Iterator[tuple[bool, str]]:
-    """Yield damage if entries are missing between a group's checkpoint and its log.
+    """Yield damage if entries are missing between a group's checkpoint and its log of the same generation.
 
-    This is all that shows the loss of a whole record of LevelDB's own log, which it drops without a word.
+    This is all that shows the loss of a whole record of LevelDB's own log, which it drops without a word. A node that
+    is no member of the generation needs no log of it: it keeps what others may still fetch.
     """
-    log = logs.get(group_id)
+    number, members = (0, ()) if checkpoint is None else generation_in(checkpoint)
+    group = group_id(slot, number)
+    log = logs.get(group)
+    if log is None and number and name not in members:
+        return
     first, last = (ROOT, Position(0)) if log is None else (log.base, log.last)
     covered_position = Position(0) if checkpoint is None else covered(checkpoint)
     if checkpoint is not None and resets_log(checkpoint):
-        yield False, f"group {group_id}: its checkpoint came from another node; the next start lets the log begin there"
+        yield False, f"group {slot}: its checkpoint came from another node; the next start lets the log begin there"
         return
     if max(covered_position, ROOT) < first:
-        yield True, f"group {group_id}: its log begins after {first}, its checkpoint covers only {covered_position}"
+        yield True, f"group {slot}: its log begins after {first}, its checkpoint covers only {covered_position}"
     if covered_position > last:
-        yield True, f"group {group_id}: its log ends at {last}, its checkpoint covers {covered_position}"
+        yield True, f"group {slot}: its log ends at {last}, its checkpoint covers {covered_position}"
 
 
-def _check_shard(store: LevelDbChunks, shard_id: ShardId, logs: Mapping[int, GroupState]) -> Iterator[tuple[bool, str]]:
+def _check_shard(
+    store: LevelDbChunks, shard_id: ShardId, logs: Mapping[int, GroupState], name: str
+) -> Iterator[tuple[bool, str]]:
     try:
         manifest = store.read(manifest_key(shard_id))
     except ChunkDamaged as error:
         yield True, str(error)
         return
-    yield from _check_meeting(logs, group_of(shard_id), manifest)
+    yield from _check_meeting(logs, group_of(shard_id), manifest, name)
     needed: set[bytes] = set()
     for where, digest in [] if manifest is None else referenced(manifest):
         if digest in needed:
