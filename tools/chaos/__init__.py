@@ -2,6 +2,7 @@
 
     python -m tools.chaos --minutes 10 --report run.html      all faults, mixed, from a seed
     python -m tools.chaos --only kill-leader --only deaf      these and no others
+    python -m tools.chaos --churn --minutes 10                nodes come, go and are replaced as well
     python -m tools.chaos --list                              what each fault is
     python -m tools.chaos failover --kills 50                 how long writes wait for a new leader
 
@@ -16,8 +17,8 @@ What is promised, and so checked
   2. Strong reads are linearizable, key by key.
   3. Bounded reads miss nothing that is older than their bound; weaker reads show what was written, wholly or not.
   4. Search, get, scan and count tell the same story on every node.
-  5. After the faults every node serves again by itself; SIGTERM ends a node with 0; `annulus check` finds every data
-     directory sound. No process ends that was not made to.
+  5. After the faults every node serves again by itself, and every shard has all its copies; SIGTERM ends a node with 0;
+     `annulus check` finds every data directory sound. No process ends that was not made to.
 
 How available it was is measured, not judged: answered and failed requests over time, and the longest gaps around each
 fault.

@@ -22,7 +22,7 @@ from tools.chaos.failover import Failover
 from tools.chaos.faults import FAULTS
 from tools.chaos.fleet import Outcome
 from tools.chaos.report import page, summary
-from tools.chaos.run import Run, folder_of
+from tools.chaos.run import ZONES, Run, folder_of
 from tools.crash.trace import Trace
 
 SHOWN_MAX = 12
@@ -39,6 +39,7 @@ BROKEN = 1
 @click.option("--data", "folder", default=None, help="Where data, logs and trace go, and stay.")
 @click.option("--only", "names", multiple=True, metavar="FAULT", help="Only this fault; may be given several times.")
 @click.option("--without", multiple=True, metavar="FAULT", help="Not this fault; may be given several times.")
+@click.option("--churn", is_flag=True, help="Nodes come, go and are replaced too; they are in three zones.")
 @click.option("--report", "report_path", default=None, metavar="FILE.html", help="Write the run as a page.")
 @click.option("--list", "listing", is_flag=True, help="Explain the faults and end.")
 @click.option("--python", default=sys.executable, hidden=True)
@@ -51,6 +52,7 @@ def main(
     folder: str | None,
     names: Sequence[str],
     without: Sequence[str],
+    churn: bool,
     report_path: str | None,
     listing: bool,
     python: str,
@@ -65,13 +67,17 @@ def main(
         return
     if context.invoked_subcommand is not None:
         return
-    chosen = _chosen(names, without)
+    chosen = _chosen(names, without, churn)
+    churn = churn or any(FAULTS[name].churns for name in chosen)
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     kept = folder is not None
     folder = folder_of(folder or tempfile.mkdtemp(prefix="annulus-chaos-"))
     console.print(f"seed {seed}, {nodes} nodes, {minutes:g} min, {folder}")
     with Trace(os.path.join(folder, "trace.jsonl")) as trace:
-        run = Run(folder, seed=seed, nodes=nodes, names=chosen, trace=trace, say=lambda line: None, python=python)
+        run = Run(
+            folder, seed=seed, nodes=nodes, names=chosen, trace=trace, say=lambda line: None, python=python,
+            zones=ZONES if churn else 0,
+        )  # fmt: skip
         asyncio.run(_shown(run, minutes * 60, console))
     for name, why in run.record.skipped.items():
         console.print(f"left out: {name}: {why}")
@@ -91,7 +97,8 @@ def main(
             shutil.rmtree(folder)
         return
     console.print(f"{len(run.world.violations)} promises broken; data, logs and trace.jsonl are in {folder}")
-    console.print(f"again: python -m tools.chaos --seed {seed} --minutes {minutes:g} --nodes {nodes}")
+    again = f"--seed {seed} --minutes {minutes:g} --nodes {nodes}" + " --churn" * churn
+    console.print(f"again: python -m tools.chaos {again}")
     sys.exit(BROKEN)
 
 
@@ -159,18 +166,19 @@ def _end_gently() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def _chosen(names: Sequence[str], without: Sequence[str]) -> list[str]:
+def _chosen(names: Sequence[str], without: Sequence[str], churn: bool) -> list[str]:
     unknown = sorted({*names, *without} - FAULTS.keys())
     if unknown:
         raise click.UsageError(f"no such fault: {', '.join(unknown)}; --list explains them all")
-    return [name for name in FAULTS if (not names or name in names) and name not in without]
+    asked = names or [name for name, one in FAULTS.items() if churn or not one.churns]
+    return [name for name in FAULTS if name in asked and name not in without]
 
 
 def _listing() -> Table:
     table = Table("fault", "what it does", box=None, pad_edge=False)
     for one in FAULTS.values():
         low, high = one.lasts_s
-        table.add_row(one.name, f"{one.sentence}; {low:g} to {high:g} s")
+        table.add_row(one.name, f"{one.sentence}; {low:g} to {high:g} s" + "; with --churn" * one.churns)
     return table
 
 

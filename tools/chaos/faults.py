@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from tools.chaos.machines import Machines
 from tools.chaos.proxy import Rule, Way
 from tools.chaos.shim import Disk
+from tools.environment import Failure
 
 Recipe = Callable[[Machines, random.Random], AbstractAsyncContextManager[str]]
 
@@ -28,11 +30,19 @@ ENDING_S = 1.5
 """How long a node that ends because of its disk may take to be gone."""
 
 
+NODES_MIN, NODES_MAX = 3, 5
+"""Between them churn keeps the number of nodes."""
+MOVES_WITHIN_S = 3.0
+"""How long a kill of the coordinator waits for shards to move."""
+
+
 class Needs(Enum):
     """Without what a recipe cannot be followed."""
 
     NOTHING = ""
     PEERS = "one node has no peers"
+    THREE = "with fewer than three nodes no shard has three copies"
+    ZONES = "nodes have no zones, which they have in a run with churn"
     SHIM = "needs a C compiler (cc), for the library that stands before a node's disk and clock"
 
 
@@ -45,10 +55,17 @@ class Fault:
     recipe: Recipe
     lasts_s: tuple[float, float]
     needs: Needs
+    churns: bool = False
+    """Nodes come and go: only where that is asked for."""
 
     def missing(self, machines: Machines) -> str:
         """Return why the recipe cannot be followed here, "" if it can."""
-        lacks = {Needs.PEERS: machines.proxies is None, Needs.SHIM: not machines.controls}
+        lacks = {
+            Needs.PEERS: machines.proxies is None,
+            Needs.THREE: len(machines.names) < NODES_MIN,
+            Needs.ZONES: not machines.zones,
+            Needs.SHIM: not machines.controls,
+        }
         return self.needs.value if lacks.get(self.needs, False) else ""
 
 
@@ -56,13 +73,18 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, sentence: str, *, lasts_s: tuple[float, float] = (1.0, 6.0), needs: Needs = Needs.NOTHING
+    name: str,
+    sentence: str,
+    *,
+    lasts_s: tuple[float, float] = (1.0, 6.0),
+    needs: Needs = Needs.NOTHING,
+    churns: bool = False,
 ) -> Callable[[Callable[[Machines, random.Random], AsyncIterator[str]]], Recipe]:
     """Enter a generator into `FAULTS`: up to its yield it breaks, after it mends, whatever happens."""
 
     def enter(generator: Callable[[Machines, random.Random], AsyncIterator[str]]) -> Recipe:
         recipe = contextlib.asynccontextmanager(generator)
-        FAULTS[name] = Fault(name, sentence, recipe, lasts_s, needs)
+        FAULTS[name] = Fault(name, sentence, recipe, lasts_s, needs, churns)
         return recipe
 
     return enter
@@ -200,6 +222,100 @@ async def chunk_rot(machines: Machines, chance: random.Random) -> AsyncIterator[
         await machines.ready_all()
         if finding == "damaged":
             machines.complain(victim, f"chunks stay damaged after a check of the cluster: {damaged}")
+
+
+# --- nodes that come and go --------------------------------------------------------------------------------------
+
+
+@fault("join", "a blank node joins and takes its share of the shards, while there are fewer than five", churns=True,
+       lasts_s=(1.0, 8.0), needs=Needs.THREE)  # fmt: skip
+async def join(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    async with machines.churning:
+        if len(machines.names) >= NODES_MAX:
+            yield f"not done: there are {NODES_MAX} nodes"
+            return
+        yield await machines.join(chance.choice(machines.names))
+
+
+@fault("drain-remove", "a node is drained, removed when it holds nothing, and stopped, while there are more than three",
+       churns=True, lasts_s=(1.0, 5.0), needs=Needs.THREE)  # fmt: skip
+async def drain_remove(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    async with machines.churning:
+        if len(machines.names) <= NODES_MIN:
+            yield f"not done: there are {NODES_MIN} nodes"
+            return
+        victim = chance.choice(machines.names)
+        led = _led(machines, victim)
+        await machines.asked("drain", nodeName=victim)
+        try:
+            yield led
+        finally:
+            await machines.until(f"{victim} is drained", lambda found: _is_empty(found, victim))
+            await machines.asked("remove", nodeName=victim)
+            async with machines.held_here([victim]):
+                await machines.terminate(victim)
+                await machines.part(victim)
+
+
+@fault("replace", "kill -9 of a node whose disk is lost for good; a blank node of another name takes its place",
+       churns=True, lasts_s=(0.5, 5.0), needs=Needs.THREE)  # fmt: skip
+async def replace(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    async with machines.all_held():  # a majority must keep its disks until this one's copies are made again
+        victim = chance.choice(machines.names)
+        led = _led(machines, victim)
+        await machines.ready_all()
+        await machines.whole()
+        await machines.kill(victim)
+        machines.wipe(victim)
+        await machines.part(victim)
+        heir = await machines.join(chance.choice(machines.names), replaces=victim)
+        try:
+            yield f"{led}, by {heir}"
+        finally:
+            await machines.until(f"{heir} instead of {victim}", lambda found: not _is_listed(found, victim))
+            await machines.whole()
+
+
+@fault("zone-loss", "kill -9 of all nodes of a zone; they start again after a while", churns=True, lasts_s=(0.5, 6.0),
+       needs=Needs.ZONES)  # fmt: skip
+async def zone_loss(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    zone = chance.choice(sorted({machines.zone_of(name) for name in machines.names}))
+    async with machines.churning:
+        victims = [name for name in machines.names if machines.zone_of(name) == zone]
+        async with machines.held_here(victims):
+            await asyncio.gather(*map(machines.kill, victims))
+            try:
+                yield f"{zone}: {', '.join(victims)}"
+            finally:
+                for name in victims:
+                    machines.revive(name)
+
+
+@fault("coordinator", "kill -9 of the node that leads the control group, if that is possible while shards move",
+       churns=True, lasts_s=(0.2, 5.0), needs=Needs.THREE)  # fmt: skip
+async def coordinator(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    with contextlib.suppress(Failure):
+        await machines.until("moves", lambda found: bool(found["moves"]), within_s=MOVES_WITHIN_S)
+    victim = await machines.control_leader() or chance.choice(machines.names)
+    async with machines.held_here([victim]):
+        if victim not in machines.names:
+            yield "not done: it has gone meanwhile"
+            return
+        await machines.kill(victim)
+        try:
+            yield victim
+        finally:
+            machines.revive(victim)
+
+
+@fault("pause-moves", "an operator pauses moves of shards, and lets them go on after a while", churns=True,
+       needs=Needs.THREE)  # fmt: skip
+async def pause_moves(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
+    await machines.asked("pause_moves")
+    try:
+        yield "paused"
+    finally:
+        await machines.asked("resume_moves")
 
 
 # --- the network -------------------------------------------------------------------------------------------------
@@ -381,6 +497,15 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _is_listed(found: Any, name: str) -> bool:
+    return any(one["name"] == name for one in found["nodes"])
+
+
+def _is_empty(found: Any, name: str) -> bool:
+    """Return whether a node holds nothing, and no longer votes in the control group."""
+    return not any(one["shards"] or one["coming"] or one["votes"] for one in found["nodes"] if one["name"] == name)
 
 
 def _around(machines: Machines, victim: str) -> list[Way]:

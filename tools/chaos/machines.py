@@ -376,6 +376,14 @@ class Machines:
                             return reply["data"]
         return None
 
+    async def asked(self, what: str, **body: Any) -> None:
+        """Ask until it is done. Raises Failure."""
+        until_s = time.monotonic() + WHOLE_S_MAX
+        while await self.operate(what, **body) is None:
+            if time.monotonic() > until_s:
+                raise Failure(f"{what} {body}: refused for {WHOLE_S_MAX:.0f} s")
+            await asyncio.sleep(0.3)
+
     async def until(self, what: str, wanted: Callable[[Any], bool], *, within_s: float = WHOLE_S_MAX) -> None:
         """Return when the list of nodes is as wanted. Raises Failure."""
         until_s = time.monotonic() + within_s
@@ -404,8 +412,7 @@ class Machines:
 
 
 def is_whole(found: Any) -> bool:
-    """Return whether a list of nodes says that every shard has all its copies, and that nothing is to move."""
+    """Return whether a list of nodes says that all copies are on nodes that are up and stay, and that nothing moves."""
     nodes = found["nodes"]
-    held = [one["shards"] for one in nodes if one["state"] == "active"]
     away = [one for one in nodes if one["shards"] and (one["state"] != "active" or not one["isUp"])]
-    return not found["moves"] and not away and not any(one["coming"] for one in nodes) and max(held) - min(held) <= 1
+    return not found["moves"] and not away and not any(one["coming"] for one in nodes)

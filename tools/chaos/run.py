@@ -17,6 +17,7 @@ import numpy as np
 
 from node.service import Consistency
 from tools.bench.loading import REPOSITORY
+from tools.bench.wire import Address
 from tools.chaos.faults import FAULTS, Planned, plan
 from tools.chaos.fleet import ATTEMPT_S_MAX, Fleet, Outcome
 from tools.chaos.machines import Machines
@@ -44,6 +45,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     "index.rows_min": "64",
 }
 """Nodes seal, build, compact, checkpoint and cut their journals all the time."""
+ZONES = 3
+"""Of a run with churn."""
 HEAL_S_MAX = 60.0
 """After the last fault every node must answer Strong reads within this time."""
 VERIFY_S_MAX = 30.0
@@ -93,6 +96,7 @@ class Run:
         trace: Trace,
         say: Callable[[str], None],
         python: str = sys.executable,
+        zones: int = 0,
         subjects: Sequence[Subject] = LEDGERS,
         settings: Mapping[str, str] = SETTINGS,
     ) -> None:
@@ -103,7 +107,10 @@ class Run:
         self._chance = random.Random(f"{seed}/fleet")
         repairing = {"cluster.repair_from_peers": "true"} if nodes > 1 else {}
         settings = {**settings, **repairing}
-        self.machines = Machines(folder, nodes=nodes, settings=settings, complain=self._died, python=python)
+        self.machines = Machines(
+            folder, nodes=nodes, settings=settings, complain=self._died, python=python, zones=zones
+        )
+        self.machines.watchers.append(self._came_or_went)
         self.fleet = Fleet(self.machines.addresses, self._chance)
         self._ones = {name: Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX)
                       for name, address in self.machines.addresses.items()}  # fmt: skip
@@ -126,7 +133,7 @@ class Run:
                 await self._round(seconds / rounds)
             if self.sound:
                 await self.machines.stop()
-                for name in self.machines.names:
+                for name in list(self.machines.names):
                     await self._check(name)
 
     @contextlib.asynccontextmanager
@@ -135,6 +142,7 @@ class Run:
             stack.push_async_callback(self.machines.abandon)
             try:
                 await self.machines.start()
+                self._stack = stack
                 for one in (self.fleet, *self._ones.values()):
                     await stack.enter_async_context(one.connected())
                 stack.push_async_callback(_cancelled, asyncio.create_task(self.machines.watch()))
@@ -220,6 +228,8 @@ class Run:
         await asyncio.sleep(max(0.0, late_s))
         try:
             await self.machines.ready_all()
+            if self.machines.proxies is not None:
+                await self.machines.whole()
             await asyncio.wait_for(self._whole(), HEAL_S_MAX)
             for number, (name, node) in enumerate(self._ones.items()):
                 if number == 0:
@@ -258,6 +268,15 @@ class Run:
         self.world.trace.write("check", node=name, code=done.returncode)
         if done.returncode != 0:
             self.world.complain(Kind.CHECK, name, f"exit {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+
+    async def _came_or_went(self, name: str, address: Address | None) -> None:
+        if address is None:
+            self.fleet.forget(name)
+            del self._ones[name]
+        else:
+            await self.fleet.add(name, address)
+            self._ones[name] = Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX)
+            await self._stack.enter_async_context(self._ones[name].connected())
 
     def _died(self, name: str, text: str) -> None:
         self.world.complain(Kind.PROCESS, name, text)
