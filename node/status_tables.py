@@ -97,8 +97,20 @@ def _nodes(nodes: list[Mapping[str, Any]]) -> Table:
     table = Table("node", "state", "leads", "replicas", "chunks", title="nodes")
     for one in nodes:
         style = "" if one["state"] == "ready" else "red"
-        table.add_row(one["name"], Text(one["state"], style=style), str(one["leads"]), str(one["replicas"]))
+        row = (str(one["leads"]), str(one["replicas"]), _chunks(one.get("healing") or {}))
+        table.add_row(one["name"], Text(one["state"], style=style), *row)
     return table
+
+
+def _chunks(healing: Mapping[str, Any]) -> str:
+    """Return how the last reading of a node's chunks ended, or how far this one is."""
+    scrub = healing.get("scrub", {})
+    if not scrub.get("began_ms"):
+        return "not read yet"
+    if not scrub["ended_ms"]:
+        return f"reading, {scrub['chunks_done']:,} of {scrub['chunks_total']:,}"
+    found = f", {scrub['damaged']} damaged, {scrub['cured']} made good" if scrub["damaged"] else " whole"
+    return f"{scrub['chunks_total']:,}{found}"
 
 
 def _groups(groups: list[Mapping[str, Any]]) -> Table:

@@ -30,7 +30,7 @@ def fill(node: Running) -> None:
         data = [{"id": key, "vector": VECTORS[key], "word": f"w{key}"} for key in range(first, first + 1_000)]
         node.ask("/entities/insert", collectionName="c", data=data)
     node.ask("/collections/flush", collectionName="c")
-    until(lambda: node.index_finished("c"), what="index")
+    until(lambda: node.index_finished("c"), seconds=120.0, what="index")
 
 
 def rot(data: Path, *, places: int = 12) -> int:
