@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.membership import Membership, SetMember
 from node.settings import Address, parse_address
-from storage.errors import AnnulusError, Unavailable
+from storage.errors import AnnulusError, Conflict, Unavailable
 
 if TYPE_CHECKING:
     from node.node import Node
@@ -39,6 +39,7 @@ class Members:
         self._addresses: Mapping[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_removed = False
+        self._complaint = ""
         if node.mesh is not None:
             node.mesh.serve(KNOWN, self._tell)
 
@@ -110,10 +111,20 @@ class Members:
                     await self._ask()
                 else:
                     await self._announce(self._node.control.machine.membership)
-            except AnnulusError as error:
+            except Unavailable as error:
+                if isinstance(error, Conflict):
+                    self._complain(error)
                 log.debug("members wait: %s", error)
+            except AnnulusError as error:
+                self._complain(error)
             except Exception:
                 log.exception("members fail; it goes on")
+
+    def _complain(self, error: AnnulusError) -> None:
+        """Say once what the cluster does not accept of this node."""
+        if error.message != self._complaint:
+            self._complaint = error.message
+            log.warning("the cluster does not take what this node tells of itself: %s", error.message)
 
     async def _ask(self) -> None:
         """Learn from the others who there is, if they know better."""
