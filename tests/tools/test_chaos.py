@@ -22,12 +22,12 @@ from aiohttp import web
 from click.testing import CliRunner
 
 from tools.bench.wire import BASE_PATH, Address
-from tools.chaos.__main__ import main
+from tools.chaos.__main__ import _chosen, main
 from tools.chaos.failover import outage
 from tools.chaos.faults import FAULTS, plan
 from tools.chaos.figures import gaps, longest_gap_s, percentile, rates, repeats
 from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request, Session
-from tools.chaos.proxy import Proxies, ProxyProcess, Rule
+from tools.chaos.proxy import ANYBODY, Proxies, ProxyProcess, Rule
 from tools.chaos.registers import SUBJECT, Registers
 from tools.chaos.report import page, summary
 from tools.chaos.run import Happening, Record, Run
@@ -76,6 +76,16 @@ def test_list_explains_every_fault() -> None:
     assert all(name in told.output for name in FAULTS)
     refused = CliRunner().invoke(main, ["--only", "meteor"])
     assert refused.exit_code == 2 and "meteor" in refused.output and "--list" in refused.output
+
+
+def test_nodes_come_and_go_only_if_that_is_asked_for() -> None:
+    """Faults that change which nodes there are come with --churn, or by their names."""
+    churning = {name for name, one in FAULTS.items() if one.churns}
+    assert churning == {"join", "drain-remove", "replace", "zone-loss", "coordinator", "pause-moves"}
+    assert not churning & set(_chosen((), (), churn=False))
+    assert churning < set(_chosen((), (), churn=True)) == set(FAULTS)
+    assert _chosen(("join",), (), churn=False) == ["join"]
+    assert "zone-loss" not in _chosen((), ("zone-loss",), churn=True)
 
 
 # --- the network -------------------------------------------------------------------------------------------------
@@ -226,6 +236,41 @@ def test_proxies_that_died_are_an_error() -> None:
             with pytest.raises(RuntimeError, match="proves nothing"):
                 process.reset([("a", "b")])
             await process.stop()
+
+    asyncio.run(story())
+
+
+def test_an_address_that_a_node_tells_is_open_only_while_nodes_join() -> None:
+    """Nobody gets around the proxies by what the cluster knows of addresses; who joins gets in."""
+
+    async def story() -> None:
+        async with echo() as address:
+            process = ProxyProcess({"a": address, "b": address})
+            await process.start()
+            there = process.address(ANYBODY, "b")
+
+            async def answers() -> bool:
+                with contextlib.suppress(ConnectionError):
+                    reader, writer = await asyncio.open_connection(there.host, there.port)
+                    writer.write(b"x")
+                    found = await asyncio.wait_for(reader.read(1), 10)
+                    writer.transport.abort()
+                    return found == b"x"
+                return False
+
+            async def become(open_: bool) -> None:
+                while await answers() is not open_:  # noqa: ASYNC110  it is in another process
+                    await asyncio.sleep(0.01)
+
+            try:
+                await become(False)
+                with process.opened():
+                    await become(True)
+                await become(False)
+                ways = [("a", "b"), ("a", "n4"), ("n4", "b")]
+                assert process.between(ways) == [("a", "b")]
+            finally:
+                await process.stop()
 
     asyncio.run(story())
 
