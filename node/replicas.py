@@ -152,7 +152,11 @@ class Replicas:
         self._upkeep_runs = True
         for shard_id, upkeep in list(self.upkeep.items()):
             if self._node.mesh is None:  # all of the log is applied; with peers more may come that names chunks
-                removed = await upkeep.sweep()
+                removed = 0
+                try:
+                    removed = await upkeep.sweep()
+                except OSError as error:
+                    self._node.note_store_error(error)  # a full disk: what is left is removed by the next start
                 if removed:
                     log.info("removed chunks that a crash had left shard=%d chunks=%d", shard_id, removed)
             upkeep.start()
