@@ -62,6 +62,8 @@ WRITE_S_MAX: Final = 60.0
 """A write that is not acknowledged within this time, however often it is repeated, has failed."""
 BEFORE_S, AFTER_S = 0.1, 1.5
 """From when to when around a hand-over the longest wait for an acknowledgement is its doing."""
+PART_S: Final = 1.0
+"""Between telling clients to ask other nodes and the removal of a node: what it was asked is answered."""
 PHASE_S_MAX: Final = 600.0
 KEYS: Final = 2_000_000
 SNAPSHOT: Final = "Annulus-Snapshot"
@@ -281,6 +283,7 @@ class Elastic:
         for name in names:
             await self._until(f"{name} empty", partial(_is_empty, name))
             self._part(name)
+            await asyncio.sleep(PART_S)
             await self._until(f"{name} removed", lambda found: self._remove(name))  # noqa: B023
             await asyncio.to_thread(self.cluster.stop, name)
             self.cluster.forget(name)
@@ -382,6 +385,15 @@ class Elastic:
         last_s = min([one for one in near if one >= at_s + AFTER_S], default=at_s + AFTER_S)
         return outage([one for one in near if one <= last_s], first_s, last_s)[0]
 
+    def hand_overs_s(self, since_s: float, until_s: float) -> list[float]:
+        """Return, for each hand-over, how long after it was proposed the shard had a leader again, as nodes log it."""
+        led = self._logged("leads group", "group")
+        return [
+            min((then_s - at_s for then_s, other in led if other == shard and then_s > at_s), default=float("nan"))
+            for at_s, shard in self._logged("hands over", "group")
+            if since_s <= at_s < until_s and shard != "control"
+        ]
+
     def moved(self, since_s: float, until_s: float) -> int:
         """Return how many copies of shards were given to nodes that had none, counting plans that were taken back."""
         moves = [fields for at_s, fields in self._lines("moves shard") if since_s <= at_s < until_s]
@@ -476,6 +488,7 @@ class Report:
         elastic.seen = Seen()
         await asyncio.sleep(0)
         pauses_ms = np.array([1000 * one for one in elastic.pauses_s(began_s, ended_s)])
+        leaderless_ms = np.array([1000 * one for one in elastic.hand_overs_s(began_s, ended_s)])
         moved = elastic.moved(began_s, ended_s)
         self.fetched[name] = elastic.fetched_bytes(began_s, ended_s)
         more = sum(count for attempts, count in seen.repeats.items() if attempts > 2)
@@ -489,6 +502,7 @@ class Report:
             writes=seen.writes, failed=seen.failed_writes, repeated_once=seen.repeats[2], repeated_more=more,
             slowest_ms=1000 * seen.slowest_write_s,
             waits=len(pauses_ms), pause_p50_ms=percentile(pauses_ms, 50), pause_max_ms=percentile(pauses_ms, 100),
+            leaderless_p50_ms=percentile(leaderless_ms, 50), leaderless_max_ms=percentile(leaderless_ms, 100),
         )  # fmt: skip
         self._results.add(
             "reads", name,

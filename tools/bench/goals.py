@@ -102,7 +102,9 @@ ELASTIC_GOALS: tuple[Goal, ...] = (
         for name in ("3 to 5", "5 to 3")
         for goal in (
             Goal(f"writes repeated more than once, {name}", "writes", name, "repeated more", at_most=0),
-            Goal(f"longest pause of a hand-over, {name}", "writes", name, "pause max ms", at_most=300,
+            Goal(f"longest time without a leader in a hand-over, {name}", "writes", name, "leaderless max ms",
+                 at_most=300, orientation=True),
+            Goal(f"longest pause of writes around a hand-over, {name}", "writes", name, "pause max ms", at_most=300,
                  orientation=True),
         )
     ),
