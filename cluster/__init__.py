@@ -17,10 +17,11 @@ of its log. A *chunk* is some bytes of a segment in the store, named by their di
 **What flows through.** A write: `node` stamps a message and proposes it (`raft.py`); once committed, `Shard.apply`
 decodes it, gives it its tick, looks the producer and sequence up among the outcomes it remembers, and if it is new
 changes rows. A change of the catalogue: `BeginDdl` in the control group checks the request and opens a task (`ddl.py`),
-every shard concerned is told one message, the last `AckDdl` makes the change visible (`catalog.py`). A segment: rows grow in
-memory; `Seal` ends that, `Flushed` says in which chunks they are, `Indexed` in which chunks an index of them is,
-`Compacted` puts one segment in the place of several. What takes time in between is done outside, on frozen views, and
-comes back as the next message; its product is handed to the replica that made it and read from chunks by the others.
+every shard concerned is told one message, the last `AckDdl` makes the change visible (`catalog.py`). A segment: rows
+grow in memory; `Seal` ends that, `Flushed` says in which chunks they are, `Indexed` in which chunks an index of them
+is, `Compacted` puts one segment in the place of several. What takes time in between is done outside, on frozen views,
+and comes back as the next message; its product is handed to the replica that made it and read from chunks by the
+others.
 
 | file            | holds                                                                              |
 |-----------------|------------------------------------------------------------------------------------|
