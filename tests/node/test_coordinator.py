@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from random import Random
 
 import pytest
 
@@ -12,6 +16,7 @@ from cluster.membership import Membership, MemberState
 from node.nodes import Nodes
 from storage.errors import Conflict, InvalidParameter, Unavailable
 from tests.node.cluster_of import Site, on_a_cluster
+from tests.sim.cluster import NoAnswer, Refused
 
 KEYS = list(range(60))
 
@@ -175,3 +180,63 @@ def test_a_node_that_was_away_finds_a_cluster_that_has_changed() -> None:
         await until(site, lambda: membership(site).members["n1"].state is MemberState.ACTIVE and held(site)["n1"] >= 2)
 
     on_a_cluster(script, shards=4, dead_after_s=20.0)
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_coming_and_going_under_writes_ends_even_and_whole(seed: int) -> None:
+    """Nodes join, drain, stay after all, die and return; every answered row is there, and all hold the same."""
+    dice = Random(seed)
+
+    async def script(site: Site) -> None:
+        await site.create(shards=4)
+        answered: set[int] = set()
+        asked: set[int] = set()
+
+        async def write() -> None:
+            for key in itertools.count():
+                if ready := site.world.ready():
+                    asked.add(key)
+                    with contextlib.suppress(NoAnswer, Refused, Unavailable):
+                        await site.insert(dice.choice(ready), [key])
+                        answered.add(key)
+                await asyncio.sleep(0.3)
+
+        writing = asyncio.ensure_future(write())
+        for _ in range(10):
+            await asyncio.sleep(dice.uniform(2, 12))
+            with contextlib.suppress(NoAnswer, Refused, Unavailable, InvalidParameter):
+                await disturb(site, dice)
+        for name in site.world.machines:
+            site.world.start_if_down(name)
+        await site.ready()
+        writing.cancel()
+
+        def is_even() -> bool:
+            members = membership(site).members.values()
+            load = [held(site)[one.name] for one in members if one.state is MemberState.ACTIVE]
+            leaving = [held(site)[one.name] for one in members if one.state is MemberState.DRAINING]
+            return is_at_rest(site) and not any(leaving) and max(load) - min(load) <= 1
+
+        await until(site, is_even, 200)
+        for name in site.world.machines:
+            assert answered <= set(await site.found(name)) <= asked
+
+    on_a_cluster(script, shards=4, seed=seed)
+
+
+async def disturb(site: Site, dice: Random) -> None:
+    """Have one node come, go, or die for a while."""
+    by, count = dice.choice(site.world.ready()), len(site.world.machines)
+    members = membership(site, by).members
+    what = dice.choice(("join", "drain", "kill", "stay"))
+    if what == "join" and count < 6:
+        await site.world.join(f"n{count + 1}", by)
+    elif what == "drain":
+        await change(site, lambda nodes: nodes.drain(dice.choice(list(members))), by)
+    elif what == "kill":
+        site.kill(by)
+        await asyncio.sleep(dice.uniform(0.5, 8))
+        site.world.start_if_down(by)
+    elif what == "stay":
+        for one in [name for name, one in members.items() if one.state is MemberState.DRAINING]:
+            await change(site, partial(Nodes.drain, name=one, undo=True), by)
