@@ -66,6 +66,7 @@ PART_S: Final = 1.0
 """Between telling clients to ask other nodes and the removal of a node: what it was asked is answered."""
 PHASE_S_MAX: Final = 600.0
 KEYS: Final = 2_000_000
+WHY_CHARS: Final = 300
 SNAPSHOT: Final = "Annulus-Snapshot"
 
 
@@ -176,7 +177,7 @@ class Elastic:
         def watch() -> Callable[[Attempt], None]:
             nonlocal attempts
             attempts += 1
-            return lambda attempt: seen.why.update([attempt.why[:110]] if attempt.why else [])
+            return lambda attempt: seen.why.update([attempt.why[:WHY_CHARS]] if attempt.why else [])
 
         done = False
         while not done and time.monotonic() < began_s + WRITE_S_MAX:
@@ -223,7 +224,7 @@ class Elastic:
                 again, _ = await self._counted(name, {SNAPSHOT: token})
             except (Answered, Unknown) as error:
                 self.seen.failed_reads += 1
-                self.seen.why[str(error)[:110]] += 1
+                self.seen.why[str(error)[:WHY_CHARS]] += 1
             else:
                 self.seen.counts += 1
                 if not least <= first <= most or first != again:
@@ -247,7 +248,7 @@ class Elastic:
                 )  # fmt: skip
             except (Answered, Unknown) as error:
                 self.seen.failed_reads += 1
-                self.seen.why[str(error)[:110]] += 1
+                self.seen.why[str(error)[:WHY_CHARS]] += 1
             else:
                 self.seen.searches += 1
                 self.seen.answers.setdefault(name, {})[query] = [int(hit["id"]) for hit in found]
