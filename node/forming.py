@@ -5,11 +5,12 @@ disk was lost or set aside; in the second case the node once voted and confirmed
 node whose directory holds no votes yet (`Identity.is_seated`) asks the others first:
 
     one of them knows the cluster's id      there is a cluster: come back as one that forgot
-    a majority of the control group's       nothing has been promised to any client: found it
-    voters answers, and all are new
+    so many others answer that they are     nothing has been promised to any client: found it
+    new that no quorum is without one
 
-Who is new has neither voted nor heard of a leader in the group of all nodes. A quorum of them takes part in whatever is
-promised, so where a majority is new nothing has been. Where one is not, the first leader is about to give the id.
+Who is new has neither voted nor heard of a leader in the control group. A quorum of its voters takes part in whatever
+is promised; if one of every quorum is new, besides this node, which cannot know what it has forgotten, nothing has
+been. Where that is not so, the first leader is about to give the id, or the cluster waits for its nodes.
 
 **Coming back.** For each of its groups the node waits until all other voters answer, so many of them remember that
 every quorum has one, and these are of one term, with its leader among them. Then
@@ -106,8 +107,9 @@ class Forming:
         mesh.serve(STANDING, self._tell_standing)
 
     async def find_cluster(self) -> str:
-        """Return the id of the cluster that this node belongs to, or "" if a majority is about to found one."""
-        quorum = len(self._voters) // 2 + 1
+        """Return the id of the cluster that this node belongs to, or "" if it is about to be founded."""
+        # This node may be the one that has forgotten, so it does not count: of three nodes both others must be new.
+        needed = len(self._voters) - len(self._voters) // 2
         while True:
             answers = await self._ask(self._others, GREET, {})
             for peer, answer in answers.items():
@@ -118,11 +120,11 @@ class Forming:
             old = [peer for peer, answer in here.items() if not answer["is_new"]]
             if not self._is_new(CONTROL_GROUP):
                 old.append(self._mesh.me)
-            if not old and len({*here, self._mesh.me}.intersection(self._voters)) >= quorum:
+            if not old and len(here.keys() & set(self._voters)) >= needed:
                 log.info("founding a cluster with peers=%s", ",".join(here))
                 return ""
             missing = ", ".join(peer for peer in self._voters if peer not in {*here, self._mesh.me})
-            self.why = f"waiting for {missing}: {quorum} of {len(self._voters)} nodes form a cluster"
+            self.why = f"waiting for {missing}: {needed + 1} of {len(self._voters)} nodes form a cluster"
             if old:
                 self.why = f"{', '.join(old)} has been part of a cluster: waiting for a node that knows its id"
             await asyncio.sleep(ASK_S)

@@ -235,6 +235,14 @@ class GroupHost(Generic[Machine]):
     # what callers ask for
 
     @property
+    def applied_term(self) -> int:
+        """The term of the last entry that was applied here."""
+        if self.is_over:
+            return self.last_term
+        log = self.raft.log
+        return log.term_at(max(self.machine.position, log.base_position))
+
+    @property
     def is_leader(self) -> bool:
         return self.led.is_set()
 

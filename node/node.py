@@ -564,8 +564,8 @@ class Node:
             position = control.position
             if position <= self._control_saved:
                 return
-            raft_log = self.control.raft.log
-            frozen = control.freeze(raft_log.term_at(position), reset_log=raft_log.durable_position < position)
+            is_in_log = self.control.raft.log.durable_position >= position
+            frozen = control.freeze(self.control.applied_term, reset_log=not is_in_log)
             await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
             self.note_control_saved(position)
         self.control.trim(position)

@@ -674,7 +674,7 @@ class Upkeep:
             shard, position = self.shard, self.shard.position
             frozen = freeze(
                 shard,
-                term=self._host.raft.log.term_at(max(position, self._host.raft.log.base_position)),
+                term=self._host.applied_term,
                 reset_log=self._host.raft.log.durable_position < position,
                 garbage=self.pins.doom(shard, self._host.raft.log.last_position),
             )

@@ -16,6 +16,7 @@ from cluster.tick import HybridClock
 from node import calls
 from node.calls import Answer, Mesh
 from node.network import Blob, FrameReader, Link, Receiver, encode_message
+from node.settings import Address
 from storage.errors import (
     AnnulusError,
     CollectionNotFound,
@@ -63,6 +64,9 @@ class Wire:
     async def stop(self) -> None:
         self.session(False)
         self.other.session(False)
+
+    def set_peers(self, peers: Mapping[str, Sequence[Address]]) -> None:
+        pass
 
     def send(self, peer: str, link: Link, header: Mapping[str, Any], blobs: Sequence[Blob] = ()) -> bool:
         if not self.up or self.is_full or peer != self.peer:

@@ -44,7 +44,13 @@ class Voter:
     """One node: the id it knows and where it stands in each group."""
 
     def __init__(
-        self, hall: Hall, name: str, cluster_id: str = "", is_new: bool = False, **standings: Standing
+        self,
+        hall: Hall,
+        name: str,
+        cluster_id: str = "",
+        is_new: bool = False,
+        members: Sequence[str] = MEMBERS,
+        **standings: Standing,
     ) -> None:
         self.cluster_id = cluster_id
         self.is_new = is_new
@@ -53,7 +59,7 @@ class Voter:
         mesh: Any = HallMesh(hall, name)
         self.forming = Forming(
             mesh,
-            MEMBERS,
+            members,
             cluster_id=lambda: self.cluster_id,
             standing=self.standing,
             is_new=lambda group: self.is_new,
@@ -97,16 +103,32 @@ async def waits(node: Voter, waiting: Any, why: str) -> asyncio.Task[Any]:
     raise AssertionError(f"it waits for something else: {node.forming.why!r}")
 
 
-def test_a_majority_founds() -> None:
-    """One node alone waits, and says for whom; with a second one both found; the id is nobody's yet."""
+def test_all_that_every_quorum_needs_found() -> None:
+    """Of three nodes one or two wait, and say for whom; with the third all found; the id is nobody's yet."""
 
     async def scenario() -> None:
         hall = Hall()
         first = Voter(hall, "n1", is_new=True)
-        finding = await waits(first, first.forming.find_cluster(), "waiting for n2, n3: 2 of 3 nodes form a cluster")
+        finding = await waits(first, first.forming.find_cluster(), "waiting for n2, n3: 3 of 3 nodes form a cluster")
         second = Voter(hall, "n2", is_new=True)
-        assert await soon(second.forming.find_cluster()) == ""
+        other = await waits(second, second.forming.find_cluster(), "waiting for n3: 3 of 3 nodes form a cluster")
+        assert not finding.done(), "one of the two may have formed it with the third, and forgotten"
+        third = Voter(hall, "n3", is_new=True)
+        assert await soon(third.forming.find_cluster()) == await soon(other) == await soon(finding) == ""
+
+
+@pytest.mark.parametrize(("nodes", "needed"), [(2, 2), (3, 3), (4, 3), (5, 4), (7, 4)])
+def test_so_many_found(nodes: int, needed: int) -> None:
+    """As many as leave no quorum of voters without one that is new, besides the one that asks; five vote at most."""
+
+    async def scenario() -> None:
+        hall, names = Hall(), [f"n{number}" for number in range(1, nodes + 1)]
+        voters = [Voter(hall, name, is_new=True, members=names) for name in names[: needed - 1]]
+        finding = await waits(voters[0], voters[0].forming.find_cluster(), f"{needed} of {min(5, nodes)} nodes form")
+        Voter(hall, names[needed - 1], is_new=True, members=names)
         assert await soon(finding) == ""
+
+    asyncio.run(scenario())
 
     asyncio.run(scenario())
 

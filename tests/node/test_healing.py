@@ -13,7 +13,7 @@ from cluster.machine import StateMachine
 from cluster.shard import Shard
 from node.cluster_check import Finding, finding_of
 from node.healing import Verdict, judge, mark_key
-from node.node import group_of
+from node.replicas import group_of
 from node.scrub import Scrub
 from storage.keys import chunk_key
 from storage.types import CollectionId, ShardId, Tick

@@ -512,15 +512,15 @@ def test_the_catalogue_is_taken_the_same_way(loop: SimLoop) -> None:
     for name in ("n1", "n2"):
         node = nodes[name] = WiredNode(name, wire, loop, ["n1", "n2"])
         journal = Journal.open(SimDisk(Random(0)), "/journal")
-        log = logs[name] = journal.group(0)
+        logs[name] = journal.group(0)
         machines[name] = Control(4)
 
         def put(machine: Control, position: Position, term: int, name: str = name) -> None:
             machines[name] = machine
 
         group = SnapshotGroup(
-            group_id=0, record=of_control(CATALOG), raft_log=lambda: log, pins=node.pins, peers=lambda: ["n1", "n2"],
-            machine=partial(machines.__getitem__, name),
+            group_id=0, record=of_control(CATALOG), raft_log=partial(logs.__getitem__, name), pins=node.pins,
+            peers=lambda: ["n1", "n2"], machine=partial(machines.__getitem__, name),
             install=put, note_installing=lambda installing: None, replaced=lambda position: None,
         )  # fmt: skip
         snapshots = Snapshots(node.mesh, node.transfer, node.store, node.executor, node.dice, {0: group})

@@ -247,7 +247,9 @@ def test_without_a_majority(trio: Trio, tmp_path: Path) -> None:
 
     Its data is that of a cluster with the names and the secret of ours: a node of ours that is given it is refused.
     """
-    with Trio(tmp_path / "other", names=("n2", "n3")) as other:
+    with Trio(tmp_path / "other") as other:
+        other["n1"].kill()
+        shutil.rmtree(other["n1"].data)
         other["n3"].ask("/collections/create", collectionName="theirs", dimension=2)
         other["n2"].kill()
         until(lambda: b"no leader: control, s0, s1, s2, s3" in _readyz(other["n3"]), what="a lost majority")
