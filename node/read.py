@@ -429,6 +429,16 @@ class Reader:
                         f"no replica of {names} answers that is as fresh as asked for: try again soon, or read with "
                         f"consistencyLevel Eventually ({error})"
                     ) from None
+                if len(needs) > 1:  # no node may have all of them any more: shards move one by one
+                    part = question.part()
+                    ways = {
+                        one: router.replicas_elsewhere(one, leader_first=need.strong) for one, need in needs.items()
+                    }
+                    answers = await _all(
+                        self._here_or_away(part, schema, row_filter, {one: needs[one]}, ways[one], deadline_s)
+                        for one in needs
+                    )
+                    return merge_answers(question, schema, answers)
             ready = (self._fresh.reach(one, need, deadline_s=deadline_s) for one, need in needs.items())
             if not damaged and all(await _all(ready)):
                 peers = None
@@ -455,6 +465,9 @@ class Reader:
             is_fresh = self._fresh.is_ready(shard_id, need)
             if not is_fresh and not await self._fresh.reach(shard_id, need, deadline_s=deadline_s):
                 raise NotFresh(f"the replica of {name_of(shard_id)} is behind what is asked for")
+        gone = [shard_id for shard_id in needs if shard_id not in self._node.shards]  # while others were waited for
+        if gone:
+            raise NotFresh(f"node {self._node.name} does not hold {name_of(gone[0])} any more")
         machines = [self._node.shards[shard_id].machine for shard_id in needs]
         states = (machine.collections.get(question.collection_id) for machine in machines)
         schemas = [state.schema for state in states if state is not None]
