@@ -177,21 +177,26 @@ class Placing:
         return True
 
     async def _hand_over(self, slot: int, host: GroupHost[Any], members: Sequence[str]) -> None:
-        """End the generation if all who come are near: have what was the whole log a moment ago."""
+        """End the generation if all who come, and a majority of those who go on, are near.
+
+        That is, they have applied what was the whole log a moment ago. Who stays and is away just now holds nothing up.
+        """
         end, before = host.raft.last_position, self._ends.get(slot)
         self._ends[slot] = (host.generation, end)
         if before is None or before[0] != host.generation or host.raft.is_closing:
             return
         known = {one.name: one for one in host.raft.progress()}
-        others = [name for name in members if name != host.raft.me]
-        if any(name not in known or not known[name].is_up or known[name].match < before[1] for name in others):
+        coming = {name for name in members if name != host.raft.me and (name not in known or not known[name].votes)}
+        near = {host.raft.me: int(end)} if host.raft.me in members else {}
+        fed = [name for name in members if name in known and known[name].is_up and known[name].match >= before[1]]
+        if not coming <= set(fed) or len(near) + len(fed) <= len(members) // 2:
             return
-        applied = await asyncio.gather(*(self._ask_applied(name, slot, host.generation) for name in others))
-        if min(applied, default=end) < before[1] or not host.is_leader or host.raft.is_closing:
+        applied = await asyncio.gather(*(self._ask_applied(name, slot, host.generation) for name in fed))
+        near |= {name: position for name, position in zip(fed, applied, strict=True) if position >= before[1]}
+        if not coming <= near.keys() or len(near) <= len(members) // 2 or not host.is_leader or host.raft.is_closing:
             return
         # Whoever leads now leads on, if it may; else the one that is nearest.
-        near = {**dict(zip(others, applied, strict=True)), host.raft.me: int(host.raft.last_position)}
-        order = sorted(members, key=lambda name: (name != host.raft.me, -near[name]))
+        order = sorted(members, key=lambda name: (name != host.raft.me, -near.get(name, -1)))
         log.info("hands over group=%s generation=%d to=%s", host.name, host.generation + 1, ",".join(order))
         await host.change(Handover(host.generation + 1, order))
 
@@ -205,10 +210,13 @@ class Placing:
         return bool(ahead)
 
     async def _ask_applied(self, name: str, slot: int, generation: int) -> int:
-        """Return how much of a generation's log a node has applied; -1 if it has nothing of it yet."""
+        """Return how much of a generation's log a node has applied; -1 if it has nothing of it, or is away."""
         mesh = self._node.mesh
         assert mesh is not None, "a node without peers places nothing"
-        found, _ = await mesh.call(name, APPLIED, {"slot": slot, "generation": generation}, timeout_s=CALL_S)
+        try:
+            found, _ = await mesh.call(name, APPLIED, {"slot": slot, "generation": generation}, timeout_s=CALL_S)
+        except AnnulusError:
+            return -1
         return int(found["position"])
 
     async def _tell_applied(
