@@ -10,8 +10,8 @@ processes, and all the while
     searches  at Bounded; their recall is against exact answers, as the vectors stay what they are
     probes    insert single rows into each shard, which shows how long each hand-over holds writes up
 
-How long a phase takes is stated beside a plain copy, from one store to another, of as many bytes of chunks as replicas
-fetched in it. The nodes share this machine's cores with each other and with the load.
+How long a phase takes is stated beside a plain copy, from one store to another, of as many bytes of chunks as came in
+checkpoints; who follows a log from its beginning fetches chunks with it, which are not counted. The nodes share this machine's cores with each other and with the load.
 """
 
 from __future__ import annotations
