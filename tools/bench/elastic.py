@@ -11,7 +11,8 @@ processes, and all the while
     probes    insert single rows into each shard, which shows how long each hand-over holds writes up
 
 How long a phase takes is stated beside a plain copy, from one store to another, of as many bytes of chunks as came in
-checkpoints; who follows a log from its beginning fetches chunks with it, which are not counted. The nodes share this machine's cores with each other and with the load.
+checkpoints; who follows a log from its beginning fetches chunks with it, which are not counted. The nodes share this
+machine's cores with each other and with the load.
 """
 
 from __future__ import annotations
