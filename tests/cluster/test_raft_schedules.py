@@ -191,9 +191,10 @@ def test_a_conflicting_tail_is_repaired(stale: int, new: int, size: int) -> None
     stage.join("a", "b")
     stage.join("a", "c")
     stage.run(1.0)
-    assert stage["a"].contents() == stage["b"].contents() == stage["c"].contents()
+    # Without the values: where pytest cuts nothing, in CI, it would look for what differs in megabytes, for an hour.
+    assert all(stage[name].contents() == stage["c"].contents() for name in "ab")
     assert stage.sent_bytes <= (new + 1) * (size + 4) + (64 << 10)
-    assert stage["a"].delivered == stage["c"].delivered
+    assert (stage["a"].delivered == stage["c"].delivered) is True
 
 
 def test_what_is_committed_is_never_cut() -> None:
