@@ -564,7 +564,7 @@ class Node:
             position = control.position
             if position <= self._control_saved:
                 return
-            is_in_log = self.control.raft.log.durable_position >= position
+            is_in_log = not self.control.is_over and self.control.raft.log.durable_position >= position
             frozen = control.freeze(self.control.applied_term, reset_log=not is_in_log)
             await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
             self.note_control_saved(position)

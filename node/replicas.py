@@ -281,7 +281,7 @@ class Replicas:
         node = self._node
         group = group_id(slot, number)
         raft_log = node.journal.group(group)
-        if raft_log.last_position == 0 and machine.position > 0:
+        if number > machine.generation.number and raft_log.last_position == 0 and machine.position > 0:
             if raft_log.hard_state.term < term:
                 raft_log.set_hard_state(term, None)
             raft_log.reset(machine.position, term)

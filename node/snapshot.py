@@ -285,7 +285,7 @@ class Snapshots:
         if not set(left) <= set(progress.nowhere):
             raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.record.name} did not come")
         if left:  # fine if they are of indexes, which are built anew; rows are read before anything is committed
-            log.error(
+            log.warning(
                 "chunks that no replica has group=%s chunks=%d first=%s", group.record.name, len(left), left[0].hex()
             )
         log.info("snapshot fetched group=%s bytes_by_peer=%s", group.record.name, progress.bytes_by_peer)

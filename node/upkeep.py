@@ -675,7 +675,8 @@ class Upkeep:
             frozen = freeze(
                 shard,
                 term=self._host.applied_term,
-                reset_log=self._host.raft.log.durable_position < position,
+                # Of a generation that is about to begin, the log may not be there yet.
+                reset_log=self._host.is_over or self._host.raft.log.durable_position < position,
                 garbage=self.pins.doom(shard, self._host.raft.log.last_position),
             )
             try:

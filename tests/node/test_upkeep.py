@@ -84,7 +84,7 @@ class Member(WiredNode):
         self.raft_log = self.journal.group(1)
         self.raft_log.reset(1, 0)
         host: Any = self.host
-        host.raft, host.applied_term = SimpleNamespace(log=self.raft_log, term=1), 0
+        host.raft, host.applied_term, host.is_over = SimpleNamespace(log=self.raft_log, term=1), 0, False
         self.upkeep = Upkeep(
             host, self.store, self.executor, HybridClock(self.clock.wall_ms), self.clock, SETTINGS, Metrics(),
             dice=self.dice, transfer=self.transfer if len(names) > 1 else None,

@@ -95,12 +95,13 @@ class Faults:
                         if host.raft.leads and machine.life is not None:
                             machine.life.start(host.hand_over(1.0))
             case "bad-sync":
-                machine.excuses.add("bad sync")
+                excuse = f"bad sync {step.dice}"  # another may come before this one is over
+                machine.excuses.add(excuse)
                 machine.disk.failing_syncs = 1
                 await asyncio.sleep(for_s)
                 machine.disk.failing_syncs = 0
                 await asyncio.sleep(2.0)
-                machine.excuses.discard("bad sync")
+                machine.excuses.discard(excuse)
             case "rot-journal":
                 await self._while_down(machine, rng, for_s, _rot_journal)
             case "rot-chunk":
