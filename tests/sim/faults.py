@@ -115,6 +115,8 @@ class Faults:
 
     def _may_damage(self, machine: Machine | None) -> bool:
         assert machine is not None
+        if not all(one.node is not None and one.node.identity.is_seated for one in self._cluster.machines.values()):
+            return False  # a cluster does not form while one of those that are to form it has forgotten
         return len(self.damaged | {machine.name}) <= (self._plan.copies - 1) // 2
 
     async def _crash(self, machine: Machine, how: str, rng: Random, for_s: float) -> None:
