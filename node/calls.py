@@ -25,7 +25,7 @@ import cbor2
 from cluster.tick import HybridClock
 from node.clock import Clock
 from node.network import BadFrame, Blob, Link, Network
-from storage.errors import AnnulusError, InvalidParameter, Overloaded, PeerUnreachable, error_from
+from storage.errors import AnnulusError, InvalidParameter, NoLeader, Overloaded, PeerUnreachable, error_from
 from storage.types import Tick, tick_ms
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,8 @@ class Mesh:
         """Return what the method's handler returns; its bugs become an AnnulusError that gives nothing away."""
         handler = self._methods.get(method)
         if handler is None:
-            raise AnnulusError(f"node {self.me} has no method {method!r}: another version asks; run one version")
+            # What serves clients comes last at a start: usually this passes.
+            raise NoLeader(f"node {self.me} has no method {method!r}: it starts, or runs another version")
         try:
             return await handler(peer, arguments, blobs)
         except AnnulusError:
