@@ -8,8 +8,9 @@ Disk. A dump holds what cannot be computed from the rows: the links of a graph, 
 the ranges of the 8-bit codes. Loading copies or encodes the rows again, which takes a thousandth of building.
 
 Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread. A build sets it for its time
-and puts it back; a search always runs on the calling thread alone, because the workers that call are the parallelism,
-and a second pool below them would fight with it. faiss releases the GIL in every call.
+and puts it back. So does a search of several queries, which are shared out to the cores; a lone query runs on the
+calling thread. Threads wait asleep: those that spin take the cores from whoever sends the next query. faiss releases
+the GIL in every call.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from index.blob import pack, unpack
 from index.complete import complete
 from index.flat import squared_lengths
 from index.metric import Metric
+from index.pages import ask_for_huge_pages
 from index.protocol import (
     BuildCancelled,
     Cancelled,
@@ -46,6 +48,8 @@ _METRICS: Final = {
     Metric.IP: faiss.METRIC_INNER_PRODUCT,
     Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
 }
+_SEARCH_THREADS: Final = min(8, int(faiss.omp_get_max_threads()))
+"""At most so many share the queries of a search: beyond, waking them costs more than a batch of queries has to give."""
 _SLICE_ROWS: Final = 2_000
 """Rows that one thread adds between two looks at `cancelled`: a second or so of work. Slices cost it nothing."""
 _PARALLEL_SLICE: Final = 2
@@ -91,6 +95,10 @@ class GraphIndex:
         self._graph = graph
         self._is_lossy = spec.index_type is IndexType.HNSW_SQ
         self._vectors = given if self._is_lossy else _storage_view(graph)
+        links = graph.hnsw.neighbors
+        ask_for_huge_pages(int(links.data()), int(links.byte_size()))
+        codes = faiss.downcast_index(graph.storage).codes
+        ask_for_huge_pages(int(codes.data()), int(codes.byte_size()))
         self._squares = _squares(spec.metric, self._vectors)
 
     @property
@@ -320,7 +328,7 @@ def _search(index: Any, queries: Matrix, k: int, mask: Mask | None, parameters: 
         bits = np.packbits(mask, bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
         parameters.sel = selector
-    with _threads(1):
+    with _threads(min(len(queries), _SEARCH_THREADS)):
         offsets: Offsets = index.search(queries, k, params=parameters)[1]
     return offsets
 

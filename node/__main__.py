@@ -8,6 +8,8 @@ import sys
 
 # Searches run side by side on threads of their own; numpy's would fight them. Read when numpy is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The index engine's threads wait asleep: spinning ones take a core from the loop. Read when faiss is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import contextlib
 import urllib.error
