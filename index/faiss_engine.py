@@ -1,4 +1,4 @@
-"""DOOR to faiss: HNSW graphs, inverted lists, and both over rows of 8 bits a component.
+"""Engines of faiss: HNSW graphs, inverted lists, and both over rows of 8 bits a component.
 
 Memory. A flat graph's storage is the one copy of the rows: `vectors()` is a view of it, and whoever gave the matrix may
 drop it. The other kinds rank what they find by the given matrix, which they keep: their codes are lossy, or (IVF_FLAT)
@@ -6,26 +6,20 @@ ordered by list.
 
 Disk. A dump holds what cannot be computed from the rows: the links of a graph, the centroids and the list of each row,
 the ranges of the 8-bit codes. Loading copies or encodes the rows again, which takes a thousandth of building.
-
-Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread. A build sets it for its time
-and puts it back. So does a search of several queries, which are shared out to the cores; a lone query runs on the
-calling thread. Threads wait asleep: those that spin take the cores from whoever sends the next query. faiss releases
-the GIL in every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
-import faiss as _faiss
 import numpy as np
 import numpy.typing as npt
 
 from index.blob import pack, unpack
 from index.complete import complete
 from index.flat import squared_lengths
+from index.kernels import SEARCH_THREADS, faiss, thread_count
 from index.metric import Metric
 from index.pages import ask_for_huge_pages
 from index.protocol import (
@@ -41,15 +35,11 @@ from index.protocol import (
 )
 from index.spec import IndexSpec, IndexType, SearchParams
 
-faiss: Any = _faiss  # the stubs it ships lack half of what it exports
-
 _METRICS: Final = {
     Metric.L2: faiss.METRIC_L2,
     Metric.IP: faiss.METRIC_INNER_PRODUCT,
     Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
 }
-_SEARCH_THREADS: Final = min(8, int(faiss.omp_get_max_threads()))
-"""At most so many share the queries of a search: beyond, waking them costs more than a batch of queries has to give."""
 _SLICE_ROWS: Final = 2_000
 """Rows that one thread adds between two looks at `cancelled`: a second or so of work. Slices cost it nothing."""
 _PARALLEL_SLICE: Final = 2
@@ -72,7 +62,7 @@ def build_faiss(
     spec: IndexSpec, vectors: Matrix, *, threads: int, progress: Progress, cancelled: Cancelled
 ) -> GraphIndex | ListsIndex:
     """Return a new index of one row or more. Raises BuildCancelled."""
-    with _threads(threads):
+    with thread_count(threads):
         if spec.is_graph:
             return _build_graph(spec, vectors, threads, progress, cancelled)
         return _build_lists(spec, vectors, progress, cancelled)
@@ -80,7 +70,7 @@ def build_faiss(
 
 def load_faiss(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex | ListsIndex:
     """Return the index that was dumped. Raises IndexDamaged if the blob is not one of these vectors."""
-    with _threads(1):
+    with thread_count(1):
         try:
             return _load_graph(spec, blob, vectors) if spec.is_graph else _load_lists(spec, blob, vectors)
         except RuntimeError as error:  # what faiss raises for bytes that make no sense
@@ -328,7 +318,7 @@ def _search(index: Any, queries: Matrix, k: int, mask: Mask | None, parameters: 
         bits = np.packbits(mask, bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
         parameters.sel = selector
-    with _threads(min(len(queries), _SEARCH_THREADS)):
+    with thread_count(min(len(queries), SEARCH_THREADS)):
         offsets: Offsets = index.search(queries, k, params=parameters)[1]
     return offsets
 
@@ -340,16 +330,6 @@ def _slices(rows: int, step: int, progress: Progress, cancelled: Cancelled) -> I
             raise BuildCancelled(start, rows)
         yield start
         progress(min(1.0, (start + step) / rows))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _reserve(graph: Any, rows: int) -> None:

@@ -21,7 +21,7 @@ DOORS = {
     "pysyncobj": {"cluster/raft.py"},
     "plyvel": {"storage/chunks.py"},
     "nmslib": {"index/hnsw.py"},
-    "faiss": {"index/faiss_engine.py"},
+    "faiss": {"index/kernels.py"},
     "pyarrow": {"storage/strings.py"},
     "lark": {"storage/filter/parser.py"},
     "uhashring": {"cluster/ring.py"},
