@@ -274,6 +274,56 @@ def _from_columns(data: dict[Any, Any], schema: CollectionSchema, write: Write) 
     return Batch(columns, rows)
 
 
+Supply = Callable[[Gatherer, int], Column]
+"""Makes a field's column of so many rows with its gatherer, which judges the values. Raises Misfit."""
+
+
+def rows_from_supplies(
+    supplies: Mapping[str, Supply], documents: Sequence[str] | None, rows: int, schema: CollectionSchema, write: Write
+) -> Batch:
+    """Return the rows whose columns a protocol of columns supplies by the names of their fields. Raises BadRow.
+
+    documents  the dynamic keys of each row, from `check_document`, or None where none are given
+    """
+    if rows == 0:
+        raise BadRow(NO_ROWS)
+    fields = _taken(schema, write, supplies.keys())
+    refused = _refused(schema, fields)
+    known = {one.name for one in fields}
+    columns: dict[FieldId, Column] = {}
+    name = DYNAMIC_NAME
+    try:
+        if documents is not None and schema.dynamic is None:
+            raise Misfit("the collection has no dynamic field")
+        for name in supplies:
+            if name not in known:
+                _check_key(name, schema, refused)
+                raise Misfit("there is no such field; dynamic keys go into the dynamic field")
+        for one in fields:
+            name = one.name
+            supply = supplies.get(name)
+            columns[one.id] = supply(gatherer(one), rows) if supply is not None else _filled(one, rows)
+            if len(columns[one.id]) != rows:
+                raise Misfit(f"the column has {len(columns[one.id])} values, not {rows}")
+    except (Misfit, NotExact, BadJson) as error:
+        raise BadRow(f"field {name[:80]!r}: {error}") from None
+    _add_dynamic(columns, schema, write, rows, dict(enumerate(documents or ())))
+    return Batch(columns, rows)
+
+
+def check_document(text: bytes, schema: CollectionSchema, write: Write) -> str:
+    """Return the dynamic keys of one row as the text that is kept. Raises Misfit or NotExact."""
+    document = loads(bounded(text))
+    if type(document) is not dict:
+        raise Misfit("the dynamic field of a row is a JSON object")
+    for key in document:
+        if key in schema.by_name:
+            raise Misfit(f"key {key[:80]!r} is the name of a field")
+    if write is not Write.PARTIAL:
+        document = {key: value for key, value in document.items() if value is not None}
+    return document_text(document)
+
+
 def _row_count(data: Mapping[Any, Any], schema: CollectionSchema) -> int:
     """Return the number of rows, as the first column has it; `_column` holds the others against it."""
     for key, column in data.items():
