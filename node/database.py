@@ -45,6 +45,7 @@ from node.service import (
     CollectionInfo,
     CollectionRequest,
     Consistency,
+    HybridRequest,
     IndexInfo,
     IndexRequest,
     IndexState,
@@ -501,6 +502,11 @@ class Database:
         self, database: str, collection: str, request: SearchRequest, options: ReadOptions
     ) -> SearchResult:
         return await self._with(database, collection, lambda found: self._reader.search(found, request, options))
+
+    async def hybrid_search(
+        self, database: str, collection: str, request: HybridRequest, options: ReadOptions
+    ) -> SearchResult:
+        return await self._with(database, collection, lambda found: self._reader.hybrid(found, request, options))
 
     # operations
 

@@ -32,8 +32,8 @@ from node.network import Link
 from node.node import Node
 from node.route import PATIENCE_S, name_of, one_error
 from node.scope import Ticks, current
-from node.service import Consistency, ReadOptions, Rows, SearchRequest, SearchResult
-from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, merge_answers
+from node.service import Consistency, HybridRequest, ReadOptions, Rows, SearchRequest, SearchResult
+from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, SubQuestion, merge_answers
 from storage.columns import Batch, VectorColumn
 from storage.errors import (
     BadJson,
@@ -51,10 +51,13 @@ from storage.errors import (
     Unavailable,
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
+from storage.fusion import fuse
 from storage.key_lookup import Keys, batch_keys, key_list
+from storage.merging import ScoredRows
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.search import (
     Refs,
+    Step,
     VectorQuery,
     count,
     fetch,
@@ -202,6 +205,46 @@ class Reader:
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
         rows = self._rows(collection.schema, answer.batch, plan.output, explain=explain)
         return SearchResult(rows, scores, answer.counts)
+
+    async def hybrid(self, collection: Collection, request: HybridRequest, options: ReadOptions) -> SearchResult:
+        """Return the best rows of several searches, all of one snapshot, ranked anew."""
+        searches, plan = [], None
+        for one in request.searches:
+            mine = replace(options, filter=one.filter, params=one.params)
+            plan = self._plan(collection, one.request, mine)
+            vectors = await self._query_vectors(collection, plan.anns_field, one.request, mine)
+            near = Nearness(vectors, plan.anns_field.id, plan.spec.metric, plan.params)
+            searches.append(SubQuestion(near, one.request.limit, one.request.offset, one.filter, one.params))
+        if plan is None:
+            raise MissingParameter("missing required parameters, error: a hybrid search has one search or more")
+        counts = [len(one.near.vectors) for one in searches]
+        if len(set(counts)) > 1:
+            raise InvalidParameter(f"nq of all searches of a hybrid search must be the same, got {counts}")
+        question = Question(
+            Kind.HYBRID,
+            collection.collection_id,
+            plan.partitions,
+            not options.ignore_growing,
+            field_ids=plan.field_ids,
+            searches=tuple(searches),
+        )
+        answer = await self._ask(collection, question, None, options)
+        for step in answer.steps:
+            self._node.metrics.searched(PlanKind(step.plan))
+        found = fuse(
+            answer.by_search(question),
+            [one.near.metric for one in searches],
+            request.ranker,
+            collection.schema.primary.id,
+            limit=request.limit,
+            offset=request.offset,
+        )
+        scores = found.scores
+        if request.round_decimal >= 0:
+            scores = np.round(scores, request.round_decimal)
+        explain = [step.to_dict() for step in answer.steps] if options.explain else ()
+        rows = self._rows(collection.schema, found.batch, plan.output, explain=explain)
+        return SearchResult(rows, scores, found.counts)
 
     def _plan(self, collection: Collection, request: SearchRequest, options: ReadOptions) -> _Plan:
         key = (
@@ -449,7 +492,7 @@ class Reader:
     async def _away(self, question: Question, needs: Needs, peers: tuple[str, ...], deadline_s: float) -> Answer:
         """Return the answer of other nodes' replicas."""
         blobs = question.to_blobs(needs)
-        rows = (question.limit or SMALL_ROWS_MAX + 1) * (1 if question.near is None else len(question.near.vectors))
+        rows = (question.limit or SMALL_ROWS_MAX + 1) * (question.queries or 1)
         small = (question.kind is Kind.COUNT or rows <= SMALL_ROWS_MAX) and sum(map(len, blobs)) < 64 << 10
         _, found = await self._node.router.ask_any(
             peers, READ_METHOD, {}, blobs, deadline_s=deadline_s, link=Link.SMALL if small else Link.BULK
@@ -515,6 +558,11 @@ class Reader:
             counted = await self._node.read(_count, seen, row_filter)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), count=counted)
         columns: Sequence[FieldId] = question.field_ids
+        if question.searches:
+            filters = [
+                self._compiled(question.collection_id, schema, one.filter, one.templates) for one in question.searches
+            ]
+            return await self._node.read(_search_all, seen, question, filters)
         if question.kind is Kind.GET:
             assert question.keys is not None, "a get has keys"
             batch, inserted = await self._node.read(_find_and_fetch, seen, question.keys, columns, question.inserted)
@@ -688,11 +736,18 @@ def _vector_query(
     """Return the search of these vectors that is asked for, as of a snapshot."""
     near = question.near
     assert near is not None and question.limit is not None, "a search has vectors and a limit"
+    queries = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+    return _asked(near, queries, question.limit + question.offset, row_filter, seen)
+
+
+def _asked(
+    near: Nearness, queries: npt.NDArray[np.float32], limit: int, row_filter: CompiledFilter | None, seen: Snapshot
+) -> VectorQuery:
     return VectorQuery(
-        vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+        queries,
         near.field_id,
         near.metric,
-        question.limit + question.offset,
+        limit,
         seen.tick,
         near.params,
         None if row_filter is None or row_filter.always_true else row_filter,
@@ -724,6 +779,22 @@ def _search_and_fetch(
         answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps, seen.ticks))
         row = stop
     return answers, clock.monotonic_s() - began_s
+
+
+def _search_all(seen: Snapshot, question: Question, filters: Sequence[CompiledFilter]) -> Answer:
+    """Return the answer to the searches of a hybrid search, each by itself."""
+    parts: list[ScoredRows] = []
+    steps: list[Step] = []
+    for sub, row_filter in zip(question.searches, filters, strict=True):
+        asked = _asked(sub.near, sub.near.vectors, sub.limit + sub.offset, row_filter, seen)
+        hits = search(seen.views, asked)
+        views, offsets = hits.views[:, sub.offset :], hits.offsets[:, sub.offset :]
+        found = offsets >= 0
+        rows = seen.fetch(Refs(views[found], offsets[found]), question.field_ids)
+        scores = asked.metric.scores(hits.distances[:, sub.offset :][found]).astype(np.float32, copy=False)
+        parts.append(ScoredRows(found.sum(axis=1).tolist(), scores, rows))
+        steps += hits.steps
+    return Answer.of_searches(parts, steps, seen.ticks)
 
 
 def _query_and_fetch(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.columns import Batch
+from storage.fusion import Ranker
 from storage.schema import CollectionSchema, FieldSchema
 from storage.types import Tick
 
@@ -172,6 +173,27 @@ class SearchRequest:
     round_decimal: int = -1
 
 
+@dataclass(frozen=True)
+class SubSearch:
+    """One of the searches of a hybrid search; its `request` has vectors."""
+
+    request: SearchRequest
+    filter: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the filter's {templates}."""
+
+
+@dataclass(frozen=True)
+class HybridRequest:
+    """Searches, of equally many query vectors each, whose hits are ranked anew (`storage.fusion`)."""
+
+    searches: Sequence[SubSearch]
+    ranker: Ranker
+    limit: int = 100
+    offset: int = 0
+    round_decimal: int = -1
+
+
 class Operation(Protocol):
     """What operators ask of the nodes of a cluster. See `node.nodes.Nodes`."""
 
@@ -324,6 +346,11 @@ class Service(Protocol):
     async def search(
         self, database: str, collection: str, request: SearchRequest, options: ReadOptions
     ) -> SearchResult: ...
+    async def hybrid_search(
+        self, database: str, collection: str, request: HybridRequest, options: ReadOptions
+    ) -> SearchResult:
+        """Return the best rows of several searches, all of one snapshot. The options' own filter is not looked at."""
+        ...
 
     # operations
     async def status(self) -> Mapping[str, Any]:

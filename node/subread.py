@@ -41,6 +41,7 @@ class Kind(StrEnum):
     QUERY = "query"
     GET = "get"
     COUNT = "count"
+    HYBRID = "hybrid"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,32 @@ class Nearness:
     field_id: FieldId
     metric: Metric
     params: SearchParams
+
+    def to_plain(self) -> list[Any]:
+        """Return all but the vectors."""
+        return [self.vectors.shape[1], self.field_id, str(self.metric), list(astuple(self.params))]
+
+    def body(self) -> Blob:
+        """Return the vectors."""
+        vectors = np.ascontiguousarray(self.vectors, "<f4")
+        return vectors.data.cast("B") if vectors.size else b""
+
+    @classmethod
+    def from_plain(cls, plain: Sequence[Any], body: memoryview) -> Nearness:
+        dim, field_id, metric, params = plain
+        vectors = np.frombuffer(body, "<f4").reshape(-1, dim)
+        return cls(vectors, FieldId(field_id), Metric(metric), SearchParams(*params))
+
+
+@dataclass(frozen=True)
+class SubQuestion:
+    """One of the searches of a hybrid search."""
+
+    near: Nearness
+    limit: int
+    offset: int = 0
+    filter: str = ""
+    templates: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +100,8 @@ class Question:
     """Of a get: whether the ticks at which the rows were inserted are wanted too."""
     near: Nearness | None = None
     """Of a search."""
+    searches: tuple[SubQuestion, ...] = ()
+    """Of a hybrid search, whose hits are answered one search after the other."""
     schema_version: int = 0
     """Of the schema by which fields and filter are meant; set where the question leaves its node."""
     any_schema: bool = False
@@ -80,7 +109,15 @@ class Question:
 
     def part(self) -> Question:
         """Return the question for some of the shards: what is skipped is known only when all have answered."""
-        return replace(self, limit=None if self.limit is None else self.limit + self.offset, offset=0)
+        searches = tuple(replace(one, limit=one.limit + one.offset, offset=0) for one in self.searches)
+        limit = None if self.limit is None else self.limit + self.offset
+        return replace(self, limit=limit, offset=0, searches=searches)
+
+    @property
+    def queries(self) -> int:
+        """Query vectors, those of all searches of a hybrid one."""
+        nears = [one.near for one in self.searches] if self.near is None else [self.near]
+        return sum(len(near.vectors) for near in nears)
 
     def to_blobs(self, needs: Needs) -> list[Blob]:
         head: dict[str, Any] = {
@@ -90,20 +127,20 @@ class Question:
             "limit": self.limit, "offset": self.offset, "inserted": self.inserted,
             "schema": [self.schema_version, self.any_schema],
             "needs": [[shard_id, need.to_plain()] for shard_id, need in needs.items()],
+            "searches": [
+                [one.near.to_plain(), one.limit, one.offset, one.filter, dict(one.templates)] for one in self.searches
+            ],
         }  # fmt: skip
         body: Blob = b""
         if self.near is not None:
-            vectors = np.ascontiguousarray(self.near.vectors, "<f4")
-            body = vectors.data.cast("B") if vectors.size else b""
-            head["near"] = [
-                vectors.shape[1], self.near.field_id, str(self.near.metric), list(astuple(self.near.params)),
-            ]  # fmt: skip
+            body = self.near.body()
+            head["near"] = self.near.to_plain()
         elif isinstance(self.keys, np.ndarray):
             body = self.keys.astype("<i8").tobytes()
             head["keys"] = None
         elif self.keys is not None:
             head["keys"] = list(self.keys)
-        return [cbor2.dumps(head), body]
+        return [cbor2.dumps(head), body, *(one.near.body() for one in self.searches)]
 
     @classmethod
     def from_blobs(cls, blobs: Sequence[memoryview]) -> tuple[Question, dict[ShardId, Need]]:
@@ -112,11 +149,13 @@ class Question:
             head = cbor2.loads(blobs[0])
             near = keys = None
             if "near" in head:
-                dim, field_id, metric, params = head["near"]
-                vectors = np.frombuffer(blobs[1], "<f4").reshape(-1, dim)
-                near = Nearness(vectors, FieldId(field_id), Metric(metric), SearchParams(*params))
+                near = Nearness.from_plain(head["near"], blobs[1])
             elif "keys" in head:
                 keys = np.frombuffer(blobs[1], "<i8") if head["keys"] is None else head["keys"]
+            searches = tuple(
+                SubQuestion(Nearness.from_plain(plain, body), *rest)
+                for (plain, *rest), body in zip(head["searches"], blobs[2:], strict=True)
+            )
             partitions = head["partitions"]
             question = cls(
                 Kind(head["kind"]),
@@ -131,6 +170,7 @@ class Question:
                 keys,
                 head["inserted"],
                 near,
+                searches,
                 *head["schema"],
             )
             needs = {ShardId(shard_id): Need.from_plain(plain) for shard_id, plain in head["needs"]}
@@ -164,8 +204,24 @@ class Answer:
     def nothing(cls, question: Question, schema: CollectionSchema | None, ticks: Ticks) -> Answer:
         """Return the answer of replicas that have no rows; without a schema they do not have the collection."""
         columns = {} if schema is None else {one: empty_column(schema.by_id[one]) for one in question.field_ids}
-        queries = 0 if question.near is None else len(question.near.vectors)
-        return cls([0] * queries, _NO_SCORES, Batch(columns, 0), ticks=ticks, is_known=schema is not None)
+        return cls([0] * question.queries, _NO_SCORES, Batch(columns, 0), ticks=ticks, is_known=schema is not None)
+
+    @classmethod
+    def of_searches(cls, parts: Sequence[ScoredRows], steps: Sequence[Step], ticks: Ticks) -> Answer:
+        """Return the answer to a hybrid search: the hits of each, one after the other."""
+        counts = [count for part in parts for count in part.counts]
+        batch = Batch.concat([part.batch for part in parts])
+        return cls(counts, np.concatenate([part.scores for part in parts]), batch, steps, ticks)
+
+    def by_search(self, question: Question) -> list[ScoredRows]:
+        """Return what `of_searches` was given."""
+        parts, first, row = [], 0, 0
+        for sub in question.searches:
+            counts = self.counts[first : first + len(sub.near.vectors)]
+            first, stop = first + len(counts), row + sum(counts)
+            parts.append(ScoredRows(counts, self.scores[row:stop], self.batch.slice(row, stop)))
+            row = stop
+        return parts
 
     def to_blobs(self) -> list[Blob]:
         head = {
@@ -214,6 +270,19 @@ def merge_answers(question: Question, schema: CollectionSchema, answers: Sequenc
             larger_is_better=question.near.metric.is_similarity,
         )
         return Answer(*merged, [step for one in some for step in one.steps], ticks)
+    if question.searches:
+        found = [one.by_search(question) for one in some]
+        joined = [
+            merge_hits(
+                [hits[number] for hits in found],
+                primary,
+                limit=sub.limit,
+                offset=sub.offset,
+                larger_is_better=sub.near.metric.is_similarity,
+            )
+            for number, sub in enumerate(question.searches)
+        ]
+        return Answer.of_searches(joined, [step for one in some for step in one.steps], ticks)
     if question.kind is Kind.GET:
         batch = Batch.concat([one.batch for one in some])
         order = key_order(batch.columns[primary])

@@ -60,10 +60,18 @@ def key_order(keys: Column) -> Offsets:
     return np.argsort(keys.values, kind="stable")
 
 
+def key_ranks(keys: Column) -> Offsets:
+    """Return for each key how many smaller ones there are: equal for equal keys, and ordered as the keys are."""
+    if isinstance(keys, ScalarColumn):
+        return np.unique(keys.values, return_inverse=True)[1].astype(np.int64, copy=False)
+    assert isinstance(keys, StringColumn), "a primary key is Int64 or VarChar"
+    order = key_order(keys)
+    codes = keys.values.distinct()[1][order]
+    ranks = np.empty(len(keys), np.int64)
+    ranks[order] = np.cumsum(np.concatenate([[False], codes[1:] != codes[:-1]])[: len(codes)])
+    return ranks
+
+
 def _ranks(keys: Column) -> Offsets:
     """Return numbers that are ordered as the keys are."""
-    if isinstance(keys, ScalarColumn):
-        return keys.values
-    ranks = np.empty(len(keys), np.int64)
-    ranks[key_order(keys)] = np.arange(len(keys), dtype=np.int64)
-    return ranks
+    return keys.values if isinstance(keys, ScalarColumn) else key_ranks(keys)

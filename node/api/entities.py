@@ -1,4 +1,4 @@
-"""Handlers of rows: insert, upsert, delete, get, query, search."""
+"""Handlers of rows: insert, upsert, delete, get, query, search. Those of hybrid searches are in `hybrid.py`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def _batch(call: Call, write: Write) -> tuple[Batch, int]:
         try:
             if is_small:
                 return decode(data, schema, write), schema.version
-            batch: Batch = await call.offload(decode, data, schema, write, _breathe)
+            batch: Batch = await call.offload(decode, data, schema, write, breathe)
             return batch, schema.version
         except BadRow:  # unless this node has missed that the collection was replaced by another of the same name
             newest = await call.service.collection_schema(call.database, call.collection, newest=True)
@@ -119,7 +119,7 @@ async def _batch(call: Call, write: Write) -> tuple[Batch, int]:
             schema = newest
 
 
-def _breathe() -> None:
+def breathe() -> None:
     """Let threads that wait for the interpreter have it: a search asks for it many times, and would wait each time."""
     time.sleep(BREATH_S)
 
@@ -130,16 +130,23 @@ def _breathe() -> None:
 async def get(call: Call) -> Envelope:
     schema = await call.service.collection_schema(call.database, call.collection)
     ids = _keys(call.values["id"], schema.primary)
-    rows = await call.service.get(call.database, call.collection, ids, _options(call.values, ("*",)))
-    return await _shown(call, rows_reply, rows, rows.batch.rows)
+    rows = await call.service.get(call.database, call.collection, ids, read_options(call.values, ("*",)))
+    return await shown(call, rows_reply, rows, rows.batch.rows)
 
 
 async def query(call: Call) -> Envelope:
     values = call.values
     if name := unsupported_given(values, QUERY_UNSUPPORTED):
         raise UnsupportedOperation(f"{name} is not supported by this server")
-    options = _options(values, ("*",))
+    options = read_options(values, ("*",))
     limit, offset = values["limit"], values["offset"]
+    check_query(options, limit, offset)
+    rows = await call.service.query(call.database, call.collection, options, limit=limit, offset=offset)
+    return await shown(call, rows_reply, rows, rows.batch.rows)
+
+
+def check_query(options: ReadOptions, limit: int, offset: int) -> None:
+    """Raise InvalidParameter if a query asks for a window that cannot be, or for everything."""
     if limit < 0 or offset < 0 or limit + offset > WINDOW_MAX:
         raise InvalidParameter(
             "invalid max query result window, (offset+limit) should be in range "
@@ -147,8 +154,6 @@ async def query(call: Call) -> Envelope:
         )
     if limit == 0 and not options.filter.strip() and "count(*)" not in options.output_fields:
         raise InvalidParameter("empty expression should be used with limit: invalid parameter")
-    rows = await call.service.query(call.database, call.collection, options, limit=limit, offset=offset)
-    return await _shown(call, rows_reply, rows, rows.batch.rows)
 
 
 async def search(call: Call) -> Envelope:
@@ -157,23 +162,23 @@ async def search(call: Call) -> Envelope:
         raise UnsupportedOperation(f"{name} is not supported by this server")
     schema = await call.service.collection_schema(call.database, call.collection)
     if form.made is None:
-        form.made = _asked(values)
+        form.made = search_asked(values)
     asked, options = form.made
     if isinstance(data := values["data"], msgspec.Raw) and len(memoryview(data)) > OFFLOAD_BYTES_MIN:
-        vectors, ids = await call.offload(_queries_of, values, schema)
+        vectors, ids = await call.offload(queries_of, values, schema)
     else:
-        vectors, ids = _queries_of(values, schema)
-    _check_hits((len(ids or ()) if vectors is None else len(vectors)) * asked["limit"], options, schema)
+        vectors, ids = queries_of(values, schema)
+    check_hits((len(ids or ()) if vectors is None else len(vectors)) * asked["limit"], options, schema)
     request = SearchRequest(vectors, ids, **asked)
     result = await call.service.search(call.database, call.collection, request, options)
-    return await _shown(call, search_reply, result, result.rows.batch.rows)
+    return await shown(call, search_reply, result, result.rows.batch.rows)
 
 
-def _asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions]:
+def search_asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions]:
     """Return what a search asks for beside its query vectors: fields of SearchRequest, and the options."""
     limit, offset = values["limit"], values["offset"]
-    _check_window(limit, offset)
-    params = _search_params(values["searchParams"], values["params"])
+    check_window(limit, offset)
+    params = search_params(values["searchParams"], values["params"])
     ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
     metric = str(_pop(params, "metricType", "metric_type") or "")
     round_decimal = _round_decimal(_pop(params, "roundDecimal", "round_decimal"))
@@ -185,10 +190,10 @@ def _asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions]:
         "anns_field": values["annsField"], "limit": limit, "offset": offset, "metric_type": metric,
         "params": params, "round_decimal": round_decimal,
     }  # fmt: skip
-    return asked, _options(values, (), ignore_growing=ignore_growing)
+    return asked, read_options(values, (), ignore_growing=ignore_growing)
 
 
-async def _shown(call: Call, reply: Callable[[Any, Style], Envelope], result: Any, rows: int) -> Envelope:
+async def shown(call: Call, reply: Callable[[Any, Style], Envelope], result: Any, rows: int) -> Envelope:
     """Return the reply, built on a worker thread where it has many rows. Raises InvalidParameter if it is too large."""
     found: Rows = result.rows if isinstance(result, SearchResult) else result
     if rows:
@@ -199,7 +204,7 @@ async def _shown(call: Call, reply: Callable[[Any, Style], Envelope], result: An
     return envelope
 
 
-def _options(values: Mapping[str, Any], output: Sequence[str], *, ignore_growing: bool = False) -> ReadOptions:
+def read_options(values: Mapping[str, Any], output: Sequence[str], *, ignore_growing: bool = False) -> ReadOptions:
     asked = values["outputFields"]
     return ReadOptions(
         partitions=values["partitionNames"],
@@ -224,14 +229,14 @@ def _staleness_s(milliseconds: int | None) -> float | None:
     return milliseconds / 1000
 
 
-def _check_hits(count: int, options: ReadOptions, schema: CollectionSchema) -> None:
+def check_hits(count: int, options: ReadOptions, schema: CollectionSchema) -> None:
     """Raise InvalidParameter if so many hits would take more memory than a reply may, text not even counted."""
     names = options.output_fields
     asked = [one for one in schema.vectors if one.name in names or "*" in names] if names else ()
     check_output(count, sum(4 * one.dim for one in asked))
 
 
-def _check_window(limit: int, offset: int) -> None:
+def check_window(limit: int, offset: int) -> None:
     if not 1 <= limit <= WINDOW_MAX:
         raise InvalidParameter(
             f"topk [{limit}] is invalid, it should be in range [1, {WINDOW_MAX}], but got {limit}: invalid parameter"
@@ -248,7 +253,7 @@ def _check_window(limit: int, offset: int) -> None:
         )
 
 
-def _search_params(given: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def search_params(given: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """Return the search parameters of all three places as one map. Raises InvalidParameter where they disagree."""
     merged = dict(given)
     nested = merged.pop("params", None)
@@ -285,7 +290,7 @@ def _round_decimal(value: Any) -> int:
 # --- queries and keys --------------------------------------------------------------------------------------------
 
 
-def _queries_of(
+def queries_of(
     values: Mapping[str, Any], schema: CollectionSchema
 ) -> tuple[npt.NDArray[np.float32] | None, list[int | str] | None]:
     """Return (vectors, None) or (None, primary keys). Raises the errors of a request that gives neither or both."""

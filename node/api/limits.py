@@ -25,6 +25,8 @@ SPLIT_COMMAS_MAX: Final = 1 << 18
 """',' in the text of a list that is split to be counted: room for text with commas in it."""
 MARKS_MAX: Final = 250_000
 """',', '[' and '{' in a field whose value is the client's to shape, such as exprParams or a schema."""
+SEARCHES_MARKS_MAX: Final = 1_000_000
+"""The same in the searches of a hybrid search, whose query vectors are in them."""
 ROW_MARKS_MAX: Final = 4_000_000
 """'{' and ':' in the rows of one insert."""
 ITEMS_MAX: Final = 2_000_000
@@ -59,12 +61,12 @@ def check_list_text(name: str, raw: bytes, limit: int) -> None:
         )
 
 
-def check_marks(name: str, raw: bytes) -> None:
+def check_marks(name: str, raw: bytes, limit: int = MARKS_MAX) -> None:
     """Raise InvalidParameter if the JSON text of a value of any shape may hold more values than are accepted."""
-    if len(raw) > MARKS_MAX and (marks := raw.count(b",") + raw.count(b"[") + raw.count(b"{")) > MARKS_MAX:
+    if len(raw) > limit and (marks := raw.count(b",") + raw.count(b"[") + raw.count(b"{")) > limit:
         raise InvalidParameter(
             f"{name} is too large: it holds {marks} of the characters ',', '[' and '{{', "
-            f"at most {MARKS_MAX} are accepted: invalid parameter"
+            f"at most {limit} are accepted: invalid parameter"
         )
 
 

@@ -25,6 +25,7 @@ from node.api.limits import (
     KEYS_MAX,
     LIST_MAX,
     LOOSE_COLONS_MAX,
+    MARKS_MAX,
     check_cbor,
     check_list,
     check_list_text,
@@ -70,6 +71,8 @@ class Field:
     """The fields of an OBJECT, or of each of the OBJECTS."""
     values_max: int = LIST_MAX
     """Of a list."""
+    marks_max: int = MARKS_MAX
+    """Of the JSON text of OBJECTS, see `limits.check_marks`."""
     schema: Mapping[str, Any] | None = None
     """JSON schema of a RAW field, for the API's description."""
 
@@ -284,14 +287,14 @@ def _json_object(raw: bytes, one: Field, path: str) -> Any:
     assert one.shape is not None
     if raw[:1] != b"{":
         raise _mismatch(kind_of(raw), one, path)
-    check_marks(one.name, raw)
+    check_marks(one.name, raw, one.marks_max)
     return _from_pairs(split_object(raw), one.shape, f"{path}.{one.name}")
 
 
 def _json_objects(raw: bytes, one: Field, path: str) -> Any:
     if raw[:1] != b"[":
         raise _mismatch(kind_of(raw), one, path)
-    check_marks(one.name, raw)
+    check_marks(one.name, raw, one.marks_max)
     items = split_list(raw)
     check_list(one.name, len(items), one.values_max)
     return [_json_object(bytes(item), one, path) for item in items]

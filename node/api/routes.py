@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from node.api.limits import SEARCHES_MARKS_MAX
 from node.api.requests import Field, Kind, Shape
 
 BASE: Final = "/v2/vectordb"
@@ -209,6 +210,54 @@ SEARCH = Shape(
         EXPR_PARAMS,
         EXPLAIN,
         *_unsupported_fields(*_SEARCH_UNSUPPORTED),
+    ),
+)
+SUB_SEARCH = Shape(
+    "SubSearchReq",
+    (
+        VECTORS,
+        _text("annsField", "vector field; may be left out where there is only one"),
+        FILTER,
+        Field("limit", Kind.INT32, "hits of this search, 1 to 16384; needed", 0),
+        Field("offset", Kind.INT32, "hits of this search to skip", 0),
+        _text("metricType", "checked against the index's"),
+        Field("params", Kind.MAP, "ef, nprobe, level, radius, range_filter", {}),
+        Field("searchParams", Kind.MAP, "the same, as in a search", {}),
+        EXPR_PARAMS,
+        *_unsupported_fields("groupingField"),
+    ),
+)
+RERANK = Shape(
+    "Rand",
+    (
+        _text("strategy", "rrf or weighted"),
+        Field("params", Kind.MAP, "rrf: k (60); weighted: weights, one per search, and norm_score (false)", {}),
+    ),
+)
+HYBRID = Shape(
+    "HybridSearchReq",
+    (
+        DB,
+        COLLECTION,
+        Field(
+            "search",
+            Kind.OBJECTS,
+            "the searches, with equally many query vectors each",
+            None,
+            required=True,
+            shape=SUB_SEARCH,
+            marks_max=SEARCHES_MARKS_MAX,
+        ),
+        Field("rerank", Kind.OBJECT, "how their hits become one ranking", shape=RERANK),
+        Field("limit", Kind.INT32, "rows per query vector", 100),
+        Field("offset", Kind.INT32, "rows to skip; limit + offset at most 16384", 0),
+        OUTPUT,
+        PARTITIONS,
+        CONSISTENCY,
+        STALENESS,
+        EXPLAIN,
+        Field("functionScore", Kind.ANY, "instead of rerank: one function of type Rerank, params.reranker as strategy"),
+        *_unsupported_fields("groupingField", "groupSize", "strictGroupSize", "orderByFields", "functionChains"),
     ),
 )
 QUERY = Shape(
@@ -487,12 +536,13 @@ _SERVED: Final = (
     Route("/entities/get", GET, "Rows by primary key.", "get", "[row]", plan="query"),
     Route("/entities/query", QUERY, "Rows that match a filter.", "query", "[row]", plan="query"),
     Route("/entities/search", SEARCH, "Nearest rows of each query vector.", "search", "[row]", plan="query"),
+    *(
+        Route(path, HYBRID, "Best rows of several searches, ranked anew.", "hybrid_search", "[row]", plan="query")
+        for path in ("/entities/hybrid_search", "/entities/advanced_search")
+    ),
 )
 
 _UNSUPPORTED: Final[Mapping[str, str]] = {
-    "hybrid search is not supported by this server: search each field and merge the hits by rank": (
-        "/entities/hybrid_search /entities/advanced_search"
-    ),
     "struct fields are not supported by this server: use a field of type JSON": "/collections/struct_fields/add",
     "functions are not supported by this server: compute vectors before inserting them": (
         "/collections/add_function /collections/alter_function /collections/drop_function "
@@ -597,4 +647,5 @@ def unsupported_given(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 SEARCH_UNSUPPORTED: Final = _SEARCH_UNSUPPORTED
+HYBRID_UNSUPPORTED: Final = ("groupingField", "orderByFields", "functionChains")
 QUERY_UNSUPPORTED: Final = ("orderByFields", "groupByFields")

@@ -19,7 +19,7 @@ import orjson
 from aiohttp import ClientError, hdrs, web
 
 from cluster.idempotency import KEY_CHARS_MAX
-from node.api import collections, entities, nodes
+from node.api import collections, entities, hybrid, nodes
 from node.api.calls import Call, Handler
 from node.api.deadlines import Deadlines
 from node.api.faults import Refusal, crash, refusal
@@ -58,7 +58,12 @@ DECODE_OFFLOAD_BYTES_MIN: Final = 512 << 10
 TIMEOUT_S_MAX: Final = 3600
 REQUEST_ID_CHARS_MAX: Final = 128
 TOO_LARGE_CODE: Final = 1102
-_HANDLERS: Final[Mapping[str, Handler]] = {**collections.HANDLERS, **entities.HANDLERS, **nodes.HANDLERS}
+_HANDLERS: Final[Mapping[str, Handler]] = {
+    **collections.HANDLERS,
+    **entities.HANDLERS,
+    **hybrid.HANDLERS,
+    **nodes.HANDLERS,
+}
 SESSION: Final = "Annulus-Session"
 SNAPSHOT: Final = "Annulus-Snapshot"
 KEY: Final = "Annulus-Idempotency-Key"

@@ -12,7 +12,7 @@ import pytest
 
 from node.node import Node
 from node.scope import from_token, to_token
-from node.service import IndexState, ReadOptions, SearchRequest
+from node.service import HybridRequest, IndexState, ReadOptions, SearchRequest, SubSearch
 from storage.errors import (
     ChunkDamaged,
     CollectionNotFound,
@@ -22,6 +22,7 @@ from storage.errors import (
     OutcomeUnknown,
     SnapshotGone,
 )
+from storage.fusion import ReciprocalRank
 from storage.types import ShardId
 from tests.node.cluster_of import BOUNDED, EVENTUALLY, SESSION, STRONG, Site, on_a_cluster
 from tests.node.test_database import ID, META, fields, request, rows
@@ -61,6 +62,8 @@ def test_every_kind_of_request_through_a_node_without_the_shard() -> None:
         await site.ask("n4", lambda db: db.upsert("default", "c", part, partial=True))
         options = ReadOptions(output_fields=["*"], consistency=STRONG)
         near = SearchRequest(np.array([[6.2, 0], [50.4, 0]], np.float32), limit=5, offset=1)
+        evens = SubSearch(replace(near, limit=4, offset=0), "id % 2 == 0")
+        both = HybridRequest([SubSearch(near, "id > {least}", {"least": 7}), evens], ReciprocalRank(), 3)
         counting = replace(options, output_fields=["count(*)"], filter="number == 9")
         answers = []
         for name in site.world.machines:
@@ -71,6 +74,9 @@ def test_every_kind_of_request_through_a_node_without_the_shard() -> None:
             total = await site.ask(name, lambda db: db.row_count("default", "c"))
             assert found.rows.batch.columns[ID].to_list() == [7, 5, 8, 9, 10, 51, 49, 52, 48, 53]
             assert found.topks == [5, 5]
+            hybrid = await site.ask(name, lambda db: db.hybrid_search("default", "c", both, options))
+            assert hybrid.rows.batch.columns[ID].to_list() == [10, 6, 9, 52, 48, 50]
+            assert hybrid.topks == [3, 3]
             assert page.batch.columns[ID].to_list() == [6, 7, 8, 9, 10]
             assert got.batch.columns[ID].to_list() == [0, 9, 10]
             assert got.batch.columns[META].to_list() == ["{}", '{"k":1}', '{"k":1}']

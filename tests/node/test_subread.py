@@ -8,7 +8,7 @@ import pytest
 from index.metric import Metric
 from index.spec import SearchParams
 from node.freshness import Need
-from node.subread import Answer, Kind, Nearness, Question, merge_answers
+from node.subread import Answer, Kind, Nearness, Question, SubQuestion, merge_answers
 from storage.errors import AnnulusError, InvalidParameter
 from storage.search import Step
 from storage.types import CollectionId, PartitionId, SegmentId, ShardId, Tick
@@ -27,6 +27,9 @@ NEAR = Nearness(np.arange(8, dtype=np.float32).reshape(2, 4), PK, Metric.IP, Sea
         Question(Kind.GET, CollectionId(9), keys=np.array([1, -(1 << 63)], np.int64), field_ids=(PK,), inserted=True),
         Question(Kind.GET, CollectionId(9), keys=["a", "ü"], field_ids=(PK,)),
         Question(Kind.COUNT, CollectionId(9)),
+        Question(
+            Kind.HYBRID, CollectionId(9), field_ids=(PK,), searches=(SubQuestion(NEAR, 3, 1, "a == {b}", {"b": 2}),) * 2
+        ),
     ],
 )
 def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
@@ -50,6 +53,10 @@ def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
         question.keys if question.keys is not None else []
     )
     assert (found.near is None) == (question.near is None)
+    assert found.queries == question.queries
+    for one, asked in zip(found.searches, question.searches, strict=True):
+        assert one.near.vectors.tolist() == asked.near.vectors.tolist() and one.near.params == asked.near.params
+        assert (one.limit, one.offset, one.filter, one.templates) == (3, 1, "a == {b}", {"b": 2})
     if found.near is not None and question.near is not None:
         assert found.near.vectors.tolist() == question.near.vectors.tolist()
         assert (found.near.field_id, found.near.metric, found.near.params) == (PK, Metric.IP, NEAR.params)

@@ -20,6 +20,7 @@ from node.metrics import Metrics
 from node.service import (
     CollectionInfo,
     CollectionRequest,
+    HybridRequest,
     IndexInfo,
     IndexRequest,
     IndexState,
@@ -382,6 +383,11 @@ class FakeService:
         self.queried.append((options, limit, offset))
         batch = self.matching(kept, options.filter)
         return self.rows(kept, batch.slice(offset, offset + (limit or batch.rows)) if batch else None, options)
+
+    async def hybrid_search(
+        self, database: str, collection: str, request: HybridRequest, options: ReadOptions
+    ) -> SearchResult:
+        return await self.search(database, collection, request.searches[0].request, options)
 
     async def search(
         self, database: str, collection: str, request: SearchRequest, options: ReadOptions

@@ -1,0 +1,96 @@
+"""One ranking out of several: what a hybrid search makes of the hits of its searches.
+
+Every search gives its own hits, nearest first. A row that several searches found is one row of the result. Formulas are
+Milvus's (reranking page of its documentation):
+
+    reciprocal rank   sum of 1 / (k + rank), rank from 1
+    weighted          sum of weight * score. Scores that mean different things are made alike first: where asked for,
+                      each is put between 0 and 1, larger being better; where distances meet similarities, distances
+                      are. Where all are distances and nothing is asked for, the smallest sum is the best
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from index.metric import Metric
+from storage.columns import Batch
+from storage.merging import ScoredRows, key_ranks
+from storage.types import FieldId
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReciprocalRank:
+    k: float = 60.0
+
+
+@dataclass(frozen=True)
+class Weighted:
+    weights: tuple[float, ...]
+    """One for each search."""
+    normalised: bool = False
+
+
+Ranker: TypeAlias = ReciprocalRank | Weighted
+
+
+def fuse(
+    parts: Sequence[ScoredRows],
+    metrics: Sequence[Metric],
+    ranker: Ranker,
+    primary: FieldId,
+    *,
+    limit: int,
+    offset: int = 0,
+) -> ScoredRows:
+    """Return the best rows of all searches for each query, best first, without its first `offset` ones.
+
+    parts    the hits of each search, of the same queries and fields, the primary key among them
+    metrics  of each search: what its scores are
+
+    Rows with equal scores come by primary key ascending.
+    """
+    queries = len(parts[0].counts)
+    batch = Batch.concat([part.batch for part in parts])
+    owners = np.concatenate([np.repeat(np.arange(queries), np.asarray(part.counts, np.int64)) for part in parts])
+    ranks = key_ranks(batch.columns[primary])
+    shares, smaller_is_better = _shares(parts, metrics, ranker)
+    _, first, member = np.unique(owners * (len(ranks) + 1) + ranks, return_index=True, return_inverse=True)
+    scores = np.bincount(member, shares, len(first)).astype(np.float32)
+    owners = owners[first]
+    order = np.lexsort((ranks[first], scores if smaller_is_better else -scores, owners))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=queries))])
+    places = np.arange(len(order)) - starts[owners[order]]
+    kept = order[(places >= offset) & (places < offset + limit)]
+    return ScoredRows(np.bincount(owners[kept], minlength=queries).tolist(), scores[kept], batch.take(first[kept]))
+
+
+def normalised(scores: Floats, metric: Metric) -> Floats:
+    """Return scores of this metric between 0 and 1, larger being better, as Milvus makes them."""
+    if not metric.is_similarity:
+        return np.asarray(1.0 - 2.0 * np.arctan(scores) / np.pi)
+    if metric is Metric.COSINE:
+        return np.asarray((1.0 + scores) / 2.0)
+    return np.asarray(0.5 + np.arctan(scores) / np.pi)
+
+
+def _shares(parts: Sequence[ScoredRows], metrics: Sequence[Metric], ranker: Ranker) -> tuple[Floats, bool]:
+    """Return (what each hit adds to the score of its row, whether the smaller score is the better one)."""
+    if isinstance(ranker, ReciprocalRank):
+        ranks = [np.arange(1, count + 1) for part in parts for count in part.counts]
+        return np.asarray(1.0 / (ranker.k + np.concatenate(ranks)), np.float64), False
+    smaller_is_better = not ranker.normalised and not any(metric.is_similarity for metric in metrics)
+    found = []
+    for part, metric, weight in zip(parts, metrics, ranker.weights, strict=True):
+        scores = part.scores.astype(np.float64)
+        if ranker.normalised or (not metric.is_similarity and not smaller_is_better):
+            scores = normalised(scores, metric)
+        found.append(weight * scores)
+    return np.concatenate(found), smaller_is_better
