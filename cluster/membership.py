@@ -71,6 +71,8 @@ class Member:
     state: MemberState = MemberState.ACTIVE
     replaces: str = ""
     """The node whose shards it takes over while that one drains."""
+    is_replaced: bool = False
+    """It was told to make room for another, whatever has become of that one: it is removed when it holds nothing."""
     number: int = 0
     """Below MEMBERS_MAX, and no other node's: what makes names of things that nodes give different."""
     ticket: str = ""
@@ -218,7 +220,10 @@ class Membership:
         before = self.members.get(message.name) or self._newcomer(message)
         if message.ticket and before.ticket != message.ticket:
             raise Conflict(f"there is a node {message.name} in the cluster already, at {before.peer}")
-        if message.replaces:
+        asks_again = message.ticket and message.name in self.members
+        # What was asked for may be over when it is asked for again.
+        replaces = message.replaces if message.replaces in self.members or not asks_again else ""
+        if replaces:
             self._drain_replaced(message)
         self.members[message.name] = replace(
             before,
@@ -226,7 +231,8 @@ class Membership:
             client=message.client or before.client,
             zone=message.zone or before.zone,
             state=MemberState(message.state or before.state),
-            replaces=message.replaces or before.replaces,
+            replaces=replaces or before.replaces,
+            is_replaced=before.is_replaced and message.state != MemberState.ACTIVE,
         )
 
     def _newcomer(self, message: SetMember) -> Member:
@@ -247,7 +253,7 @@ class Membership:
         other = next((one.name for one in self.members.values() if one.replaces == old.name), message.name)
         if other != message.name:
             raise Conflict(f"node {other} replaces {old.name} already")
-        self.members[old.name] = replace(old, state=MemberState.DRAINING)
+        self.members[old.name] = replace(old, state=MemberState.DRAINING, is_replaced=True)
 
     def _remove_member(self, name: str) -> None:
         held = [shard for shard, one in self.placements.items() if name in one.holders]

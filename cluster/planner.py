@@ -8,7 +8,7 @@ on where this one ended.
     moves       first shards that have lost a copy for good, then those on draining nodes, then what evens out loads.
                 A shard is only moved while a majority of its copies is up, to nodes that are up, and never to fewer
                 living copies than it has
-    removals    a node that another has replaced, and that holds nothing any more
+    removals    a node that was to make room for another, and that holds nothing any more
     transfers   away from draining nodes, then from nodes whose leaderships weigh more than those of others. Each one,
                 or the chain that it is part of, evens the loads out by more than what they fluctuate by, so none is
                 taken back
@@ -136,11 +136,10 @@ def plan(
     ]
     moves = [] if membership.moves_paused else _moves(view)
     held = {name for placed in membership.placements.values() for name in placed.holders}
-    replaced = {one.replaces for one in membership.members.values()}
     removals = [
         name
         for name, member in membership.members.items()
-        if name in replaced and name not in held and member.state is not MemberState.ACTIVE
+        if member.is_replaced and name not in held and member.state is not MemberState.ACTIVE
     ]
     transfers = _transfers(view, leaders, loads or {}, resting)
     return Decisions(tuple(states), tuple(moves), tuple(removals), tuple(transfers))

@@ -95,6 +95,30 @@ def test_only_who_is_leaving_is_removed() -> None:
         membership.change(RemoveMember("n5"))
 
 
+def test_asking_to_join_again_is_no_mistake_when_the_replaced_node_is_gone() -> None:
+    """The answer was lost, and what was asked for has been done meanwhile."""
+    membership = formed()
+    asked = SetMember("n4", "h:4", ticket="mine", replaces="n1")
+    membership.change(asked)
+    for shard in list(membership.placements):
+        membership.change(Moved(shard, 1, ["n2", "n3", "n4"], 5))
+    membership.change(RemoveMember("n1"))
+    before = dict(membership.members)
+    membership.change(asked)
+    assert membership.members == before
+    with pytest.raises(BadRequest, match="cannot replace n1"):
+        membership.change(SetMember("n5", "h:5", ticket="another", replaces="n1"))
+
+
+def test_who_stays_after_all_is_not_replaced() -> None:
+    membership = formed()
+    membership.change(SetMember("n4", "h:4", ticket="t", replaces="n1"))
+    membership.change(SetMember("n1", "h:1", client="c:1"))
+    assert membership.members["n1"].is_replaced
+    membership.change(SetMember("n1", "h:1", state=MemberState.ACTIVE))
+    assert not membership.members["n1"].is_replaced
+
+
 def test_it_comes_back_from_a_checkpoint() -> None:
     membership = formed()
     for message in (SetMember("n4", "h:4", zone="z", ticket="t", replaces="n2"), PauseMoves(True)):

@@ -163,6 +163,16 @@ def test_the_heir_takes_what_the_replaced_node_had_and_nothing_else_moves() -> N
     assert "n2" not in model.membership.members and model.membership.members["n9"].replaces == ""
 
 
+def test_who_was_to_make_room_is_removed_also_if_the_heir_is_replaced_itself() -> None:
+    """OLD's heir is lost before it has anything, and another takes the heir's place: both go, and nothing waits."""
+    model = Model(formed(5))
+    add(model.membership, "n8", replaces="n2")
+    add(model.membership, "n9", replaces="n8")
+    model.health |= {"n8": DEAD, "n9": UP}
+    model.settle()
+    assert set(model.membership.members) == {"n1", "n3", "n4", "n5", "n9"}
+
+
 def test_who_drains_stays_until_another_may_come() -> None:
     """No copy is given up for a node that has just joined; it is, where there are too few nodes for all copies."""
     model = Model(formed(3))
