@@ -20,7 +20,7 @@ from node.api.entities import (
 from node.api.replies import search_reply
 from node.api.requests import as_text, parse_bool
 from node.api.routes import HYBRID_UNSUPPORTED, unsupported_given
-from node.service import HybridRequest, SearchRequest, SubSearch
+from node.service import HybridRequest, ReadOptions, SearchRequest, SubSearch
 from storage.errors import InvalidParameter, MissingParameter, UnsupportedOperation
 from storage.fusion import Ranker, ReciprocalRank, Weighted
 from storage.schema import CollectionSchema
@@ -29,9 +29,18 @@ RRF_K_MAX: Final = 16_384
 
 
 async def hybrid_search(call: Call) -> Envelope:
-    values = call.values
-    if name := unsupported_given(values, HYBRID_UNSUPPORTED):
+    if name := unsupported_given(call.values, HYBRID_UNSUPPORTED):
         raise UnsupportedOperation(f"{name} is not supported by this server")
+    schema = await call.service.collection_schema(call.database, call.collection)
+    request: HybridRequest = await call.offload(hybrid_request, call.values, schema)
+    options = read_options(call.values, ())
+    check_hybrid_hits(request, options, schema)
+    result = await call.service.hybrid_search(call.database, call.collection, request, options)
+    return await shown(call, search_reply, result, result.rows.batch.rows)
+
+
+def hybrid_request(values: Mapping[str, Any], schema: CollectionSchema) -> HybridRequest:
+    """Return what a hybrid search asks for beside its options. Raises errors of bad requests."""
     limit, offset = values["limit"], values["offset"]
     if limit < 1 or offset < 0 or limit + offset > WINDOW_MAX:
         raise InvalidParameter(
@@ -40,14 +49,15 @@ async def hybrid_search(call: Call) -> Envelope:
         )
     if not values["search"]:
         raise MissingParameter("missing required parameters, error: search is required and holds no search")
-    schema = await call.service.collection_schema(call.database, call.collection)
-    searches = await call.offload(_searches, values, schema)
-    options = read_options(values, ())
+    searches = _searches(values, schema)
+    return HybridRequest(searches, ranker_of(values, len(searches)), limit, offset)
+
+
+def check_hybrid_hits(request: HybridRequest, options: ReadOptions, schema: CollectionSchema) -> None:
+    """Raise InvalidParameter if so many hits would take more memory than a reply may."""
+    searches = request.searches
     queries = sum(0 if one.request.vectors is None else len(one.request.vectors) for one in searches)
     check_hits(queries * max(one.request.limit + one.request.offset for one in searches), options, schema)
-    request = HybridRequest(searches, ranker_of(values, len(searches)), limit, offset)
-    result = await call.service.hybrid_search(call.database, call.collection, request, options)
-    return await shown(call, search_reply, result, result.rows.batch.rows)
 
 
 def _searches(values: Mapping[str, Any], schema: CollectionSchema) -> list[SubSearch]:
