@@ -4,6 +4,7 @@ python -m tools.sim --seeds 2000             seeds 0 to 1999, with 1, 3 or 5 nod
 python -m tools.sim --minutes 2 --from 5000  as many as fit
 python -m tools.sim --minutes 2 --commit     as many as fit, from a seed that follows from the commit
 python -m tools.sim --nodes 3 --seeds 100    all of them with three nodes
+python -m tools.sim --churn --seeds 100      in all of them nodes come and go
 python -m tools.sim --only 123               one seed again, with its log
 python -m tools.sim --script FILE            a script that a failing seed has left
 
@@ -18,7 +19,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -42,32 +43,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--commit", action="store_true", help="the first seed follows from the commit: CI tries new ones"
     )
     parser.add_argument("--nodes", type=int, help="nodes of each world (default: as the seed has it)")
+    parser.add_argument(
+        "--churn",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether nodes come and go (default: as the seed has it)",
+    )
     parser.add_argument("--only", type=int, help="run this one seed and show its log")
     parser.add_argument("--script", type=Path, help="play this script and show its log")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--scripts", type=Path, default=Path(), help="where failing seeds leave their scripts")
     parser.add_argument("--shrink-s", type=float, default=SHRINK_S, help="how long to make a failing seed shorter")
     chosen = parser.parse_args(arguments)
+    planned = partial(plan_of, nodes=chosen.nodes, churn=chosen.churn)
     if chosen.only is not None or chosen.script is not None:
-        return _show(_plan_from(chosen.script) if chosen.script else plan_of(chosen.only, nodes=chosen.nodes))
+        return _show(_plan_from(chosen.script) if chosen.script else planned(chosen.only))
     if not chosen.seeds and not chosen.minutes:
         parser.error("give --seeds or --minutes")
     first = seed_of_commit() if chosen.commit else chosen.first
     seeds = range(first, first + (chosen.seeds or 10**9))
-    failing = run(seeds, chosen.nodes, chosen.minutes * 60 or float("inf"), chosen.jobs)
+    failing = run(seeds, planned, chosen.minutes * 60 or float("inf"), chosen.jobs)
     if failing is None:
         return 0
     leave_script(failing, chosen.scripts, chosen.shrink_s)
     return 1
 
 
-def run(seeds: range, nodes: int | None, budget_s: float, jobs: int) -> Plan | None:
+def run(seeds: range, planned: Callable[[int], Plan], budget_s: float, jobs: int) -> Plan | None:
     """Run seeds until one fails, all are done, or the time is up; return the plan that failed."""
     began_s = time.monotonic()
     left = iter(seeds)
-    done = requests = faults = compared = 0
+    done = requests = faults = churned = compared = 0
     with ProcessPoolExecutor(jobs, initializer=prepare) as pool:
-        waiting = {pool.submit(_one, seed, nodes): seed for seed, _ in zip(left, range(2 * jobs), strict=False)}
+        waiting = {pool.submit(_one, planned, seed): seed for _, seed in zip(range(2 * jobs), left, strict=False)}
         while waiting:
             finished = next(as_completed(waiting))
             seed = waiting.pop(finished)
@@ -75,16 +83,16 @@ def run(seeds: range, nodes: int | None, budget_s: float, jobs: int) -> Plan | N
             if isinstance(result, str):
                 print(f"VIOLATION {result}", flush=True)
                 pool.shutdown(cancel_futures=True)
-                return plan_of(seed, nodes=nodes)
+                return planned(seed)
             done, requests, faults = done + 1, requests + result.requests, faults + result.faults
-            compared += result.compared
+            churned, compared = churned + result.churned, compared + result.compared
             if done % 50 == 0:
                 print(f"{done} seeds, {requests} requests, {time.monotonic() - began_s:.0f} s", flush=True)
             if time.monotonic() - began_s < budget_s and (following := next(left, None)) is not None:
-                waiting[pool.submit(_one, following, nodes)] = following
+                waiting[pool.submit(_one, planned, following)] = following
     print(
-        f"{done} seeds from {seeds.start}, {requests} requests, {faults} faults, {compared} states compared, "
-        f"{time.monotonic() - began_s:.0f} s: no violation"
+        f"{done} seeds from {seeds.start}, {requests} requests, {faults} faults, {churned} comings and goings, "
+        f"{compared} states compared, {time.monotonic() - began_s:.0f} s: no violation"
     )
     return None
 
@@ -126,9 +134,9 @@ def _show(plan: Plan) -> int:
     return 0
 
 
-def _one(seed: int, nodes: int | None) -> Summary | str:
+def _one(planned: Callable[[int], Plan], seed: int) -> Summary | str:
     try:
-        return play(plan_of(seed, nodes=nodes))
+        return play(planned(seed))
     except Violation as violation:
         return str(violation)
 

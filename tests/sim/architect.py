@@ -64,11 +64,11 @@ class Architect:
             rng = Random(step.dice)
             await self._change(step.what, rng)
             self.done += 1
-            await self._look(rng, rng.choice(self._cluster.plan.names), patient=False)
+            await self._look(rng, rng.choice(self._cluster.names), patient=False)
 
     async def check(self, rng: Random) -> None:
         """Raise Violation unless every node describes everything as it must be."""
-        for node in self._cluster.plan.names:
+        for node in list(self._cluster.names):
             await self._look(rng, node, patient=True)
 
     # changes
@@ -157,7 +157,7 @@ class Architect:
         keys = rng.sample(KEYS, rng.randint(1, 4))
         self._versions += 1
         version = self._versions
-        node = rng.choice(self._cluster.plan.names)
+        node = rng.choice(self._cluster.names)
 
         async def write(database: Database) -> None:
             schema = await database.collection_schema("default", name, newest=True)
@@ -193,7 +193,7 @@ class Architect:
     async def _until_done(self, rng: Random, work: Work) -> None:
         while True:
             try:
-                await self._ask(rng.choice(self._cluster.plan.names), work)
+                await self._ask(rng.choice(self._cluster.names), work)
             except (Unavailable, NoAnswer, Refused):
                 await asyncio.sleep(rng.uniform(0.05, 0.5))
             else:

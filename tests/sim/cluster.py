@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from errno import ENOSPC
@@ -12,12 +12,14 @@ from random import Random
 from typing import Any, Final, TypeVar
 
 from cluster.checkpoint import manifest_key, referenced
+from cluster.membership import Membership
 from node.broadcaster import Step
 from node.database import Database
 from node.identity import IDENTITY_KEY, settle
 from node.joining import admit, belonging
 from node.metrics import Metrics
 from node.node import Node, Seams
+from node.placing import control_voters
 from node.scope import Scope, current
 from node.settings import (
     Address,
@@ -93,6 +95,8 @@ class Machine:
     stopping: bool = False
     dies_at: tuple[Step, int] | None = None
     """The step of the broadcaster at which the power goes, and how many of these come before it."""
+    is_lost: bool = False
+    """It never comes back."""
 
     @property
     def is_up(self) -> bool:
@@ -120,9 +124,16 @@ class Cluster:
         self.violations: asyncio.Queue[Violation] = asyncio.Queue()
         self._context = copy_context()
         self.machines = {name: self._machine(name) for name in plan.names}
+        self.names = list(plan.names)
+        """The nodes that clients know: those that formed the cluster or joined it, and have not been removed."""
+        self.damaged: set[str] = set()
+        """Machines of these that lost something at some time."""
+        self.leaving: set[str] = set()
+        """Nodes that the cluster was told to remove, or has removed."""
         self._guests: dict[str, Address] = {}
         """Peer addresses of the nodes that joined."""
-        self.dead_after_s = ClusterSettings().dead_after_s
+        self._zones = {name: f"z{i % plan.zones}" if plan.zones else "" for i, name in enumerate(plan.names)}
+        self.dead_after_s = plan.dead_after_s
 
     def dice(self, *what: object) -> Random:
         """Return the dice of one part of the world, which others do not touch."""
@@ -143,8 +154,9 @@ class Cluster:
         """
         if name not in self.machines:
             self.machines[name] = self._machine(name)
+            self._guests[name] = Address("127.0.0.1", 20_000 + len(self.machines))
+            self._zones[name] = zone
         machine = self.machines[name]
-        self._guests[name] = Address("127.0.0.1", 20_000 + len(self.machines))
         ticket = f"ticket of {name}"
         question = {
             "peer": str(self._guests[name]), "client": "", "zone": zone, "replaces": replaces, "ticket": ticket,
@@ -158,7 +170,27 @@ class Cluster:
         if not asked.done():
             raise NoAnswer(by)
         machine.store.commit([(IDENTITY_KEY, belonging(name, ticket, asked.result()).to_bytes())])
+        self.names.append(name)
         self.start(name)
+
+    def lose(self, name: str) -> None:
+        """A machine and its disk are gone for good."""
+        machine = self.machines[name]
+        machine.is_lost = True
+        self.kill(name, power=True)
+        machine.lose_disk()
+
+    def dismiss(self, name: str) -> None:
+        """Clients learn that a node is none of the cluster any more. Its process may run on."""
+        if name in self.names:
+            self.names.remove(name)
+        self.damaged.discard(name)
+
+    def zone_of(self, name: str) -> str:
+        return self._zones[name]
+
+    def is_guest(self, name: str) -> bool:
+        return name in self._guests
 
     # processes
 
@@ -209,11 +241,14 @@ class Cluster:
             self.violations.put_nowait(violation)
             return
         if isinstance(error, StorageFault) and "damage" in machine.excuses:
-            machine.set_aside(self.settings(machine.name), remembers=bool(self.plan.repair))
+            # Who joined could not do so again under its name.
+            remembers = bool(self.plan.repair) or self.is_guest(machine.name)
+            machine.set_aside(self.settings(machine.name), remembers=remembers)
         self.loop.call_later(RESTART_S, self.start_if_down, machine.name)
 
     def start_if_down(self, name: str) -> None:
-        if not self.machines[name].is_up:
+        machine = self.machines[name]
+        if not machine.is_up and not machine.is_lost:
             self.start(name)
 
     def kill(self, name: str, *, power: bool) -> None:
@@ -287,7 +322,7 @@ class Cluster:
     # requests
 
     def ready(self) -> list[str]:
-        return [name for name, machine in self.machines.items() if machine.database is not None]
+        return [name for name in self.names if self.machines[name].database is not None]
 
     async def ask(
         self, name: str, request: Callable[[Database], Awaitable[T]], *, scope: Scope | None = None, within_s: float
@@ -328,6 +363,7 @@ class Cluster:
                 shards=plan.shards,
                 peers=peers if plan.nodes > 1 and name not in self._guests else (),
                 peer_listen=self._guests.get(name),
+                zone=self._zones[name],
                 replication_factor=plan.copies if name not in self._guests else None,
                 cluster_secret="a secret of the simulation" if plan.nodes > 1 else "",
             ),
@@ -359,9 +395,41 @@ class Cluster:
         network = machine.network if self.plan.nodes > 1 else None
         return Seams(machine.disk, machine.store, machine.executor, machine.clock, dice, network=network)
 
-    def nodes(self) -> Iterator[tuple[Machine, Node]]:
-        """Yield the machines whose nodes serve."""
+    def membership(self) -> Membership:
+        """Return the newest that any node that serves knows; empty if none does."""
+        known = (node.control.machine.membership for _, node in self.nodes() if node.takes_part)
+        return max(known, key=lambda one: one.epoch, default=Membership())
+
+    @property
+    def is_formed(self) -> bool:
+        """A cluster does not form while one of those that are to form it has forgotten what it promised."""
+        nodes = [self.machines[name].node for name in self.names]
+        return all(node is not None and node.identity.is_seated for node in nodes) and bool(self.membership().members)
+
+    def may_lose(self, names: Sequence[str]) -> bool:
+        """Whether what was acknowledged survives it if these machines lose what they have."""
+        if not self.is_formed:
+            return False
+        lost = self.damaged.union(names)
+        if not self.plan.churn:
+            return len(lost) <= (self.plan.copies - 1) // 2
+        return all(2 * len(lost.intersection(members)) < len(members) for members in self._electorates())
+
+    def _electorates(self) -> Iterator[Collection[str]]:
+        """Yield the members of every generation that is, was a moment ago, or may be next, as any node knows it."""
         for machine in self.machines.values():
+            if (node := machine.node) is None or not node.takes_part:
+                continue
+            membership, voters = node.control.machine.membership, node.placing.control_voters
+            yield from (voters, control_voters(membership, voters))
+            for placed in membership.placements.values():
+                yield from (members for members in (placed.members, placed.following) if members)
+            for host in node.shards.values():
+                yield from (members for members in (host.machine.generation.members,) if members)
+
+    def nodes(self) -> Iterator[tuple[Machine, Node]]:
+        """Yield the machines of the cluster whose nodes serve."""
+        for machine in map(self.machines.__getitem__, self.names):
             if machine.database is not None and machine.node is not None:
                 yield machine, machine.node
 

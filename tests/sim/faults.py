@@ -30,8 +30,6 @@ class Faults:
     def __init__(self, cluster: Cluster, plan: Plan) -> None:
         self._cluster, self._plan = cluster, plan
         self._cut: list[tuple[str, str]] = []
-        self.damaged: set[str] = set()
-        """Machines that lost something since they were last whole."""
         self.done = 0
 
     def start(self, steps: Sequence[Step]) -> list[asyncio.Task[None]]:
@@ -39,8 +37,11 @@ class Faults:
 
     async def _carry_out(self, step: Step) -> None:
         await asyncio.sleep(step.at_s)
-        machine = self._cluster.machines[step.text("node")] if "node" in step.facts else None
-        if step.what in DAMAGE and not self._may_damage(machine):
+        name = step.text("node") if "node" in step.facts else ""
+        if name and (name not in self._cluster.names or self._cluster.machines[name].is_lost):
+            return  # not there yet, or not any more
+        machine = self._cluster.machines[name] if name else None
+        if step.what in DAMAGE and not self._cluster.may_lose([name]):
             return
         rng, for_s = Random(step.dice), step.number("for") if "for" in step.facts else 0.0
         self.done += 1
@@ -48,7 +49,10 @@ class Faults:
             case "blackout":
                 await self._blackout(rng, for_s)
             case "cut":
-                await self._cut_off(step.text("shape"), step.names("order"), rng, for_s)
+                names = step.names("order")
+                for guest in sorted(set(self._cluster.names) - set(names)):
+                    names.insert(rng.randint(0, len(names)), guest)
+                await self._cut_off(step.text("shape"), names, rng, for_s)
             case "reset":
                 self._cluster.wire.reset(*step.names("pair"))
             case "reset-bulk":
@@ -108,16 +112,13 @@ class Faults:
                 await self._while_down(machine, rng, for_s, _rot_chunk)
             case "rot-live":
                 await self._rot_meanwhile(machine, rng, for_s)
+            case "lose-disk" if self._cluster.is_guest(name):  # which could not join again under its name
+                self._cluster.damaged.add(name)
+                self._cluster.lose(name)
             case "lose-disk":
                 await self._while_down(machine, rng, for_s, lambda hurt, _: hurt.lose_disk())
             case other:
                 raise ValueError(f"there is no fault {other}")
-
-    def _may_damage(self, machine: Machine | None) -> bool:
-        assert machine is not None
-        if not all(one.node is not None and one.node.identity.is_seated for one in self._cluster.machines.values()):
-            return False  # a cluster does not form while one of those that are to form it has forgotten
-        return len(self.damaged | {machine.name}) <= (self._plan.copies - 1) // 2
 
     async def _crash(self, machine: Machine, how: str, rng: Random, for_s: float) -> None:
         name, life = machine.name, machine.life
@@ -146,10 +147,11 @@ class Faults:
                 self._cluster.start_if_down(name)
 
     async def _blackout(self, rng: Random, for_s: float) -> None:
-        for name in self._plan.names:
+        names = list(self._cluster.names)
+        for name in names:
             self._cluster.kill(name, power=True)
         await asyncio.sleep(for_s)
-        names = rng.sample(self._plan.names, self._plan.nodes)
+        names = rng.sample(names, len(names))
         late_s = rng.choice((0.0, 0.5, 4.0))  # long enough for the others to go on without the last one
         for name in names[:-1]:
             await self._start_after(name, rng.choice((0.0, rng.uniform(0, 0.5))))
@@ -157,15 +159,16 @@ class Faults:
 
     async def _usurp(self, name: str, rng: Random, for_s: float) -> None:
         """Let only one node have what is written now on its disk; then a power cut, from which it returns last."""
-        others = [one for one in self._plan.names if one != name]
+        everybody = list(self._cluster.names)
+        others = [one for one in everybody if one != name]
         for one in others:
             if (executor := self._cluster.machines[one].executor) is not None:
                 executor.slow_disk_s = 1.0
         await asyncio.sleep(for_s)
-        for one in self._plan.names:
+        for one in everybody:
             self._cluster.kill(one, power=True)
         for one in others:
-            self._cluster.start(one)
+            self._cluster.start_if_down(one)
         await self._start_after(name, rng.choice((0.0, 4.0)))
 
     async def _start_after(self, name: str, for_s: float) -> None:
@@ -178,7 +181,7 @@ class Faults:
         """Crash the machine, hurt its disk, start it again."""
         if not machine.is_up:
             return
-        self.damaged.add(machine.name)
+        self._cluster.damaged.add(machine.name)
         machine.excuses.add("damage")
         self._cluster.kill(machine.name, power=True)
         hurt(machine, rng)
@@ -189,7 +192,7 @@ class Faults:
         life, node = machine.life, machine.node
         if life is None or node is None or machine.database is None:
             return
-        self.damaged.add(machine.name)
+        self._cluster.damaged.add(machine.name)
         machine.excuses.add("damage")
         for _ in range(rng.randint(1, 4)):
             chunks = [key for key in machine.store.stored_keys() if not is_record(key)]

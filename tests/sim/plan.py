@@ -25,7 +25,7 @@ Fact = str | int | float
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that somebody does. `who` is a client, "operator", "architect" or "fault"."""
+    """One thing that somebody does. `who` is a client, "operator", "architect", "steward" or "fault"."""
 
     at_s: float
     who: str
@@ -78,11 +78,22 @@ class Plan:
     """1: nodes repair damaged data from their peers by themselves."""
     heal_s: float = 0.0
     """How often replicas are compared and chunks read again; 0 for not in this world's time."""
+    churn: int = 0
+    """1: nodes come and go, and other machines may be lost than those that the world begins with."""
+    zones: int = 0
+    """In how many zones the nodes are; 0 for none that anybody has told them of."""
+    dead_after_s: float = 600.0
+    """After how long a node that is away counts as gone."""
     steps: Sequence[Step] = ()
 
     @property
     def names(self) -> list[str]:
         return [f"n{number + 1}" for number in range(self.nodes)]
+
+    @property
+    def guests(self) -> list[str]:
+        """Names of nodes that may join."""
+        return [f"n{self.nodes + number + 1}" for number in range(GUESTS_MAX if self.churn else 0)]
 
     def with_steps(self, steps: Iterable[Step]) -> Plan:
         return replace(self, steps=tuple(steps))
@@ -132,15 +143,30 @@ ROT: Final = "rot-live"
 """The fault of worlds whose nodes read their chunks again."""
 STEPS: Final = tuple(step.name for step in BroadcastStep)
 CHORES: Final = {"flush": 3, "compact": 2, "other": 2, "alter": 1}
-CHURN: Final = {**CHORES, "move": 8}
+MOVES: Final = {**CHORES, "move": 8}
 """Where there are more nodes than a shard has copies."""
+CHURN: Final = {"join": 3, "leave": 4, "replace": 3, "lose": 3, "lose-zone": 2, "stay": 1}
+"""What the steward does where nodes come and go."""
+GUESTS_MAX: Final = 6
+CHURN_SHARE: Final = 0.25
+"""Of the worlds with peers."""
 
 
-def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None = None) -> Plan:
-    """Return the plan of a seed. `nodes` overrides how many nodes its world has, `kinds` what faults there are."""
+def plan_of(
+    seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None = None, churn: bool | None = None
+) -> Plan:
+    """Return the plan of a seed.
+
+    nodes  how many nodes its world begins with (default: as the seed has it)
+    kinds  what faults there are (default: as the seed has it)
+    churn  whether nodes come and go (default: as the seed has it, and not if `kinds` are given); a lone node never does
+    """
     rng = Random(seed)
     chosen = rng.choices((1, 3, 5), (2, 7, 1))[0]
-    count = nodes or chosen
+    dice = Random(f"{seed} churn")
+    drawn = dice.random() < CHURN_SHARE and kinds is None
+    count = nodes or (3 if churn and chosen == 1 else chosen)
+    churns = count > 1 and (drawn if churn is None else churn)
     duration_s = rng.uniform(3.0, 12.0)
     plan = Plan(
         seed=seed,
@@ -161,10 +187,14 @@ def plan_of(seed: int, *, nodes: int | None = None, kinds: Sequence[str] | None 
         index_rows_min=rng.choice((1, 20)),
         repair=int(rng.random() < 0.5 and count > 1),
         heal_s=Random(f"{seed} healing").choice((0.0, 0.0, 0.0, 1.0, 4.0)),
+        churn=int(churns),
+        zones=dice.choice((0, 2, 3)) if churns else 0,
+        dead_after_s=dice.choice((1.5, 4.0, 600.0)) if churns else 600.0,
     )
     steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"), kinds)]
     steps += _changes(plan, Random(f"{seed} changes"), kinds)
     steps += _rot(plan, Random(f"{seed} rot"), kinds)
+    steps += _churn(plan, dice)
     return plan.with_steps(sorted(steps, key=lambda one: one.at_s))
 
 
@@ -177,7 +207,7 @@ def _requests(plan: Plan, rng: Random) -> Iterable[Step]:
             yield Step(round(at_s, 3), f"client{number}", what, rng.getrandbits(32), {"level": level})
     at_s = 0.0
     while (at_s := at_s + rng.expovariate(0.7)) < plan.duration_s:
-        chores = CHORES if plan.copies == plan.nodes else CHURN
+        chores = CHORES if plan.copies == plan.nodes and not plan.churn else MOVES
         yield Step(round(at_s, 3), "operator", _weighted(rng, chores), rng.getrandbits(32))
 
 
@@ -203,17 +233,28 @@ def _rot(plan: Plan, rng: Random, kinds: Sequence[str] | None) -> Iterable[Step]
             at_s += rng.expovariate(0.3)
 
 
+def _churn(plan: Plan, rng: Random) -> Iterable[Step]:
+    """Nodes come and go; what takes longer than it is to the next step goes on beside it."""
+    if plan.churn:
+        at_s = rng.uniform(0.5, 2.0)
+        every_s = rng.choice((1.5, 3.0))
+        while at_s < plan.duration_s:
+            facts = {"for": round(rng.uniform(0.2, 5.0), 3)}
+            yield Step(round(at_s, 3), "steward", _weighted(rng, CHURN), rng.getrandbits(32), facts)
+            at_s += rng.expovariate(1 / every_s)
+
+
 FaultMaker = Callable[[Plan, Random], Mapping[str, Fact]]
 
 
 def _crash(plan: Plan, rng: Random) -> Mapping[str, Fact]:
     how = rng.choices(("power", "kill", "mid-call"), (4, 3, 4))[0]
-    return {"node": rng.choice(plan.names), "how": how, "for": round(rng.uniform(0.05, 4.0), 3)}
+    return {"node": rng.choice(plan.names + plan.guests), "how": how, "for": round(rng.uniform(0.05, 4.0), 3)}
 
 
 def _node_for(longest_s: float) -> FaultMaker:
     def make(plan: Plan, rng: Random) -> Mapping[str, Fact]:
-        return {"node": rng.choice(plan.names), "for": round(rng.uniform(0.05, longest_s), 3)}
+        return {"node": rng.choice(plan.names + plan.guests), "for": round(rng.uniform(0.05, longest_s), 3)}
 
     return make
 

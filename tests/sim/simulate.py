@@ -13,7 +13,9 @@ in one event loop. What is checked:
   8. after a graceful stop, the chunk store holds what the manifests need, and nothing else;
   9. a change of the catalogue is made once and as a whole, on every shard and in every catalogue, however often it is
      asked for and wherever the coordinator dies (tests/sim/architect.py, agreement.py);
- 10. no node stops by itself, nor says that something went wrong inside, but for a reason that the world gave it.
+ 10. no node stops by itself, nor says that something went wrong inside, but for a reason that the world gave it;
+ 11. where nodes come and go (tests/sim/steward.py), each shard has one valid configuration at any moment, and in the
+     end all its copies, on nodes that belong to the cluster, and nothing moves any more.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from typing import Any, Final, TypeVar
 
 from cluster.control import CONTROL_GROUP
 from cluster.machine import StateMachine
+from cluster.membership import MemberState
+from cluster.planner import plan
 from node.database import Database
 from node.group import GroupHost
 from node.node import Node
+from node.placing import control_voters
 from node.replicas import group_of
 from node.scrub import Scrub
 from node.service import Consistency, ReadOptions
@@ -51,6 +56,8 @@ T = TypeVar("T")
 LOOK_S: Final = 0.1
 HEAL_S: Final = 40.0
 """Within this time of the last fault every node serves reads and writes again."""
+CHURN_S: Final = 150.0
+"""And within this, nodes that were to come or go have done so, and shards are where they are to be."""
 SETTLE_S: Final = 60.0
 """And within this, all replicas are equal."""
 HEAL_KEYS: Final = 2_000_000
@@ -68,6 +75,8 @@ class Summary:
     reads: int
     faults: int
     lives: int
+    churned: int
+    """Nodes that came, went, or were lost."""
     compared: int
     """Whole states that were compared with another replica's, or with an earlier life's."""
     simulated_s: float
@@ -108,6 +117,7 @@ class Simulation:
             reads=len(self.history.reads),
             faults=self.faults.done,
             lives=sum(one.lives for one in self.cluster.machines.values()),
+            churned=len(self.workload.steward.done),
             compared=self.witness.compared,
             simulated_s=self.loop.now_s,
             callbacks=self.loop.callbacks,
@@ -132,6 +142,7 @@ class Simulation:
         # The first failure counts; the rest would only wait for what will not come.
         await asyncio.gather(*doing)
         await self._heal()
+        await self._find_rest()
         await self._settle()
         if self.plan.heal_s:
             await self._look_at_chunks()
@@ -147,21 +158,23 @@ class Simulation:
         self.history.check()
         if self.plan.nodes > 1 and rng.random() < 0.1:
             await asyncio.sleep(1.2 * SWEEP_AFTER_S)
-        for name in rng.sample(self.plan.names, self.plan.nodes):
+        for name in rng.sample(self.cluster.names, len(self.cluster.names)):
             if not await self.cluster.stop(name, within_s=STOP_S):
                 raise Violation(f"{name} does not stop within {STOP_S} s")
 
     async def _power_cut(self, rng: Random) -> None:
-        for name in self.plan.names:
+        for name in self.cluster.names:
             self.cluster.kill(name, power=True)
-        for name in self.plan.names:
+        for name in self.cluster.names:
             self.cluster.start(name)
         await self._heal()
+        await self._find_rest()
         await self._settle()
 
     async def _look_at_chunks(self) -> None:
         """Have every node read its chunks; raise Violation if one is lost, or damaged after it was made good."""
-        for name, machine in self.cluster.machines.items():
+        for name in self.cluster.names:
+            machine = self.cluster.machines[name]
             node, life = machine.node, machine.life
             assert node is not None and life is not None
             for last in (False, True):
@@ -176,12 +189,31 @@ class Simulation:
         """End all faults; raise Violation unless every node then serves again in time."""
         cluster = self.cluster
         cluster.wire.mend()
-        for name, machine in cluster.machines.items():
+        for machine in cluster.machines.values():
             machine.store.full, machine.disk.capacity_bytes, machine.disk.failing_syncs = False, None, 0
             machine.disk.power_loss_at = None
+        for name in cluster.names:
             cluster.start_if_down(name)
+        if self.plan.churn:
+            await self._finish_churn()
         until_s = self.loop.now_s + HEAL_S
-        await asyncio.gather(*(self._serves(name, i, until_s) for i, name in enumerate(self.plan.names)))
+        await asyncio.gather(*(self._serves(name, i, until_s) for i, name in enumerate(cluster.names)))
+
+    async def _finish_churn(self) -> None:
+        finishing = self.loop.create_task(self.workload.steward.finish())
+        await asyncio.wait({finishing}, timeout=CHURN_S)
+        if not finishing.done():
+            story = ", ".join(self.workload.steward.done)
+            raise Violation(f"{CHURN_S} s after the last fault nodes have yet to come or go ({story}): {self._state()}")
+        finishing.result()
+
+    async def _find_rest(self) -> None:
+        """Where nodes come and go: wait until nothing has anywhere to move to."""
+        until_s = self.loop.now_s + CHURN_S
+        while self.plan.churn and (why := unrest(self.cluster)):
+            if self.loop.now_s > until_s:
+                raise Violation(f"{CHURN_S} s after the last change {why}: {self._state()}")
+            await asyncio.sleep(LOOK_S)
 
     async def _serves(self, node: str, number: int, until_s: float) -> None:
         """Write and read through one node until that works."""
@@ -240,7 +272,7 @@ class Simulation:
 
     def _at_one_position(self, group: int) -> list[StateMachine]:
         hosts = [hosts[group] for _, node in self.cluster.nodes() if group in (hosts := _hosts(node))]
-        wanted = self.plan.nodes if group == CONTROL_GROUP else self.plan.copies
+        wanted = len(self.cluster.names) if group == CONTROL_GROUP else self.plan.copies
         if len(hosts) != wanted or len({host.machine.position for host in hosts}) != 1:
             return []
         if len({host.generation for host in hosts}) != 1 or any(host.is_over for host in hosts):
@@ -256,7 +288,7 @@ class Simulation:
         result: dict[str, dict[int, Version]] = {}
         for name in COLLECTIONS:
             keys = self.history.keys(name)
-            for node in self.plan.names:
+            for node in self.cluster.names:
                 found = await self._patiently(node, name, Consistency.STRONG, keys)
                 if found != result.setdefault(name, found):
                     raise Violation(f"{name}: nodes answer differently when all is quiet: {found} and {result[name]}")
@@ -276,7 +308,7 @@ class Simulation:
     async def _check_count(self, name: str, rows: int) -> None:
         options = ReadOptions(output_fields=["count(*)"], consistency=Consistency.STRONG)
         counted = await self._ask(
-            self.plan.names[0], lambda database: database.query("default", name, options, limit=0, offset=0)
+            self.cluster.names[0], lambda database: database.query("default", name, options, limit=0, offset=0)
         )
         if counted.count != rows:
             raise Violation(f"{name}: count(*) is {counted.count}, a scan gives {rows} rows")
@@ -299,10 +331,11 @@ class Simulation:
     def _state(self) -> str:
         """Return where everybody is, for a violation's text."""
         lines = []
+        membership = self.cluster.membership()
         for name, machine in self.cluster.machines.items():
             node = machine.node
             if machine.database is None or node is None:
-                lines.append(f"{name} {'starting' if machine.is_up else 'down'}")
+                lines.append(f"{name} {'starting' if machine.is_up else 'lost' if machine.is_lost else 'down'}")
                 continue
             if why := node.why_not_ready:
                 lines.append(f"{name} {why}")
@@ -312,7 +345,31 @@ class Simulation:
                 role = f"leader {raft.leader} leads {raft.leads} learns {raft.is_learner} whole {host.is_whole}"
                 role = f"generation {host.generation} over {host.is_over} {role}"
                 lines.append(f"{name} group {group} term {raft.term} {role} {place}")
+        lines += [f"{one}" for one in membership.members.values()]
+        lines += [f"shard {shard} {one}" for shard, one in membership.placements.items()]
         return "\n    ".join(["", *lines])
+
+
+def unrest(cluster: Cluster) -> str:
+    """Return what has yet to come to rest in a cluster whose nodes came and went; "" if nothing has."""
+    membership = cluster.membership()
+    moving = [shard for shard, placed in membership.placements.items() if placed.following]
+    if moving:
+        return f"shards {moving} are on the move"
+    if set(membership.members) != set(cluster.names):
+        return f"the cluster says it is {sorted(membership.members)}, not {sorted(cluster.names)}"
+    if idle := [one.name for one in membership.members.values() if one.state is not MemberState.ACTIVE]:
+        return f"nodes {idle} are not active"
+    for machine, node in cluster.nodes():
+        if not node.takes_part or node.control.machine.membership.epoch != membership.epoch:
+            return f"{machine.name} does not know the newest membership"
+        voters = node.placing.control_voters
+        if set(voters) != set(control_voters(membership, voters)):
+            return f"{sorted(voters)} vote in the control group"
+        role = node.coordinator
+        if node.control.is_leader and plan(membership, role.health(), {}, role.limits).moves:
+            return "the coordinator has moves to make"
+    return ""
 
 
 def _hosts(node: Node) -> dict[int, GroupHost[Any]]:
@@ -335,6 +392,8 @@ class _Alarms(logging.Handler):
             return
         machine = self._cluster.machines[life.name.partition(".")[0]]
         error = record.exc_info[1] if record.exc_info else None
+        if machine.name in self._cluster.leaving and machine.node is not None and machine.node.known.why_not_ready:
+            return  # it says that it was removed
         if machine.excuses or record.msg.startswith("read-only") or isinstance(error, PowerLoss):
             return
         text = f"{machine.name} complains at {self._cluster.loop.now_s:.3f}: {record.getMessage()}"

@@ -40,6 +40,20 @@ def test_clusters_keep_every_promise(seed: int, nodes: int) -> None:
     assert simulate(seed, nodes=nodes).compared > 0
 
 
+@pytest.mark.parametrize("seed", [0, 2, 8, 51])
+def test_clusters_whose_nodes_come_and_go_keep_every_promise(seed: int) -> None:
+    """And nodes join, leave, are replaced, machines and zones are lost: each shard is whole again in the end."""
+    assert play(plan_of(seed, churn=True)).churned > 0
+
+
+def test_a_share_of_seeds_has_churn() -> None:
+    """Nobody has to ask for it; and who asks, gets it in every world."""
+    drawn = [plan_of(seed).churn for seed in range(200)]
+    assert 20 < sum(drawn) < 60
+    assert all(plan_of(seed, churn=True).churn for seed in range(20))
+    assert not any(plan_of(seed, churn=False).churn for seed in range(20))
+
+
 def test_a_failing_seed_leaves_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is cut down to a script, which fails in the same world when it is played, and not without the bug."""
     with monkeypatch.context() as patch:

@@ -28,6 +28,7 @@ from tests.sim.architect import Architect
 from tests.sim.cluster import Cluster, NoAnswer, Refused
 from tests.sim.history import History, Version, Violation
 from tests.sim.plan import Plan, Step
+from tests.sim.steward import Steward
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ async def _create(wanted: CollectionRequest, database: Database) -> None:
 
 
 class Workload:
-    """All clients and the operator of one world."""
+    """All clients of one world, and who looks after it."""
 
     def __init__(self, cluster: Cluster, history: History) -> None:
         self.cluster, self.history = cluster, history
@@ -113,6 +114,7 @@ class Workload:
         """The collections are there."""
         self._versions = 0
         self.architect = Architect(cluster)
+        self.steward = Steward(cluster)
 
     @property
     def now_s(self) -> float:
@@ -137,6 +139,8 @@ class Workload:
                 return self._operate(steps)
             case "architect":
                 return self.architect.run(steps)
+            case "steward":
+                return self.steward.run(steps)
         return Client(self, name).run(steps)
 
     async def until(self, at_s: float) -> None:
@@ -148,7 +152,7 @@ class Workload:
         """Return the first answer of any node. Raises the last failure."""
         for attempt in range(attempts):
             try:
-                return await self.cluster.ask(rng.choice(self.cluster.plan.names), request, within_s=within_s)
+                return await self.cluster.ask(rng.choice(self.cluster.names), request, within_s=within_s)
             except (Unavailable, NoAnswer, Refused):
                 if attempt == attempts - 1:
                     raise
@@ -198,7 +202,8 @@ class Workload:
     async def _move(self, rng: Random) -> None:
         """Let other nodes hold a shard: any of them, in the middle of a move too."""
         plan = self.cluster.plan
-        shard, order, far = ShardId(rng.randrange(plan.shards)), rng.sample(plan.names, plan.nodes), rng.random() < 0.5
+        names = [name for name in self.cluster.names if name not in self.cluster.leaving]
+        shard, order, far = ShardId(rng.randrange(plan.shards)), rng.sample(names, len(names)), rng.random() < 0.5
 
         async def move(database: Database) -> None:
             node = database._node  # the way of a coordinator, which no client has
@@ -218,7 +223,7 @@ class Workload:
         wanted = collection_request(name, self.cluster.plan)
 
         async def step(request: Callable[[Database], Awaitable[T]]) -> T:
-            return await self.cluster.ask(rng.choice(self.cluster.plan.names), request, within_s=DDL_S)
+            return await self.cluster.ask(rng.choice(self.cluster.names), request, within_s=DDL_S)
 
         await step(lambda database: database.create_collection("default", wanted))
         await step(lambda database: database.insert("default", name, batch_of({1: 1, 2: 1})))
@@ -288,7 +293,7 @@ class Client:
             raise Violation(f"{self.name}: no answer though the node lives: {error!r}") from error
 
     async def _ask(self, rng: Random, request: Callable[[Database], Awaitable[T]]) -> T:
-        node = rng.choice(self._cluster.plan.names)
+        node = rng.choice(self._cluster.names)
         try:
             return await self._cluster.ask(node, request, scope=self._scope, within_s=REQUEST_S)
         except StorageFault as error:
