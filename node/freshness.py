@@ -24,7 +24,7 @@ from cluster.catalog import Collection
 from cluster.ddl import STALENESS_PROPERTY
 from node.node import Node
 from node.route import name_of
-from node.scope import current, tick_of
+from node.scope import EVERY_SHARD, current, tick_of
 from node.service import Consistency, ReadOptions
 from storage.errors import InvalidParameter, NoLeader, NotFresh, PeerUnreachable
 from storage.types import ShardId, Tick, tick_from_ms, tick_ms
@@ -73,7 +73,8 @@ class Freshness:
         shards = sorted(set(collection.shards))
         scope = current.get()
         if scope is not None and scope.at is not None and level is None:
-            return {shard_id: self._exactly(scope.at.get(shard_id), shard_id) for shard_id in shards}
+            every = scope.at.get(EVERY_SHARD)
+            return {shard_id: self._exactly(scope.at.get(shard_id, every), shard_id) for shard_id in shards}
         level = level or options.consistency or Consistency(collection.consistency)
         strong = level is Consistency.STRONG
         oldest = Tick(0)
