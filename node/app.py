@@ -33,6 +33,7 @@ from node.cluster_status import ReplicaRole, role_of
 from node.connections import GuardedSite, connections_max, raise_descriptor_limit
 from node.database import Database
 from node.disk import OsDisk
+from node.grpc.server import GrpcServer
 from node.identity import IDENTITY_KEY, settle
 from node.joining import CannotJoin, admit, join
 from node.memory import reclaim, tame_allocator
@@ -123,7 +124,7 @@ async def _serve(settings: Settings) -> int:
         metrics.before_scrape(lambda: observe(node, metrics))
         gc.freeze()  # what is here stays; collections need not look at it again
         gc.set_threshold(*GC_THRESHOLDS)
-        runner = await _listen(listener, node, settings, metrics, clock, workers)
+        runner, grpc = await _listen(listener, node, settings, metrics, clock, workers)
         both: set[asyncio.Future[Any]] = {stopping, node.failed}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if node.failed.done():
@@ -131,7 +132,7 @@ async def _serve(settings: Settings) -> int:
             os._exit(EXIT_FAILED)  # nothing may run that would look like a proper end, no checkpoint least of all
         log.info("stopping")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(runner.cleanup(), settings.api.drain_s_max + 1)
+            await asyncio.wait_for(asyncio.gather(runner.cleanup(), grpc.stop()), settings.api.drain_s_max + 1)
         await node.stop()
     log.info("stopped")
     return 0
@@ -184,9 +185,10 @@ def _plain_words(data: str) -> Iterator[None]:
 
 async def _listen(
     listener: socket.socket, node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
-) -> web.AppRunner:
+) -> tuple[web.AppRunner, GrpcServer]:
+    database = Database(node)
     app = make_app(
-        Database(node),
+        database,
         settings.api,
         metrics,
         clock=clock,
@@ -196,11 +198,15 @@ async def _listen(
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
+    grpc = GrpcServer(
+        database, settings.api, metrics, clock=clock, executor=workers, ready=lambda: why_not_ready(node)
+    )
+    await grpc.start()
     address = settings.node.listen
     limit = connections_max(raise_descriptor_limit())
-    await GuardedSite(runner, listener, limit, backlog=BACKLOG).start()
+    await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path).start()
     log.info("listening address=%s node=%s data=%s", address, settings.node.name, settings.node.data)
-    return runner
+    return runner, grpc
 
 
 def _bind(settings: Settings) -> socket.socket:

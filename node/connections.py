@@ -3,6 +3,8 @@
 Whoever connects and sends no request costs a descriptor, and a node without one can neither begin a journal file nor
 read a chunk. So the client connections get a share of the descriptors. At the limit the oldest connection that has
 never sent a whole request header makes way; if there is none, the new one is closed at once.
+
+A connection that begins as gRPC's do is passed on to the gRPC server, and counts like the others (`tunnel.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from aiohttp import web
+
+from node.tunnel import PREFACE, Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +61,12 @@ class Doorman:
         header_s: float = HEADER_S_MAX,
         yielding_s: float = YIELDING_S,
         keepalive_s: float = KEEPALIVE_S,
+        grpc_path: str = "",
     ) -> None:
         self._server = server
         self._limit = limit
         self._header_s, self._yielding_s, self._keepalive_s = header_s, yielding_s, keepalive_s
+        self._grpc_path = grpc_path
         self._loop = asyncio.get_running_loop()
         self._open: set[_Connection] = set()
         self._silent: dict[_Connection, float] = {}
@@ -79,7 +85,7 @@ class Doorman:
             return _Refusal()
         if len(self._open) < self._limit // 2:
             self._say_crowded(False)
-        connection = _Connection(self._server, self._loop, self._forget, self._keepalive_s)
+        connection = _Connection(self._server, self._loop, self._forget, self._keepalive_s, self._grpc_path)
         connection.timer = self._loop.call_later(self._header_s, self._close_silent, connection)
         self._open.add(connection)
         self._silent[connection] = now_s
@@ -122,23 +128,26 @@ class Doorman:
 class GuardedSite(web.SockSite):
     """A site of aiohttp with a doorman."""
 
-    __slots__ = ("_limit",)
+    __slots__ = ("_grpc_path", "_limit")
 
-    def __init__(self, runner: web.BaseRunner, listener: socket.socket, limit: int, *, backlog: int) -> None:
+    def __init__(
+        self, runner: web.BaseRunner, listener: socket.socket, limit: int, *, backlog: int, grpc_path: str = ""
+    ) -> None:
+        """`grpc_path`: the socket in the file system where a gRPC server listens; with none, there is only HTTP."""
         super().__init__(runner, listener, backlog=backlog)
-        self._limit = limit
+        self._limit, self._grpc_path = limit, grpc_path
 
     async def start(self) -> None:
         await web.BaseSite.start(self)
         assert self._runner.server is not None
-        doorman = Doorman(self._runner.server, self._limit)
+        doorman = Doorman(self._runner.server, self._limit, grpc_path=self._grpc_path)
         self._server = await asyncio.get_running_loop().create_server(doorman, sock=self._sock, backlog=self._backlog)
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, and a word when it has gone."""
+    """aiohttp's connection, and a word when it has gone; or a tunnel to the gRPC server, as its first bytes tell."""
 
-    __slots__ = ("_gone", "timer")
+    __slots__ = ("_gone", "_grpc_path", "_opening", "_outer", "_tunnel", "timer")
 
     def __init__(
         self,
@@ -146,20 +155,54 @@ class _Connection(web.RequestHandler):
         loop: asyncio.AbstractEventLoop,
         gone: Callable[[_Connection], None],
         keepalive_s: float,
+        grpc_path: str,
     ) -> None:
         settings: dict[str, Any] = {**server._kwargs, "keepalive_timeout": keepalive_s}
         super().__init__(server, loop=loop, **settings)
         self.timer: asyncio.TimerHandle | None = None
         self._gone = gone
+        self._grpc_path = grpc_path
+        self._outer: asyncio.Transport | None = None
+        self._opening: bytes | None = None
+        """What has come while it may still become the preface of HTTP/2; None once it is known."""
+        self._tunnel: Tunnel | None = None
 
     @property
     def has_asked(self) -> bool:
         """Whether a whole request header has come."""
-        return self._request_count > 0
+        return self._request_count > 0 or self._tunnel is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._outer = cast(asyncio.Transport, transport)  # uvloop's transports have the methods, not the base class
+        if self._grpc_path:
+            self._opening = b""  # aiohttp hears of it when it turns out to be HTTP
+        else:
+            super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._opening is not None:
+            assert self._outer is not None
+            data = self._opening + data
+            if len(data) < len(PREFACE) and PREFACE.startswith(data):
+                self._opening = data
+                return
+            if data.startswith(PREFACE):
+                self._tunnel = Tunnel(self._outer, self._grpc_path, data, lambda: self._gone(self))
+                self._outer.set_protocol(self._tunnel)
+                return
+            self._opening = None
+            super().connection_made(self._outer)
+        super().data_received(data)
+
+    def force_close(self) -> None:
+        if self._opening is not None and self._outer is not None:
+            self._outer.abort()
+        super().force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._gone(self)
-        super().connection_lost(exc)
+        if self._opening is None:
+            super().connection_lost(exc)
 
 
 class _Refusal(asyncio.Protocol):

@@ -25,6 +25,8 @@ DOORS = {
     "pyarrow": {"storage/strings.py"},
     "lark": {"storage/filter/parser.py"},
     "uhashring": {"cluster/ring.py"},
+    "grpc": {"node/grpc/server.py"},
+    "google": {"node/grpc/protocol.py"},
 }
 NODE_ONLY = {"aiohttp", "uvloop", "prometheus_client", "click", "rich"}
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}

@@ -1,0 +1,53 @@
+"""The table of Milvus's methods: which handler serves each, and why the others are refused."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from node.grpc import collections, entities, operations
+from node.grpc.calls import Methods
+from node.grpc.protocol import methods
+
+SERVED: Final[Methods] = {**operations.METHODS, **collections.METHODS, **entities.METHODS}
+
+_REASONS: Final = {
+    "there are no users, roles or privileges on this server: restrict who can reach its address": (
+        "CreateCredential UpdateCredential DeleteCredential ListCredUsers CreateRole AlterRole DropRole "
+        "OperateUserRole SelectRole SelectUser OperatePrivilege OperatePrivilegeV2 SelectGrant BackupRBAC RestoreRBAC "
+        "CreatePrivilegeGroup DropPrivilegeGroup ListPrivilegeGroups OperatePrivilegeGroup AddUserTags DeleteUserTags "
+        "GetUserTags ListUsersWithTag CreateRowPolicy DropRowPolicy ListRowPolicies UpdateRowPolicy "
+        "SetRLSPrincipalTags GetRLSPrincipalTags ListRLSPrincipals DeleteRLSPrincipalTags"
+    ),
+    "all nodes are alike on this server: there is one resource group, and nothing to move by hand": (
+        "CreateResourceGroup DropResourceGroup UpdateResourceGroups TransferNode TransferReplica LoadBalance"
+    ),
+    "imports by the server are not supported: insert the rows": "Import GetImportState ListImportTasks",
+    "functions and analyzers are not supported by this server: compute vectors before inserting them": (
+        "AddCollectionFunction AlterCollectionFunction DropCollectionFunction RunAnalyzer ComputePhraseMatchSlop "
+        "AddFileResource RemoveFileResource ListFileResources"
+    ),
+    "struct fields are not supported by this server: use a field of type JSON": "AddCollectionStructField",
+    "snapshots are not supported by this server": (
+        "CreateSnapshot DropSnapshot ListSnapshots DescribeSnapshot RestoreSnapshot RestoreExternalSnapshot "
+        "ExportSnapshot GetExportSnapshotState GetRestoreSnapshotState ListRestoreSnapshotJobs PinSnapshotData "
+        "UnpinSnapshotData"
+    ),
+    "external collections are not supported by this server": (
+        "RefreshExternalCollection GetRefreshExternalCollectionProgress ListRefreshExternalCollectionJobs "
+        "BatchUpdateManifest"
+    ),
+    "this server copies its data by itself, and to no other system": (
+        "ReplicateMessage UpdateReplicateConfiguration GetReplicateConfiguration GetReplicateInfo DumpMessages"
+    ),
+    "namespaces are not supported by this server: use databases or partitions": (
+        "CreateNamespace DescribeNamespace ListNamespaces DropNamespace HasNamespace GetNamespaceStats"
+    ),
+    "metrics are served over HTTP, under /metrics": "GetMetrics",
+}
+_OTHER: Final = "this server does not serve it"
+
+REFUSED: Final = {
+    **dict.fromkeys(methods().keys() - SERVED.keys(), _OTHER),
+    **{name: reason for reason, names in _REASONS.items() for name in names.split()},
+}
+"""Method -> why it is answered with Unimplemented."""

@@ -1,0 +1,291 @@
+"""The gRPC server, and what every request goes through on its way to its handler and back. The door to grpcio.
+
+It listens on a socket in the file system that only this process's user may use; clients come to the port of the HTTP
+API, whose connections are looked at and passed on (`node/tunnel.py`). What a request is given here is what `node.api`
+gives it: an id, a deadline, a place in the metrics, a bound on how many run at the same time, and an error in Milvus's
+codes; nothing but a handler's own bug is an unexpected error, and that one says only where to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines, of broken clients most, would be among ours
+
+import grpc
+
+from node.api.deadlines import Deadlines
+from node.api.faults import Refusal, crash, refusal
+from node.api.server import ANSWER_RATIO_MAX, ANSWER_S_MAX, REQUEST_ID_CHARS_MAX, TIMEOUT_S_MAX
+from node.clock import Clock
+from node.grpc.calls import Call, Method
+from node.grpc.methods import REFUSED, SERVED
+from node.grpc.protocol import DAMAGED, SERVICE, Message, Shape, methods
+from node.grpc.status import refuse
+from node.logs import request_id
+from node.metrics import Metrics
+from node.scope import Scope, current
+from node.service import Service
+from node.settings import ApiSettings
+from node.workers import Executor, Lane
+from storage.errors import AnnulusError, BadRequest, InvalidParameter, Overloaded, RequestTimeout
+
+log = logging.getLogger(__name__)
+
+BODIES_MAX: Final = 4
+"""Requests of the largest size that may be in memory at once; more are refused as overload."""
+ANSWER_BYTES_MAX: Final = 512 << 20
+"""Of one response; how many rows may be asked for keeps it below (`node.api.limits`)."""
+IDLE_MS: Final = 600_000
+"""A connection without a call is closed: clients open another one without noticing."""
+HANDSHAKE_MS: Final = 30_000
+DATABASE: Final = "dbname"
+"""Metadata that names the database of a connection."""
+IDENTITIES: Final = ("client-request-id", "client_request_id")
+PARSE_OFFLOAD_BYTES_MIN: Final = 1 << 20
+Context = Any
+
+
+class GrpcServer:
+    """Serves Milvus's methods at `path` from `start` to `stop`."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: ApiSettings,
+        metrics: Metrics,
+        *,
+        clock: Clock,
+        executor: Executor,
+        ready: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._executor = executor
+        self._ready = ready
+        self._running = 0
+        self._body_bytes = 0
+        self._deadlines = Deadlines()
+        self._abandoned: set[asyncio.Future[Any]] = set()
+        self._ids = itertools.count(1)
+        self._id_prefix = secrets.token_hex(4)
+        self._server: Any = None
+        self._directory = ""
+
+    @property
+    def path(self) -> str:
+        """The socket in the file system."""
+        return f"{self._directory}/grpc"
+
+    async def start(self) -> None:
+        self._directory = tempfile.mkdtemp(prefix="annulus-")  # which only its owner may enter
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._settings.body_bytes_max),
+                ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((_Handlers(self._serve),))
+        self._server.add_insecure_port(f"unix:{self.path}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Take no more requests; return when those that run are done, or the time for that is up."""
+        if self._server is not None:
+            await self._server.stop(self._settings.drain_s_max)
+            self._server = None
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=self._settings.drain_s_max)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _serve(self, name: str, shape: Shape, method: Method, body: bytes, context: Context) -> bytes:
+        metadata = dict(context.invocation_metadata() or ())
+        identity = self._identity(metadata)
+        token = request_id.set(identity)
+        began_s = self._clock.monotonic_s()
+        self._metrics.request_begun()
+        self._running += 1
+        self._body_bytes += len(body)
+        scope = Scope(began_s)
+        scope_token = current.set(scope)
+        code = 0
+        try:
+            response = shape.response()
+            try:
+                await self._answer(shape, method, body, context, metadata, response, scope)
+            except AnnulusError as error:
+                refused = refusal(error, plan=method.plan)
+            except Exception:
+                log.exception("request failed unexpectedly method=%s", name)
+                refused = crash(identity)
+            else:
+                return await self._encoded(response)
+            code = refused.code
+            return _refused(shape, refused)
+        except asyncio.CancelledError:
+            code = -1
+            raise
+        finally:
+            self._running -= 1
+            self._body_bytes -= len(body)
+            self._metrics.request_ended(route=name, code=code, seconds=self._clock.monotonic_s() - began_s)
+            request_id.reset(token)
+            current.reset(scope_token)
+
+    async def _answer(
+        self,
+        shape: Shape,
+        method: Method,
+        body: bytes,
+        context: Context,
+        metadata: dict[str, Any],
+        response: Message,
+        scope: Scope,
+    ) -> None:
+        """Fill the response. Raises errors of `storage.errors`."""
+        if self._running > self._settings.requests_running_max:
+            raise Overloaded(
+                f"{self._running} requests are running, {self._settings.requests_running_max} at most may: try again "
+                "soon"
+            )
+        if self._body_bytes > BODIES_MAX * self._settings.body_bytes_max:
+            raise Overloaded("the memory for requests is in use: try again soon")
+        timeout_s = self._timeout_s(method, context.time_remaining())
+        scope.deadline_s += timeout_s - min(ANSWER_S_MAX, ANSWER_RATIO_MAX * timeout_s)
+        mutation: asyncio.Future[None] | None = None
+        try:
+            with self._deadlines.within(max(0.0, scope.deadline_s - self._clock.monotonic_s())):
+                call = Call(
+                    self._service,
+                    await self._parsed(shape, body),
+                    response,
+                    str(metadata.get(DATABASE, "")),
+                    self._offload,
+                    self._clock,
+                    self._ready,
+                    len(body),
+                )
+                if not method.mutates:
+                    await method.handler(call)
+                    return
+                mutation = asyncio.ensure_future(method.handler(call))
+                await asyncio.shield(mutation)
+        except TimeoutError:
+            if mutation is None:
+                raise RequestTimeout("request timeout") from None
+            self._abandon(mutation)
+            raise RequestTimeout("request timeout: the change may still be made, look before repeating it") from None
+        except asyncio.CancelledError:
+            if mutation is not None:
+                self._abandon(mutation)
+            raise
+
+    async def _parsed(self, shape: Shape, body: bytes) -> Message:
+        try:
+            if len(body) < PARSE_OFFLOAD_BYTES_MIN:
+                return shape.request.FromString(body)
+            return await self._offload(shape.request.FromString, body)
+        except DAMAGED:
+            raise InvalidParameter(
+                f"the request is no {shape.request.DESCRIPTOR.name}: its bytes can not be parsed: invalid parameter"
+            ) from None
+
+    async def _encoded(self, response: Message) -> bytes:
+        encoded: bytes = response.SerializeToString()
+        return encoded
+
+    async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
+        result, refused = await self._executor.run(Lane.PARSE, _apart, function, *args)
+        if refused is not None:
+            raise refused
+        return result
+
+    def _abandon(self, mutation: asyncio.Future[None]) -> None:
+        self._abandoned.add(mutation)
+
+        def done(mutation: asyncio.Future[None]) -> None:
+            self._abandoned.discard(mutation)
+            if not mutation.cancelled() and (error := mutation.exception()) is not None:
+                level = logging.INFO if isinstance(error, BadRequest) else logging.WARNING
+                log.log(level, "request failed after its time was up error=%r", error)
+
+        mutation.add_done_callback(done)
+
+    def _identity(self, metadata: dict[str, Any]) -> str:
+        """Return the request's id: the client's if it is short and printable, else a new one."""
+        for name in IDENTITIES:
+            given = metadata.get(name)
+            if isinstance(given, str) and 0 < len(given) <= REQUEST_ID_CHARS_MAX and given.isprintable():
+                return given
+        return f"{self._id_prefix}-g{next(self._ids):x}"
+
+    def _timeout_s(self, method: Method, left_s: float | None) -> float:
+        if left_s is None:
+            return TIMEOUT_S_MAX if method.patient else self._settings.request_timeout_s
+        return min(max(left_s, 0.0), float(TIMEOUT_S_MAX))
+
+
+Serve = Callable[[str, Shape, Method, bytes, Context], Awaitable[bytes]]
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
+    """The methods by their paths. Messages stay bytes here: what is wrong with them is answered like the rest."""
+
+    def __init__(self, serve: Serve) -> None:
+        self._known: dict[str, Any] = {}
+        for name, shape in methods().items():
+            if name in SERVED:
+                function = _function(serve, name, shape, SERVED[name])
+            else:
+                function = _refusing(f"{name}: {REFUSED[name]}")
+            self._known[f"/{SERVICE}/{name}"] = grpc.unary_unary_rpc_method_handler(function)
+
+    def service(self, details: Any) -> Any:
+        found = self._known.get(details.method)
+        if found is None:
+            text = f"{details.method[:100]} is no method of {SERVICE}"
+            return grpc.unary_unary_rpc_method_handler(_refusing(text))
+        return found
+
+
+def _function(serve: Serve, name: str, shape: Shape, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def function(body: bytes, context: Context) -> bytes:
+        return await serve(name, shape, method, body, context)
+
+    return function
+
+
+def _refusing(text: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def refusing(body: bytes, context: Context) -> bytes:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+        return b""
+
+    return refusing
+
+
+def _refused(shape: Shape, refused: Refusal) -> bytes:
+    encoded: bytes = refuse(shape.response(), refused).SerializeToString()
+    return encoded
+
+
+def _apart(function: Callable[..., Any], *args: Any) -> tuple[Any, BadRequest | None]:
+    """Return the function's result, or how it refused a bad request, freed of what it left behind on this thread."""
+    try:
+        return function(*args), None
+    except BadRequest as error:
+        error.__context__ = None
+        return None, error.with_traceback(None)
