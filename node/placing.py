@@ -8,6 +8,7 @@ Looked at whenever the control state, a role or a generation changes, and again 
     move                                  leader, that one tells the control group
     a shard that has gone elsewhere       call those who have it now, if none of them has told the control group yet:
                                           they may have missed the last entry; then drop what is here
+    the control group, if we vote no more  call those who do, likewise, while none of them leads
 
 Near is who has applied what was the whole log a moment ago, not who has merely received it: a generation whose members
 still fetch chunks or a checkpoint would hold writes up until they have them.
@@ -18,11 +19,13 @@ Each is a look at the state, not a memory of what was begun: a crash anywhere is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.control import CONTROL_GROUP
+from cluster.machine import Generation
 from cluster.membership import VOTERS_MAX, Membership, MemberState, Moved, Placement, voters_of
 from cluster.message import Handover
 from node.group import GroupHost
@@ -59,7 +62,8 @@ class Placing:
         self._task: asyncio.Task[None] | None = None
         self._ends: dict[int, tuple[int, int]] = {}
         """Slot -> (generation, where the log ended when it was last looked at): who has that much is near."""
-        self._called_s: dict[ShardId, float] = {}
+        self._called_s: dict[int, float] = {}
+        """Slot -> when those were called who have it now."""
         if node.mesh is not None:
             node.mesh.serve(AHEAD, self._hear_ahead)
             node.mesh.serve(APPLIED, self._tell_applied)
@@ -87,11 +91,9 @@ class Placing:
             if is_busy:
                 await asyncio.sleep(LOOK_S)
             else:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_S):
                         await self._changed.wait()
-                except TimeoutError:
-                    pass
 
     async def _look(self) -> bool:
         """Do what there is to do; return whether something is under way."""
@@ -123,7 +125,7 @@ class Placing:
                 if placed.generation >= node.replicas.left[shard_id]:
                     await node.replicas.drop(shard_id)
                 else:
-                    await self._call_heirs(shard_id)
+                    await self._call_heirs(group_of(shard_id), node.replicas.upkeep[shard_id].shard.generation)
             elif is_member or follows:
                 await node.replicas.follow(shard_id, placed)
             elif shard_id in node.replicas.leftovers:
@@ -166,7 +168,11 @@ class Placing:
     async def _lead_control(self, membership: Membership) -> bool:
         """Everybody follows the control group; see to it that the right ones vote."""
         host = self._node.control
-        if not host.is_leader or host.is_over:
+        if host.is_over:
+            return False
+        if host.raft.is_learner and host.leader is None:  # its voters may not know yet that they are
+            await self._call_heirs(CONTROL_GROUP, host.machine.generation)
+        if not host.is_leader:
             return False
         voters = self.control_voters
         wanted = control_voters(membership, voters)
@@ -226,15 +232,14 @@ class Placing:
         is_there = host is not None and host.is_whole and host.generation == int(arguments["generation"])
         return {"position": int(host.machine.position) if host is not None and is_there else -1}, ()
 
-    async def _call_heirs(self, shard_id: ShardId) -> None:
+    async def _call_heirs(self, slot: int, state: Generation) -> None:
         """Tell the members of a generation that nobody is known to lead yet where its beginning is to be had."""
-        node, now_s = self._node, self._node.seams.clock.monotonic_s()
-        if now_s - self._called_s.get(shard_id, -CALL_S) < CALL_S:
+        mesh, now_s = self._node.mesh, self._node.seams.clock.monotonic_s()
+        if now_s - self._called_s.get(slot, -CALL_S) < CALL_S:
             return
-        self._called_s[shard_id] = now_s
-        state, mesh = node.replicas.upkeep[shard_id].shard.generation, node.mesh
+        self._called_s[slot] = now_s
         assert mesh is not None, "a node without peers places nothing"
-        facts = {"slot": group_of(shard_id), "generation": state.number, "position": int(state.position)}
+        facts = {"slot": slot, "generation": state.number, "position": int(state.position)}
         calls = (mesh.call(name, AHEAD, facts, timeout_s=CALL_S) for name in state.members if mesh.is_up(name))
         await asyncio.gather(*calls, return_exceptions=True)
 

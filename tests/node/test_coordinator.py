@@ -12,8 +12,10 @@ from random import Random
 
 import pytest
 
+from cluster.control import CONTROL_GROUP
 from cluster.membership import Membership, MemberState
 from node.nodes import Nodes
+from node.replicas import Replicas
 from storage.errors import Conflict, InvalidParameter, Unavailable
 from tests.node.cluster_of import Site, on_a_cluster
 from tests.sim.cluster import NoAnswer, Refused
@@ -130,6 +132,34 @@ def test_draining_refuses_what_leaves_too_little_and_moves_the_rest() -> None:
         assert sorted(await site.found("n3")) == KEYS
 
     on_a_cluster(script, nodes=4, copies=3, shards=4)
+
+
+def test_new_voters_that_missed_their_election_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All voters of the control group leave at once, cut off as they do: later the new ones learn that they vote."""
+    go_on = Replicas._go_on
+
+    async def script(site: Site) -> None:
+        old, new = ["n1", "n2", "n3"], ["n4", "n5", "n6"]
+        await until(site, lambda: bool(membership(site).members))
+        for name in new:
+            await site.world.join(name, "n1")
+            await site.ready(name)
+        await until(site, lambda: set(site.node("n1").placing.control_voters) == {*old, "n4", "n5"})
+
+        def cut_off(self: Replicas, slot: int) -> None:
+            if slot == CONTROL_GROUP and set(self.hosts[slot].machine.generation.members) == set(new):
+                site.world.wire.cut_apart(old, new)
+            go_on(self, slot)
+
+        monkeypatch.setattr(Replicas, "_go_on", cut_off)
+        await asyncio.gather(*(change(site, partial(Nodes.drain, name=name, force=True), "n2") for name in old))
+        await asyncio.sleep(20.0)
+        monkeypatch.undo()
+        site.world.wire.mend()
+        await until(site, lambda: set(site.node("n6").placing.control_voters) == set(new))
+        await until(site, lambda: not any(held(site, "n6")[name] for name in old) and is_at_rest(site, "n6"), 120)
+
+    on_a_cluster(script, shards=1)
 
 
 def test_leaderships_come_back_to_a_node_that_was_away() -> None:
