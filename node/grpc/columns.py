@@ -208,13 +208,10 @@ def _check_count(count: int, rows: int) -> None:
 
 
 def show_rows(rows: Rows, fields_data: Message, output_fields: Message, *, with_key: bool) -> None:
-    """Append the columns of an answer, and the names of what was asked for.
-
-    with_key  the primary key too, also where it was not asked for
-    """
+    """Append the columns of an answer, the primary key's only if it is wanted, and the names of what was asked for."""
     schema, batch = rows.schema, rows.batch
-    names = list(rows.fields)
-    if with_key and schema.primary.name not in names:
+    names = [name for name in rows.fields if name != schema.primary.name]
+    if with_key:
         names.insert(0, schema.primary.name)
     for name in names:
         one = schema.by_name[name]

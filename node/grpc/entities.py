@@ -13,7 +13,7 @@ one distance are therefore never split over two pages.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -217,7 +217,7 @@ async def search(call: Call) -> None:
         return await call.service.search(call.database, call.collection, wanted, options)
 
     result = await _as_of(request.guarantee_timestamp, pages, read)
-    await _shown(call, _show_search, result, result.rows, count)
+    await _shown(call, _show_search, result, result.rows, count, request.output_fields)
 
 
 async def hybrid_search(call: Call) -> None:
@@ -258,7 +258,7 @@ async def hybrid_search(call: Call) -> None:
         return await call.service.hybrid_search(call.database, call.collection, wanted, options)
 
     result = await _as_of(request.guarantee_timestamp, False, read)
-    await _shown(call, _show_search, result, result.rows, len(result.topks))
+    await _shown(call, _show_search, result, result.rows, len(result.topks), request.output_fields)
 
 
 def _sub_search(request: Message) -> dict[str, Any]:
@@ -453,7 +453,7 @@ def _show_query(response: Message, rows: Rows, names: list[str]) -> None:
     show_rows(rows, response.fields_data, response.output_fields, with_key=True)
 
 
-def _show_search(response: Message, result: SearchResult, queries: int) -> None:
+def _show_search(response: Message, result: SearchResult, queries: int, names: Sequence[str]) -> None:
     results, rows = response.results, result.rows
     primary = rows.schema.primary
     topks = list(result.topks) or [0] * queries
@@ -467,7 +467,7 @@ def _show_search(response: Message, result: SearchResult, queries: int) -> None:
         results.ids.str_id.data.extend(keys)
     else:
         results.ids.int_id.data.extend(keys)
-    show_rows(rows, results.fields_data, results.output_fields, with_key=False)
+    show_rows(rows, results.fields_data, results.output_fields, with_key="*" in names or primary.name in names)
 
 
 # --- what requests share -----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ _REASONS: Final = {
         "BatchUpdateManifest"
     ),
     "this server copies its data by itself, and to no other system": (
-        "ReplicateMessage UpdateReplicateConfiguration GetReplicateConfiguration GetReplicateInfo DumpMessages"
+        "ReplicateMessage UpdateReplicateConfiguration GetReplicateConfiguration GetReplicateInfo"
     ),
     "namespaces are not supported by this server: use databases or partitions": (
         "CreateNamespace DescribeNamespace ListNamespaces DropNamespace HasNamespace GetNamespaceStats"

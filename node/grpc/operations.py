@@ -144,7 +144,8 @@ def _show_segment(shown: Any, one: Any) -> None:
 
 async def replicas(call: Call) -> None:
     """One replica: what Milvus calls so is loading a collection several times, which nodes here do not."""
-    info = await call.service.describe_collection(call.database, call.collection)
+    name = call.collection or await _name_of(call, call.request.collectionID)
+    info = await call.service.describe_collection(call.database, name)
     if info.load_state is LoadState.NOT_LOADED:
         return
     shown = call.response.replicas.add(replicaID=1, collectionID=info.collection_id)
