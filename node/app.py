@@ -26,6 +26,7 @@ from typing import Any, Final
 import uvloop
 from aiohttp import web
 
+from node.admission import Memory
 from node.api.server import make_app
 from node.chunk_gate import GatedChunks
 from node.clock import SystemClock
@@ -36,7 +37,7 @@ from node.disk import OsDisk
 from node.grpc.server import GrpcServer
 from node.identity import IDENTITY_KEY, settle
 from node.joining import CannotJoin, admit, join
-from node.memory import reclaim, tame_allocator
+from node.memory import available_bytes, reclaim, resident_bytes, tame_allocator
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.peers import PeerNetwork
@@ -107,7 +108,10 @@ async def _serve(settings: Settings) -> int:
         )
         ending.push_async_callback(workers.close)
         dice = random.Random(int.from_bytes(os.urandom(16)))
-        seams = Seams(disk, store, workers, clock, dice, network, reclaim=lambda: reclaim(f"{data}/chunks"))
+        memory = Memory(available_bytes(), resident_bytes)
+        seams = Seams(
+            disk, store, workers, clock, dice, network, reclaim=lambda: reclaim(f"{data}/chunks"), memory=memory
+        )
         node = Node(settings, seams, metrics)
         if network is not None:
             network.on_guest = partial(admit, node)
@@ -195,6 +199,7 @@ async def _listen(
         executor=workers,
         ready=lambda: why_not_ready(node),
         standard_status=settings.api.standard_error_status,
+        admission=node.admission,
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
@@ -253,6 +258,7 @@ def observe(node: Node, metrics: Metrics) -> None:
         metrics.segments(name, segments=segments, rows=rows, bytes=nbytes)
     metrics.index_bytes(index_bytes)
     metrics.journal_bytes(node.journal.bytes_on_disk)
+    node.admission.observe()
     if node.transfer is not None:
         metrics.chunk_bytes_left(node.transfer.bytes_left)
     for lane in Lane:

@@ -454,7 +454,8 @@ class Database:
             _check_version(found, schema_version)
             return await self._writer.insert(found, batch, partition, again=schema_version > 0)
 
-        return await self._with(database, collection, insert, GONE)
+        async with self._node.admission.request(database, collection, batch.nbytes):
+            return await self._with(database, collection, insert, GONE)
 
     async def upsert(
         self,
@@ -470,7 +471,8 @@ class Database:
             _check_version(found, schema_version)
             return await self._writer.upsert(found, batch, partition, partial=partial, again=schema_version > 0)
 
-        return await self._with(database, collection, upsert, GONE)
+        async with self._node.admission.request(database, collection, batch.nbytes):
+            return await self._with(database, collection, upsert, GONE)
 
     async def delete(
         self, database: str, collection: str, filter: str, params: Mapping[str, Any], partition: str = ""
@@ -490,23 +492,33 @@ class Database:
         return await self._with(database, collection, delete, (*GONE, SchemaMismatch))  # it reads before it writes
 
     async def get(self, database: str, collection: str, ids: Sequence[int | str], options: ReadOptions) -> Rows:
-        return await self._with(database, collection, lambda found: self._reader.get(found, ids, options))
+        return await self._read(database, collection, lambda found: self._reader.get(found, ids, options))
 
     async def query(self, database: str, collection: str, options: ReadOptions, *, limit: int, offset: int) -> Rows:
         async def query(found: Collection) -> Rows:
             return await self._reader.query(found, options, limit=limit, offset=offset)
 
-        return await self._with(database, collection, query)
+        return await self._read(database, collection, query)
 
     async def search(
         self, database: str, collection: str, request: SearchRequest, options: ReadOptions
     ) -> SearchResult:
-        return await self._with(database, collection, lambda found: self._reader.search(found, request, options))
+        return await self._read(database, collection, lambda found: self._reader.search(found, request, options))
 
     async def hybrid_search(
         self, database: str, collection: str, request: HybridRequest, options: ReadOptions
     ) -> SearchResult:
-        return await self._with(database, collection, lambda found: self._reader.hybrid(found, request, options))
+        return await self._read(database, collection, lambda found: self._reader.hybrid(found, request, options))
+
+    async def _read(self, database: str, name: str, work: Callable[[Collection], Awaitable[T]]) -> T:
+        """As `_with`, when it is the collection's turn to read."""
+        reads, key = self._node.admission.reads, (database, name)
+        if not reads.enter(key):
+            await reads.wait(key)
+        try:
+            return await self._with(database, name, work)
+        finally:
+            reads.leave(key)
 
     # operations
 
@@ -524,6 +536,7 @@ class Database:
             "cluster": await node.describe_cluster(),
             "healing": node.healing.view(),
             "read_only": node.read_only_reason,
+            "admission": {**node.admission.view(), "sealed_early": node.crowding.sealed},
             "segments_in_memory": [ready, total],
             "journal": {"bytes": node.journal.bytes_on_disk, "files": node.journal.files},
             "chunks": {"bytes": node.seams.disk.used_bytes(f"{node.settings.node.data}/chunks")},

@@ -27,6 +27,9 @@ FSYNC_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 BUILD_BUCKETS_S = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 STALL_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
+COLLECTIONS_NAMED = 64
+"""Labels of refusals: collections come and go without end."""
+
 
 class PlanKind(StrEnum):
     """How a segment was searched."""
@@ -157,6 +160,46 @@ class Metrics:
         self._replicas_rebuilt = Counter(
             "annulus_replicas_rebuilt", "Replicas here that took another's state for theirs", registry=registry
         )
+        self._held = Gauge(
+            "annulus_admission_held",
+            "What is under way of each budget: bodies, requests and log in bytes, decoding and reads as they are",
+            ["budget"],
+            registry=registry,
+        )
+        self._budgets = Gauge("annulus_admission_limit", "What may be under way", ["budget"], registry=registry)
+        self._queued = Gauge("annulus_admission_waiting", "Who waits for room", ["budget"], registry=registry)
+        self._delays = Histogram(
+            "annulus_admission_delay_seconds",
+            "How long those waited for room that were admitted, but not at once",
+            ["budget"],
+            buckets=REQUEST_BUCKETS_S,
+            registry=registry,
+        )
+        self._refusals = Counter(
+            "annulus_admission_refused",
+            "Requests that were refused, to be repeated; reason is full, late or memory; of many collections, the "
+            "first ones are named",
+            ["budget", "reason", "collection"],
+            registry=registry,
+        )
+        self._refused_names: set[str] = set()
+        self._memory = Gauge(
+            "annulus_memory_bytes", "Memory that slows or refuses inserts: growing, resident", ["what"],
+            registry=registry,
+        )  # fmt: skip
+        self._memory_high = Gauge(
+            "annulus_memory_high_bytes", "Where inserts of those who write most are refused", ["what"],
+            registry=registry,
+        )  # fmt: skip
+        self._write_level = Gauge(
+            "annulus_admission_level",
+            "What those meet who write most: 0 nothing, 1 they are slowed, 2 they are refused",
+            registry=registry,
+        )
+        self._early_seals = Counter(
+            "annulus_segments_sealed_early", "Segments sealed because growing ones took too much memory",
+            registry=registry,
+        )  # fmt: skip
         self._read_only = Gauge("annulus_read_only", "1 while writes are refused for want of disk", registry=registry)
         self._peer_sessions = Gauge(
             "annulus_peer_sessions", "1 while there is a session with the node", ["peer"], registry=registry
@@ -220,6 +263,35 @@ class Metrics:
 
     def searched(self, plan: PlanKind, segments: int = 1) -> None:
         self._searches[plan].inc(segments)
+
+    # admission
+    def budget(self, name: str, held: int, limit: int, waiting: int) -> None:
+        """Set what is under way of a budget, what may be, and who waits."""
+        self._held.labels(name).set(held)
+        self._budgets.labels(name).set(limit)
+        self._queued.labels(name).set(waiting)
+
+    def delayed(self, budget: str, seconds: float) -> None:
+        self._delays.labels(budget).observe(seconds)
+
+    def refused(self, budget: str, reason: str, collection: str) -> None:
+        """`collection` becomes a label until there are COLLECTIONS_NAMED of them; the others are one."""
+        if collection not in self._refused_names:
+            if len(self._refused_names) >= COLLECTIONS_NAMED:
+                collection = "(others)"
+            else:
+                self._refused_names.add(collection)
+        self._refusals.labels(budget, reason, collection).inc()
+
+    def memory(self, what: str, count: int, high: int) -> None:
+        self._memory.labels(what).set(count)
+        self._memory_high.labels(what).set(high)
+
+    def write_level(self, level: int) -> None:
+        self._write_level.set(level)
+
+    def sealed_early(self) -> None:
+        self._early_seals.inc()
 
     # log and disk
     def fsynced(self, seconds: float) -> None:

@@ -27,6 +27,7 @@ from cluster.membership import group_id, slot_of, voters_of
 from cluster.ring import place
 from cluster.shard import Shard
 from cluster.tick import HybridClock
+from node.admission import Admission, Memory
 from node.broadcaster import Broadcaster
 from node.calls import Mesh
 from node.chunk_transfer import ChunkTransfer
@@ -34,6 +35,7 @@ from node.clock import Clock
 from node.cluster_check import healing_of
 from node.cluster_status import ClusterStatus, replica_view
 from node.coordinator import Coordinator
+from node.crowding import Crowding
 from node.forming import Forming, Known, Seat, Standing, closed
 from node.group import GroupHost
 from node.identity import IDENTITY_KEY, Identity, settle
@@ -43,6 +45,7 @@ from node.metrics import Metrics
 from node.network import Network
 from node.nodes import Nodes
 from node.placing import Placing
+from node.pressure import Level
 from node.replicas import CATALOG_KEY, Replicas, group_of
 from node.route import Router
 from node.settings import Settings
@@ -52,9 +55,9 @@ from node.upkeep import Upkeep
 from node.workers import Executor, Lane
 from storage.chunks import ChunkFault, ChunkStore
 from storage.disk import Disk
-from storage.errors import JournalDamaged, ReadOnly, Unavailable
+from storage.errors import JournalDamaged, ReadOnly
 from storage.journal import Journal
-from storage.types import Position, ShardId
+from storage.types import CollectionId, Position, ShardId
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -102,6 +105,8 @@ class Seams:
     """None for a node without peers."""
     reclaim: Callable[[], None] = lambda: None
     """Gives memory that is no longer used back to the system."""
+    memory: Memory | None = None
+    """None where it is not measured."""
 
 
 class Node:
@@ -177,6 +182,17 @@ class Node:
             )
         )
         self.slots = Slots(settings.workers.build_threads)
+        self.admission = Admission(
+            settings,
+            seams.clock,
+            metrics,
+            memory=seams.memory,
+            growing_bytes=lambda: sum(
+                one.unflushed_bytes() for shard_id, one in self.upkeep.items() if shard_id in self.shards
+            ),
+            name_of=self._name_of,
+        )
+        self.crowding = Crowding(self)
         self.healing, self.cluster_check = healing_of(self, self.snapshots)
         self._taking_part: asyncio.Task[None] | None = None
         self.broadcaster = Broadcaster(self)
@@ -193,6 +209,7 @@ class Node:
         self.identity = await run(Lane.DISK, self._identify)
         self._formed = place(self.identity.members, self.identity.shards, self.identity.copies)
         self.router = Router(self)
+        self.crowding.begin()
         self.journal = await run(Lane.DISK, self._open_journal)
         report = self.journal.report
         log.info("journal opened files=%d records=%d torn_bytes=%d", report.files, report.records, report.torn_bytes)
@@ -428,6 +445,10 @@ class Node:
         ready, total = self.loading
         return "" if ready == total else f"loading segments: {ready} of {total} are in memory"
 
+    def _name_of(self, collection_id: CollectionId) -> str:
+        found = self.catalog.collections.get(collection_id) if self.takes_part else None
+        return f"collection {collection_id}" if found is None else found.name
+
     async def describe_cluster(self) -> dict[str, Any] | None:
         """Return every group's replicas on all nodes, as far as they answer; None without peers."""
         if self.cluster_status is None:
@@ -586,7 +607,7 @@ class Node:
                 if self.is_store_full:
                     await self._reopen_store()
                     continue
-                await self._bound_growing()
+                await self.crowding.relieve()
                 await self._checkpoint_due()
                 await self._reclaim()
             except OSError as error:
@@ -594,18 +615,6 @@ class Node:
             except Exception:
                 log.exception("the watcher fails; it goes on")
                 await asyncio.sleep(10 * WATCH_S)
-
-    async def _bound_growing(self) -> None:
-        """Seal what is largest while there is too much: of the shards that this node leads, the others' leaders do."""
-        while sum(one.growing_bytes() for one in self.upkeep.values()) > self.settings.storage.growing_bytes_max:
-            led = [one for one in self.upkeep.values() if one.leads and one.growing_bytes()]
-            if not led:
-                return
-            try:
-                await max(led, key=Upkeep.growing_bytes).seal_largest()
-            except Unavailable as error:  # another leads by now, and sees to it
-                log.debug("nothing sealed: %s", error)
-                return
 
     async def _checkpoint_due(self) -> None:
         storage = self.settings.storage
@@ -622,10 +631,11 @@ class Node:
             await self.checkpoint_control()
 
     async def _reclaim(self) -> None:
-        """Give memory back some seconds after segments were written, indexed or loaded."""
+        """Give memory back some seconds after segments were written, indexed or loaded, and while it is short."""
+        is_short = self.admission.look() is not Level.ACCEPT
         changes = sum(host.machine.changes for host in self.shards.values()) + sum(self.loading)
         now_s = self.seams.clock.monotonic_s()
-        if changes != self._changes_reclaimed and now_s - self._reclaimed_at_s >= RECLAIM_S:
+        if (is_short or changes != self._changes_reclaimed) and now_s - self._reclaimed_at_s >= RECLAIM_S:
             await self.seams.executor.run(Lane.DISK, self.seams.reclaim)
             self._changes_reclaimed, self._reclaimed_at_s = changes, now_s
 

@@ -27,6 +27,7 @@ from cluster.idempotency import KeyedStep
 from cluster.machine import Outcome, Rejected
 from cluster.message import Insert, Message, from_plain, to_plain
 from cluster.raft import NotLeader
+from node.admission import Admission
 from node.calls import Answer, Mesh
 from node.clock import Clock
 from node.group import Producer
@@ -159,6 +160,8 @@ class Home(Protocol):
     def check_writable(self) -> None: ...
     def check_journal(self) -> None: ...
     @property
+    def admission(self) -> Admission: ...
+    @property
     def broadcaster(self) -> Broadcasts: ...
 
 
@@ -255,25 +258,29 @@ class Router:
         producer: str = "",
         sequence: int = 0,
         deadline_s: float | None = None,
+        is_rest: bool = False,
     ) -> Written:
         """Return the outcome, tick and position of the message once it is durable on a majority and applied.
 
         producer, sequence  name the change; without them this process does
         deadline_s          monotonic; without it the client's, or as long as a request may take
+        is_rest             another shard has taken a part of the same request
 
-        Raises NoLeader if nobody led, so that nothing was changed; OutcomeUnknown if it may have been; ReadOnly if the
-        leader has no room.
+        Raises NoLeader if nobody led, so that nothing was changed; OutcomeUnknown if it may have been; ReadOnly or
+        Overloaded if the leader has no room.
         """
         if not producer:
             producer, sequence = self._producer.name, self._producer.next()
         if self._node.mesh is None:
-            return await self._propose_here(self._node.shards[shard_id], message, body, producer, sequence)
-        step = self._proposal("shard/propose", shard_id, message, body, producer, sequence)
+            return await self._propose_here(self._node.shards[shard_id], message, body, producer, sequence, is_rest)
+        step = self._proposal("shard/propose", shard_id, message, body, producer, sequence, is_rest)
         return await self._at_leader(shard_id, step, deadline_s)
 
-    async def change(self, shard_id: ShardId, message: Message, body: Blob = b"") -> Mapping[str, Any]:
+    async def change(
+        self, shard_id: ShardId, message: Message, body: Blob = b"", *, is_rest: bool = False
+    ) -> Mapping[str, Any]:
         """Propose, note the tick in the client's session, and return the outcome. Raises what it was rejected for."""
-        outcome, tick, _ = await self.propose(shard_id, message, body)
+        outcome, tick, _ = await self.propose(shard_id, message, body, is_rest=is_rest)
         if isinstance(outcome, Rejected):
             raise outcome.error()
         scope = current.get()
@@ -633,21 +640,39 @@ class Router:
     # steps
 
     def _proposal(
-        self, method: str, shard_id: ShardId | None, message: Message, body: Blob, producer: str, sequence: int
+        self,
+        method: str,
+        shard_id: ShardId | None,
+        message: Message,
+        body: Blob,
+        producer: str,
+        sequence: int,
+        is_rest: bool = False,
     ) -> _Step[Written]:
         async def here(host: Host) -> Written:
-            return await self._propose_here(host, message, body, producer, sequence)
+            return await self._propose_here(host, message, body, producer, sequence, is_rest)
 
-        arguments = {"shard": shard_id, "producer": producer, "sequence": sequence}
+        arguments = {"shard": shard_id, "producer": producer, "sequence": sequence, "rest": is_rest}
         # The message may name very many keys, for which a header has no room.
         return _Step(method, here, arguments, _written, lambda: (cbor2.dumps(to_plain(message)), body))
 
-    async def _propose_here(self, host: Host, message: Message, body: Blob, producer: str, sequence: int) -> Written:
-        if isinstance(message, Insert):
-            self._node.check_writable()
-        else:
+    async def _propose_here(
+        self,
+        host: Host,
+        message: Message,
+        body: Blob,
+        producer: str,
+        sequence: int,
+        is_rest: bool = False,
+        is_forwarded: bool = False,
+    ) -> Written:
+        if not isinstance(message, Insert):
             self._node.check_journal()
-        return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
+            return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
+        self._node.check_writable()
+        room = self._node.admission.rows(message.collection_id, len(body), is_rest=is_rest, is_forwarded=is_forwarded)
+        async with room:
+            return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
 
     async def _carry_out_here(
         self, message: Message, producer: str, sequence: int
@@ -665,7 +690,8 @@ class Router:
             return _elsewhere(host)
         message = self._message(peer, blobs[0])
         try:
-            written = await self._propose_here(host, message, blobs[1], arguments["producer"], arguments["sequence"])
+            producer, sequence, is_rest = arguments["producer"], arguments["sequence"], bool(arguments.get("rest"))
+            written = await self._propose_here(host, message, blobs[1], producer, sequence, is_rest, is_forwarded=True)
         except NotLeader:
             return _elsewhere(host)
         except NoLeader as error:

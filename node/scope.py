@@ -38,6 +38,8 @@ class Scope:
     read_at: dict[ShardId, Tick] = field(default_factory=dict)
     """As of which ticks the request has read."""
 
+    is_admitted: bool = False
+    """Whether the request holds room for its rows (`node/admission.py`)."""
     key: str = ""
     """Names the request, so that its changes of the catalogue are made once however often it comes."""
     steps: int = 0

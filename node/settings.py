@@ -18,6 +18,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 COPIES: Final = 3
 """Copies of each shard where nobody asks for another number: one node may be lost, and writes go on."""
 SECRET_CHARS_MIN: Final = 16
+MEMORY_BYTES_MIN: Final = 192 * MIB
 
 
 class Address(NamedTuple):
@@ -208,7 +209,10 @@ class StorageSettings:
         least=1,
     )
     growing_bytes_max: int = setting(
-        1 * GIB, "bytes", "all growing segments together; above it the largest is sealed: bounds memory", least=1 * KIB
+        1 * GIB, "bytes", "all growing segments together; above it the largest are sealed: bounds memory", least=1 * KIB
+    )
+    growing_low_ratio: float = setting(
+        0.5, "ratio", "of growing_bytes_max: so much is left when the largest were sealed", least=0.01, most=0.99
     )
     checkpoint_interval_s: float = setting(
         60.0, "s", "at most this much log, in time, is replayed at a restart", least=0.1
@@ -324,6 +328,49 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
+class AdmissionSettings:
+    """How much is taken on at a time, and what happens to the rest: it waits, and what waits too long is refused."""
+
+    memory_bytes_max: int = setting(
+        0, "bytes", "what the process may hold; 0 is three quarters of the machine's memory, or of the container's",
+        least=0,
+    )  # fmt: skip
+    memory_slow_ratio: float = setting(
+        0.9, "ratio", "of memory_bytes_max: from here on inserts of those who write most are slowed", least=0.01, most=1
+    )
+    memory_high_ratio: float = setting(
+        0.95, "ratio", "of memory_bytes_max: from here on they are refused; the rest is for the others", least=0.01,
+        most=1,
+    )  # fmt: skip
+    memory_low_ratio: float = setting(
+        0.85, "ratio", "of memory_bytes_max: below this they are taken again at once", least=0.01, most=1
+    )
+    unflushed_ratio_max: float = setting(
+        2.0,
+        "ratio",
+        "rows that are in no chunk yet, in times storage.growing_bytes_max: inserts are slowed from 1 on, refused here",
+        least=1.1,
+        most=100,
+    )
+    request_bytes_max: int = setting(
+        256 * MIB, "bytes", "bodies of inserts and upserts between arrival and answer; more wait", least=64 * KIB
+    )
+    log_bytes_max: int = setting(
+        48 * MIB, "bytes", "rows between the log and the state of the shards led here; more wait", least=16 * KIB,
+        most=56 * MIB,  # a group takes 64 MiB, and the rest is for deletes and the changes of segments
+    )  # fmt: skip
+    reads_max: int = setting(256, "reads", "searches, queries and gets at a time; more wait", least=2)
+    share_ratio: float = setting(
+        0.75, "ratio", "of each of these, what one collection gets alone; several share it evenly", least=0.1, most=0.95
+    )
+    wait_s_max: float = setting(5.0, "s", "what waits longer is refused", least=0.001, most=600)
+    standing_wait_s_max: float = setting(
+        2.0, "s", "the same where a queue has stood for wait_s_max: to wait longer would help nobody", least=0.001,
+        most=600,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ApiSettings:
     """What clients may ask and how answers look."""
 
@@ -376,6 +423,7 @@ class Settings:
     healing: HealingSettings = HealingSettings()
     index: IndexSettings = IndexSettings()
     workers: WorkerSettings = WorkerSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     api: ApiSettings = ApiSettings()
     log: LogSettings = LogSettings()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -461,6 +509,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "healing": HealingSettings,
     "index": IndexSettings,
     "workers": WorkerSettings,
+    "admission": AdmissionSettings,
     "api": ApiSettings,
     "log": LogSettings,
 }
@@ -516,6 +565,20 @@ def _broken_relations(settings: Settings) -> Iterator[Problem]:
             "storage.journal_bytes_max",
             "must be at least twice storage.journal_file_bytes_max: only whole files are cut, and one is being written",
             "storage.journal_file_bytes_max",
+        )
+    admission = settings.admission
+    for below, above in (("low", "slow"), ("slow", "high")):
+        names = f"memory_{below}_ratio", f"memory_{above}_ratio"
+        if getattr(admission, names[0]) >= getattr(admission, names[1]):
+            yield problem(
+                f"admission.{names[0]}",
+                f"must be below admission.{names[1]}, else what is refused and what is taken would alternate",
+                f"admission.{names[1]}",
+            )
+    if 0 < admission.memory_bytes_max < MEMORY_BYTES_MIN:
+        yield problem(
+            "admission.memory_bytes_max",
+            f"is less than a node without rows needs: give at least {_show_bytes(MEMORY_BYTES_MIN)}, or 0",
         )
     yield from _broken_cluster(settings, problem)
 

@@ -20,6 +20,9 @@ def troubles(found: Mapping[str, Any]) -> list[str]:
         said.append(f"node {found['node']} is {found['state']}: {found.get('reason', '')}")
     if found.get("read_only"):
         said.append(f"node {found['node']} is read-only: {found['read_only']}")
+    if why := found.get("admission", {}).get("why"):
+        does = "refuses" if found["admission"]["memory"]["level"] == "refuse" else "slows down"
+        said.append(f"node {found['node']} {does} inserts of those who write most: {why}")
     cluster = found.get("cluster") or {"nodes": (), "groups": ()}
     said += [
         f"node {node['name']} is {node['state']}" + (f": {node['why']}" if node.get("why") else "")

@@ -41,7 +41,6 @@ from node.workers import Executor, Lane, carry_through
 from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
 from storage.errors import AnnulusError, ChunkDamaged, NoLeader, OutcomeUnknown
-from storage.growing import GrowingSegment
 from storage.sealed import SealedRows, prepare, prepare_from_files
 from storage.segment_files import BlobFiles, Chunks, SegmentFiles, read_blob, write_blob, write_segment
 from storage.types import CollectionId, IndexId, Position, SegmentId, Tick, tick_ms
@@ -269,15 +268,23 @@ class Upkeep:
     def growing_bytes(self) -> int:
         return sum(one.nbytes for state in self.shard.populated() for one in state.growing.values())
 
+    def unflushed_bytes(self) -> int:
+        """Return the bytes of rows that are in no chunk yet, growing or sealed."""
+        sealed = (
+            one.segment for state in self.shard.populated() for one in state.stored.values() if not one.is_flushed
+        )
+        return self.growing_bytes() + sum(one.nbytes for one in sealed)
+
+    @property
+    def largest_growing_bytes(self) -> int:
+        return max((one.nbytes for state in self.shard.populated() for one in state.growing.values()), default=0)
+
     async def seal_largest(self) -> None:
         """Seal the largest growing segment of this shard: memory is short. Raises NoLeader."""
-        largest: tuple[CollectionState, GrowingSegment] | None = None
-        for state in self.shard.populated():
-            for one in state.growing.values():
-                if largest is None or one.nbytes > largest[1].nbytes:
-                    largest = (state, one)
-        if largest is not None:
-            await self._propose(Seal(largest[0].collection_id, [largest[1].segment_id]))
+        growing = [(state, one) for state in self.shard.populated() for one in state.growing.values()]
+        if growing:
+            state, largest = max(growing, key=lambda one: one[1].nbytes)
+            await self._propose(Seal(state.collection_id, [largest.segment_id]))
 
     # flushing
 

@@ -27,7 +27,15 @@ from node.node import Node
 from node.read import Reader
 from node.service import WriteResult
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, concat_columns
-from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, OutcomeUnknown, SchemaMismatch
+from storage.errors import (
+    BadRow,
+    CollectionNotFound,
+    Conflict,
+    InvalidParameter,
+    OutcomeUnknown,
+    Overloaded,
+    SchemaMismatch,
+)
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
@@ -157,26 +165,43 @@ class Writer:
     ) -> list[Mapping[str, Any]]:
         """Propose inserts, and those that are refused as the schema has changed once more, with rows as that has them.
 
-        Raises SchemaMismatch if none was made, and that is wanted or the change does not come to its end in time.
+        Where some shards take their part and others have too much to do, these are asked until time is up.
+
+        Raises SchemaMismatch if none was made, and that is wanted or the change does not come to its end in time;
+        Overloaded if none was made.
         """
         deadline_s = self._node.router.deadline_s()
+        attempt = 0
         outcomes: list[Mapping[str, Any]] = []
         while True:
             refused: list[tuple[ShardId, Message, Blob]] = []
             mismatch: SchemaMismatch | None = None
+            overload: Overloaded | None = None
+            is_rest = bool(outcomes)
 
             async def change(shard_id: ShardId, message: Message, body: Blob) -> Mapping[str, Any]:
-                nonlocal mismatch
+                nonlocal mismatch, overload
                 try:
-                    return await self._node.router.change(shard_id, message, body)
+                    return await self._node.router.change(shard_id, message, body, is_rest=is_rest)  # noqa: B023
                 except SchemaMismatch as error:
                     mismatch = error
-                    refused.append((shard_id, message, body))  # noqa: B023  (of this round)
-                    return {}
+                except Overloaded as error:
+                    overload = error
+                refused.append((shard_id, message, body))  # noqa: B023  (of this round)
+                return {}
 
             outcomes += [one for one in await self._node.router.change_all(proposals, change) if one]
+            if overload is not None:
+                if not outcomes:
+                    raise overload
+                attempt += 1
+                if not await self._node.router.pause(attempt, deadline_s):
+                    raise OutcomeUnknown(f"a part of the request is done. {overload}") from None
             if mismatch is None:
-                return outcomes
+                if not refused:
+                    return outcomes
+                proposals = refused
+                continue
             try:
                 collection = await self._newer(collection, mismatch, deadline_s)
             except SchemaMismatch as error:

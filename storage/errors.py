@@ -13,7 +13,8 @@
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
     │   ├── OutcomeUnknown         ├── NotFresh              ├── PeerUnreachable
     │   ├── Conflict               ├── SchemaMismatch        ├── Busy
-    │   └── ReadOnly              (the disk is full)
+    │   ├── MemoryShort            (an Overloaded)
+    │   └── ReadOnly               (the disk is full)
     └── StorageFault               this replica cannot trust its own disk; it stops loudly
         ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
 
@@ -195,7 +196,15 @@ class NotFresh(Unavailable):
 
 
 class Overloaded(Unavailable):
+    """Too much is under way; nothing was changed."""
+
     code = "overloaded"
+
+
+class MemoryShort(Overloaded):
+    """Rows are slowed or refused for want of memory; deletes, drops, releases and reads go on."""
+
+    code = "memory_short"
 
 
 class RequestTimeout(Unavailable):

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from node.admission import Admission
 from node.api.forms import Form
 from node.api.replies import Style
 from node.api.routes import Route
@@ -25,6 +26,8 @@ class Call:
     offload: Callable[..., Awaitable[Any]]
     form: Form
     """What it shares with requests that have other query vectors."""
+    admission: Admission
+    body_bytes: int
 
     @property
     def collection(self) -> str:

@@ -87,14 +87,15 @@ async def delete(call: Call) -> Envelope:
 
 async def _write(call: Call, write: Write, send: Callable[[Batch, int], Awaitable[WriteResult]]) -> WriteResult:
     """Decode the request's rows and send them, with the version of their schema; once more for each newer one."""
-    while True:
-        batch, version = await _batch(call, write)
-        try:
-            return await send(batch, version)
-        except SchemaMismatch:  # none was written: a key may be a field by now, or no field any more
-            newest = await call.service.collection_schema(call.database, call.collection, newest=True)
-            if newest.version == version:
-                raise
+    async with call.admission.request(call.database, call.collection, call.body_bytes):
+        while True:
+            batch, version = await _batch(call, write)
+            try:
+                return await send(batch, version)
+            except SchemaMismatch:  # none was written: a key may be a field by now, or no field any more
+                newest = await call.service.collection_schema(call.database, call.collection, newest=True)
+                if newest.version == version:
+                    raise
 
 
 async def _batch(call: Call, write: Write) -> tuple[Batch, int]:
@@ -110,7 +111,8 @@ async def _batch(call: Call, write: Write) -> tuple[Batch, int]:
         try:
             if is_small:
                 return decode(data, schema, write), schema.version
-            batch: Batch = await call.offload(decode, data, schema, write, breathe)
+            async with call.admission.decoding.hold((call.database, call.collection)):
+                batch: Batch = await call.offload(decode, data, schema, write, breathe)
             return batch, schema.version
         except BadRow:  # unless this node has missed that the collection was replaced by another of the same name
             newest = await call.service.collection_schema(call.database, call.collection, newest=True)

@@ -34,6 +34,7 @@ from storage.errors import (
     IndexNotFound,
     InvalidParameter,
     JournalDamaged,
+    MemoryShort,
     MetricNotFound,
     MissingParameter,
     NameInvalid,
@@ -56,6 +57,8 @@ from storage.errors import (
 UNEXPECTED_CODE: Final = 65_535
 RETRY_AFTER_S: Final = 1
 """A new leader is there within two seconds and an overload passes sooner; asking once a second harms nobody."""
+MEMORY_RETRY_AFTER_S: Final = 2
+"""It takes a few seconds to write rows to chunks."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ FAULTS: Final[Mapping[type[AnnulusError], Fault]] = {
     NotFresh: Fault(2, 503),
     PeerUnreachable: Fault(2, 503),
     Overloaded: Fault(4, 429, outer="too many concurrent requests, queue is full"),
+    MemoryShort: Fault(9, 429, outer="quota exceeded"),
     RequestTimeout: Fault(10_001, 408, always_status=True),
     Conflict: Fault(2, 503),
     Busy: Fault(2, 503),
@@ -132,7 +136,8 @@ def refusal(error: AnnulusError, *, plan: str = "", standard_status: bool = Fals
     status = fault.status if standard_status or fault.always_status else 200
     # What timed out or lost its leader may still be made: a client that just repeats an insert could make it twice.
     retry = error.retriable and not isinstance(error, RequestTimeout | OutcomeUnknown)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else {}
+    after_s = MEMORY_RETRY_AFTER_S if isinstance(error, MemoryShort) else RETRY_AFTER_S
+    headers = {"Retry-After": str(after_s)} if retry else {}
     return Refusal(status, fault.code, message, headers)
 
 

@@ -19,6 +19,7 @@ import orjson
 from aiohttp import ClientError, hdrs, web
 
 from cluster.idempotency import KEY_CHARS_MAX
+from node.admission import Admission, Gate
 from node.api import collections, entities, hybrid, nodes
 from node.api.calls import Call, Handler
 from node.api.deadlines import Deadlines
@@ -35,7 +36,7 @@ from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
 from node.scope import Scope, current, from_token, to_token
 from node.service import Service
-from node.settings import ApiSettings
+from node.settings import ApiSettings, Settings
 from node.workers import Executor, Lane
 from storage.errors import (
     AnnulusError,
@@ -52,8 +53,10 @@ log = logging.getLogger(__name__)
 JSON_TYPE: Final = "application/json; charset=utf-8"
 SMALL_BODY_BYTES: Final = 64 << 10
 """Bodies up to here are not counted against the memory for bodies: the number of requests bounds them."""
-BODIES_MAX: Final = 4
-"""Bodies of the largest size that may be in memory at once; more are refused as overload."""
+RESERVED_RATIO: Final = 1 / 16
+"""Of the requests that may run, what is kept for others than those of rows."""
+LENGTH_TRUSTED_S: Final = 2.0
+"""How long room is kept for a body that does not arrive; after that, for what has arrived of it."""
 DECODE_OFFLOAD_BYTES_MIN: Final = 512 << 10
 TIMEOUT_S_MAX: Final = 3600
 REQUEST_ID_CHARS_MAX: Final = 128
@@ -64,6 +67,8 @@ _HANDLERS: Final[Mapping[str, Handler]] = {
     **hybrid.HANDLERS,
     **nodes.HANDLERS,
 }
+_ROWS: Final = frozenset({"insert", "upsert"})
+_RESERVED_FROM: Final = frozenset(entities.HANDLERS) - {"delete"}
 SESSION: Final = "Annulus-Session"
 SNAPSHOT: Final = "Annulus-Snapshot"
 KEY: Final = "Annulus-Idempotency-Key"
@@ -95,12 +100,14 @@ def make_app(
     executor: Executor,
     ready: Callable[[], str] = lambda: "",
     standard_status: bool = False,
+    admission: Admission | None = None,
 ) -> web.Application:
     """Return the application. `ready` says why the node does not serve yet, or "" when it does.
 
     `standard_status` shows errors with their own HTTP status instead of Milvus's 200.
     """
-    server = _Server(service, settings, metrics, clock, executor, ready, standard_status)
+    admission = admission or Admission(Settings(api=settings), clock, metrics)
+    server = _Server(service, settings, metrics, clock, executor, ready, standard_status, admission)
     # The body limit is kept by `_read`, which can say so in the API's own words.
     app = web.Application(client_max_size=2 * settings.body_bytes_max)
     for route in ROUTES:
@@ -127,6 +134,7 @@ class _Server:
         executor: Executor,
         ready: Callable[[], str],
         standard_status: bool,
+        admission: Admission,
     ) -> None:
         self.service = service
         self.settings = settings
@@ -137,7 +145,7 @@ class _Server:
         self.standard_status = standard_status
         self.running = 0
         self.deadlines = Deadlines()
-        self.body_bytes = 0
+        self.admission = admission
         self.abandoned: set[asyncio.Future[Any]] = set()
         """Mutations whose client was told that the time is up; they go on."""
         self.ids = itertools.count(1)
@@ -208,9 +216,13 @@ class _Server:
         self, request: web.Request, route: Route, handler: Handler, forms: Forms | None, style: Style, scope: Scope
     ) -> Mapping[str, Any]:
         """Return the envelope of a success. Raises errors of `storage.errors` and TooLarge."""
-        if self.running > self.settings.requests_running_max:
+        limit = self.settings.requests_running_max
+        if route.handler in _RESERVED_FROM:
+            limit -= int(RESERVED_RATIO * limit)
+        if self.running > limit:
             raise Overloaded(
-                f"{self.running} requests are running, {self.settings.requests_running_max} at most may: try again soon"
+                f"{self.running} requests are running, {limit} at most may (api.requests_running_max raises it): "
+                "try again soon"
             )
         headers = request.headers
         timeout_s = self._timeout_s(headers.get("Request-Timeout"))
@@ -223,10 +235,10 @@ class _Server:
         if KEY in headers:
             _check_key(headers[KEY], route)
         mutation: asyncio.Future[Mapping[str, Any]] | None = None
-        held = [0]
+        room = _Room(self.admission.bodies, request)
         try:
             with self.deadlines.within(timeout_s):
-                body = await self._read(request, held)
+                body = await self._read(request, room)
                 cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
                 if forms is not None and len(body) < SMALL_CBOR_BYTES:
                     values, form = forms.decode_cbor(body) if cbor else forms.decode_json(body)
@@ -238,7 +250,10 @@ class _Server:
                         values = await self._offload(decode, body, route.shape)
                     form = Form(values)
                 database = values.get("dbName") or headers.get("DB-Name") or "default"
-                call = Call(self.service, route, values, database, style, self._offload, form)
+                admission = self.admission
+                call = Call(self.service, route, values, database, style, self._offload, form, admission, len(body))
+                if route.handler in _ROWS:
+                    room.release()  # it holds another from here on, which its collection shares with others
                 if not route.mutates:
                     return await handler(call)
                 if KEY in headers:
@@ -255,7 +270,7 @@ class _Server:
                 self._abandon(mutation, route)
             raise
         finally:
-            self.body_bytes -= held[0]
+            room.release()
 
     async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
         result, refused = await self.executor.run(Lane.PARSE, _apart, function, *args)
@@ -263,8 +278,8 @@ class _Server:
             raise refused
         return result
 
-    async def _read(self, request: web.Request, held: list[int]) -> bytes:
-        """Return the body; `held[0]` counts the bytes that are held against the memory for bodies."""
+    async def _read(self, request: web.Request, room: _Room) -> bytes:
+        """Return the body; a large one when there is room for it."""
         limit = self.settings.body_bytes_max
         length = request.content_length
         if length is not None and length > limit:
@@ -272,15 +287,17 @@ class _Server:
         try:
             if length is not None and length <= SMALL_BODY_BYTES and hdrs.CONTENT_ENCODING not in request.headers:
                 return await request.read()
+            if length is not None:
+                await room.expect(length)
             chunks = []
             async for chunk in request.content.iter_any():
-                held[0] += len(chunk)
-                self.body_bytes += len(chunk)
-                if held[0] > limit:
+                room.arrived += len(chunk)
+                if room.arrived > limit:
                     raise TooLarge
-                if self.body_bytes > BODIES_MAX * limit:
+                if not room.has_arrived:
                     raise Overloaded("the memory for request bodies is in use: try again soon")
                 chunks.append(chunk)
+            room.trim()
             return b"".join(chunks)
         except (web.RequestPayloadError, ClientError, ConnectionError) as error:
             raise BadJson(
@@ -366,6 +383,51 @@ class _Server:
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=_CORS)
         return web.Response(status=404, text="404 page not found", headers=_CORS)
+
+
+class _Room:
+    """What a body takes of the memory for bodies: its length at first, what has arrived if it takes its time."""
+
+    def __init__(self, gate: Gate, request: web.Request) -> None:
+        self.arrived = 0
+        self._gate = gate
+        self._request = request
+        self._held = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def _key(self) -> str:
+        return self._request.remote or ""
+
+    async def expect(self, length: int) -> None:
+        """Take room for the whole body when there is. Raises Overloaded."""
+        if not self._gate.enter(self._key, length):
+            await self._gate.wait(self._key, length)
+        self._held = length
+        self._timer = asyncio.get_running_loop().call_later(LENGTH_TRUSTED_S, self.trim)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there is room for what has arrived, which is taken if need be."""
+        more = self.arrived - self._held
+        if more > 0 and self._gate.enter(self._key, more):
+            self._held += more
+        return self.arrived <= self._held
+
+    def trim(self) -> None:
+        """Hold what has arrived, no more."""
+        self._hold(min(self._held, self.arrived))
+
+    def release(self) -> None:
+        self._hold(0)
+
+    def _hold(self, nbytes: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._held > nbytes:
+            self._gate.leave(self._key, self._held - nbytes)
+            self._held = nbytes
 
 
 def _apart(function: Callable[..., Any], *args: Any) -> tuple[Any, BadRequest | None]:

@@ -16,6 +16,7 @@ from cluster.idempotency import KeyedStep
 from cluster.machine import Outcome, Rejected
 from cluster.message import Delete, Insert, Message, Seal, to_plain
 from cluster.raft import NotLeader
+from node.admission import Admission
 from node.broadcaster import Carried
 from node.metrics import Metrics
 from node.network import Link
@@ -138,6 +139,7 @@ class Node:
         self.mesh: Any = None if mesh is None else mesh.of(name)
         self.control, self.shards = Host("n1", me=name), shards
         self.metrics = Metrics()
+        self.admission = Admission(base, self.seams.clock, self.metrics)
         self.full = False
         self.broadcaster = SimpleNamespace(carry_out=self._carry_out)
 
