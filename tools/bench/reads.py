@@ -109,8 +109,10 @@ def _filter_row(bench: Bench, name: str, text: str, mask: Mask, floor: str) -> N
     floor_requests = search_requests(address, floor, data.queries, Codec.JSON, k=K, filter_text="bucket >= 0")
     passes, answers = Passes(), dict[int, list[int]]()
     for _ in range(bench.plan.repeats):
-        beside = time_queries(exact_on_survivors(data, mask), data.queries[:EXACT_QUERIES], FLOOR_S)
         least = run_load(address, floor_requests, connections=1, seconds=FLOOR_S, cycle=True)
+        exactly = exact_on_survivors(data, mask)
+        pause_s = least.latency_ms(50) / 1e3
+        beside = time_queries(exactly, data.queries[:EXACT_QUERIES], FLOOR_S, pause_s=pause_s)
         run_load(address, requests[:EXACT_QUERIES], connections=1)
         replies = run_load(address, requests, connections=1, seconds=bench.plan.seconds, cycle=True)
         answers |= answers_of(replies, Codec.JSON)
