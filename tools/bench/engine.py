@@ -121,7 +121,8 @@ def time_queries(
     started = time.monotonic_ns()
     while len(took_ns) < len(queries) or time.monotonic_ns() - started < seconds * 1e9:
         i = len(took_ns) % len(queries)
-        time.sleep(pause_s)
+        if pause_s:
+            time.sleep(pause_s)
         before = time.monotonic_ns()
         found = search(queries[i : i + 1])
         took_ns.append(time.monotonic_ns() - before)
