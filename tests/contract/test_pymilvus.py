@@ -192,7 +192,7 @@ def typed_schema(client: MilvusClient) -> CollectionSchema:
     return schema
 
 
-TYPED = [
+TYPED: list[dict[str, Any]] = [
     {
         "key": "a", "bool": True, "int8": -128, "int16": 9, "int32": 5, "int64": -(1 << 63), "float": 1.5,
         "double": 0.1, "text": "häßlich", "json": {"a": [1, {"b": None}]}, "ints": [1, -2, 1 << 62],
