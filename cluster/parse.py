@@ -13,7 +13,18 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from index.spec import IndexSpec
-from storage.columns import NUMPY_TYPES, ArrayColumn, Batch, BatchDamaged, Column, ScalarColumn, StringColumn
+from storage.columns import (
+    NUMPY_TYPES,
+    VECTOR_TYPES,
+    ArrayColumn,
+    Batch,
+    BatchDamaged,
+    Column,
+    ScalarColumn,
+    SparseColumn,
+    StringColumn,
+    vector_width,
+)
 from storage.errors import BadPrimaryKey, BadRow, InvalidParameter
 from storage.key_lookup import Keys
 from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
@@ -175,14 +186,18 @@ def _kind_of(column: Column) -> object:
         return DataType.VARCHAR
     if isinstance(column, ArrayColumn):
         return DataType.ARRAY, _kind_of(column.items)
-    return DataType.FLOAT_VECTOR, column.values.shape[1]
+    if isinstance(column, SparseColumn):
+        return DataType.SPARSE_FLOAT_VECTOR
+    return column.values.dtype, column.values.shape[1]
 
 
 def _kind_for(one: FieldSchema) -> object:
     if one.type is DataType.ARRAY:
         return DataType.ARRAY, DataType.VARCHAR if one.element is DataType.VARCHAR else _numpy(one.element)
-    if one.type is DataType.FLOAT_VECTOR:
-        return DataType.FLOAT_VECTOR, one.dim
+    if one.type is DataType.SPARSE_FLOAT_VECTOR:
+        return DataType.SPARSE_FLOAT_VECTOR
+    if one.type in VECTOR_TYPES:
+        return VECTOR_TYPES[one.type], vector_width(one)
     return DataType.VARCHAR if one.type in (DataType.VARCHAR, DataType.JSON) else _numpy(one.type)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from index.binary import build_binary, load_binary
 from index.faiss_engine import build_faiss, load_faiss
 from index.flat import FlatIndex, load_flat
 from index.hnsw import build_nmslib, load_nmslib
-from index.protocol import BuildCancelled, Cancelled, Matrix, Progress, VectorIndex
+from index.protocol import BuildCancelled, Cancelled, Form, Progress, VectorIndex
+from index.sparse import SparseIndex, SparseRows, load_sparse
 from index.spec import Engine, IndexSpec
 
-VERSIONS: Final[Mapping[Engine, int]] = {Engine.EXACT: 1, Engine.NMSLIB: 1, Engine.FAISS: 1}
+VERSIONS: Final[Mapping[Engine, int]] = dict.fromkeys(Engine, 1)
 """Raised when an engine makes better indexes of the same vectors, or its blobs change: older ones are built anew."""
 
 
@@ -22,15 +24,16 @@ def version_of(spec: IndexSpec) -> int:
     return VERSIONS[spec.engine]
 
 
-def build(spec: IndexSpec, vectors: Matrix, *, threads: int, progress: Progress, cancelled: Cancelled) -> VectorIndex:
+def build(spec: IndexSpec, vectors: Any, *, threads: int, progress: Progress, cancelled: Cancelled) -> VectorIndex:
     """Return a new index of the rows. Blocks, without the GIL for most of the time.
 
-    vectors  (n, dim) float32, C-contiguous, unit length if the metric is COSINE; not changed later by the caller
+    vectors  (n, dim) float32, C-contiguous, unit length if the metric is COSINE, or of the spec's other form; not
+             changed later by the caller
     threads  that may work on it at once
 
     Raises BuildCancelled soon after `cancelled` says so, except that nmslib's graph cannot be stopped once begun.
     """
-    _check(vectors)
+    _check(spec, vectors)
     if threads < 1:
         raise ValueError(f"{threads} threads")
     if cancelled():
@@ -44,15 +47,19 @@ def build(spec: IndexSpec, vectors: Matrix, *, threads: int, progress: Progress,
             return build_nmslib(spec, vectors, threads=threads, progress=progress, cancelled=cancelled)
         case Engine.FAISS:
             return build_faiss(spec, vectors, threads=threads, progress=progress, cancelled=cancelled)
+        case Engine.BINARY:
+            return build_binary(spec, vectors, threads=threads, progress=progress, cancelled=cancelled)
+        case Engine.SPARSE:
+            return SparseIndex(spec, vectors)
 
 
-def load(spec: IndexSpec, blob: bytes, vectors: Matrix) -> VectorIndex:
+def load(spec: IndexSpec, blob: bytes, vectors: Any) -> VectorIndex:
     """Return the index that `dump` gave the blob of, over the same vectors.
 
     Raises IndexDamaged if the blob is not whole, or not of this spec and of a matrix of this shape. That the vectors
     are the very same the caller must know.
     """
-    _check(vectors)
+    _check(spec, vectors)
     match _engine(spec, vectors):
         case Engine.EXACT:
             return load_flat(spec, blob, vectors)
@@ -60,13 +67,23 @@ def load(spec: IndexSpec, blob: bytes, vectors: Matrix) -> VectorIndex:
             return load_nmslib(spec, blob, vectors)
         case Engine.FAISS:
             return load_faiss(spec, blob, vectors)
+        case Engine.BINARY:
+            return load_binary(spec, blob, vectors)
+        case Engine.SPARSE:
+            return load_sparse(spec, blob, vectors)
 
 
-def _engine(spec: IndexSpec, vectors: Matrix) -> Engine:
+def _engine(spec: IndexSpec, vectors: Any) -> Engine:
     """Return the engine that serves the spec: no rows need none, and the libraries differ in what they make of them."""
-    return spec.engine if len(vectors) else Engine.EXACT
+    return spec.engine if len(vectors) or spec.form is not Form.DENSE else Engine.EXACT
 
 
-def _check(vectors: Matrix) -> None:
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.flags.c_contiguous:
+def _check(spec: IndexSpec, vectors: Any) -> None:
+    if spec.form is Form.SPARSE:
+        if not isinstance(vectors, SparseRows):
+            raise ValueError(f"vectors are {type(vectors).__name__}, wanted SparseRows")
+    elif spec.form is Form.BINARY:
+        if vectors.ndim != 2 or vectors.dtype != np.uint8:
+            raise ValueError(f"vectors of {vectors.dtype} {vectors.shape}, wanted uint8 (rows, dim / 8)")
+    elif vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.flags.c_contiguous:
         raise ValueError(f"vectors of {vectors.dtype} {vectors.shape}, wanted float32 (rows, dim), C-contiguous")

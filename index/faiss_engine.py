@@ -298,6 +298,19 @@ def _trained_quantizer(metric: Metric, vectors: Matrix, nlist: int, cancelled: C
     return quantizer
 
 
+def binary_centroids(rows: npt.NDArray[np.uint8], count: int, *, threads: int) -> npt.NDArray[np.uint8]:
+    """Return so many centroids of rows of bits, (count, bytes), by k-means."""
+    width = rows.shape[1]
+    quantizer = faiss.IndexBinaryFlat(8 * width)
+    lists = faiss.IndexBinaryIVF(quantizer, 8 * width, count)
+    lists.cp.niter, lists.cp.seed, lists.cp.min_points_per_centroid = _TRAINING_ROUNDS, _SEED, 1
+    lists.cp.max_points_per_centroid = _TRAINING_ROWS_PER_LIST_MAX
+    with thread_count(threads):
+        lists.train(np.ascontiguousarray(rows))
+    centroids: npt.NDArray[np.uint8] = faiss.vector_to_array(quantizer.xb).reshape(count, width)
+    return centroids.copy()
+
+
 def _empty_lists(spec: IndexSpec, quantizer: Any, nlist: int) -> Any:
     dim, metric = quantizer.d, _METRICS[spec.metric]
     if spec.index_type is IndexType.IVF_SQ8:

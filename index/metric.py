@@ -1,4 +1,4 @@
-"""The three ways to say how far two vectors are: L2, IP, COSINE.
+"""The ways to say how far two vectors are: L2, IP, COSINE of dense ones, IP of sparse ones, HAMMING, JACCARD of bits.
 
 Inside Annulus a *distance* is always smaller for the nearer row, so that one top-k, one merge and one interval serve
 every metric. A *score* is what Milvus's API returns. The two meet only here:
@@ -8,6 +8,8 @@ every metric. A *score* is what Milvus's API returns. The two meet only here:
 | L2     | squared Euclidean | the same          | smaller      |
 | IP     | -(q . x)          | q . x             | larger       |
 | COSINE | -(q . x), unit rows | q . x in [-1, 1] | larger       |
+| HAMMING | bits that differ | the same          | smaller      |
+| JACCARD | 1 - both / either | the same         | smaller      |
 
 COSINE is IP on unit vectors: rows are normalised once when they are prepared for an index, queries when they arrive.
 """
@@ -15,12 +17,13 @@ COSINE is IP on unit vectors: rows are normalised once when they are prepared fo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from index.protocol import Distances, Matrix
+from index.protocol import Distances, Form, Matrix
 
 _BLOCK_VALUES: Final = 1 << 20
 """Values normalised at a time: 8 MiB of float64 scratch, whatever the size of the matrix."""
@@ -42,16 +45,18 @@ EVERYTHING: Final = Bounds(-math.inf, math.inf)
 
 
 class Metric(StrEnum):
-    """How the nearness of two dense vectors is measured; the values are Milvus's names."""
+    """How the nearness of two vectors is measured; the values are Milvus's names."""
 
     L2 = "L2"
     IP = "IP"
     COSINE = "COSINE"
+    HAMMING = "HAMMING"
+    JACCARD = "JACCARD"
 
     @property
     def is_similarity(self) -> bool:
         """True if the larger score is the better one."""
-        return self is not Metric.L2
+        return self in _SIMILARITIES
 
     def normalise(self, matrix: Matrix) -> Matrix:
         """Return the rows as engines of this metric want them: unit length for COSINE, else the matrix itself."""
@@ -60,10 +65,10 @@ class Metric(StrEnum):
     def scores(self, distances: Distances) -> Distances:
         """Return Milvus's scores of internal distances, same shape.
 
-        Padding (+inf) becomes the worst score: +inf for L2, -inf for the similarities. A cosine that rounding carried
-        past 1 is brought back, because clients check that.
+        Padding (+inf) becomes the worst score: +inf for distances, -inf for the similarities. A cosine that rounding
+        carried past 1 is brought back, because clients check that.
         """
-        if self is Metric.L2:
+        if not self.is_similarity:
             return distances
         scores = np.float32(0.0) - distances  # not unary minus: a score of 0 must not print as -0
         if self is Metric.COSINE:
@@ -75,12 +80,12 @@ class Metric(StrEnum):
     def distance_bounds(self, radius: float | None, range_filter: float | None) -> Bounds:
         """Return the distances that a range search lets through, from its limits on scores.
 
-        L2 keeps `range_filter <= score < radius`, the similarities `radius < score <= range_filter`; both become
+        Distances keep `range_filter <= score < radius`, the similarities `radius < score <= range_filter`; both become
         `low <= distance < high`. A missing limit is infinite. Limits are rounded to float32 first, as scores are, so
         that a score read from one reply and sent back as a limit means that very score. A COSINE range_filter of 1 or
         more lets everything through at that end: rounding can leave the cosine of a row with itself just above 1.
         """
-        if self is Metric.L2:
+        if not self.is_similarity:
             return Bounds(
                 low=-math.inf if range_filter is None else _as_float32(range_filter),
                 high=math.inf if radius is None else _as_float32(radius),
@@ -91,6 +96,20 @@ class Metric(StrEnum):
             low=-math.inf if range_filter is None else -_as_float32(range_filter),
             high=math.inf if radius is None else -_as_float32(radius),
         )
+
+
+_SIMILARITIES: Final = frozenset({Metric.IP, Metric.COSINE})
+DENSE_METRICS: Final = (Metric.L2, Metric.IP, Metric.COSINE)
+METRICS: Final[Mapping[Form, tuple[Metric, ...]]] = {
+    Form.DENSE: DENSE_METRICS,
+    Form.BINARY: (Metric.HAMMING, Metric.JACCARD),
+    Form.SPARSE: (Metric.IP,),
+}
+DEFAULT_METRICS: Final[Mapping[Form, Metric]] = {
+    Form.DENSE: Metric.COSINE,
+    Form.BINARY: Metric.HAMMING,
+    Form.SPARSE: Metric.IP,
+}
 
 
 def unit_rows(matrix: Matrix) -> Matrix:

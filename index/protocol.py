@@ -3,6 +3,8 @@
 Shapes. `Matrix` is float32 (rows, dim), C-contiguous. `Mask` is bool (rows,): a row that is False never appears.
 `Hits` has one line per query, nearest first, ties to the lower offset, padded with offset -1 and distance +inf.
 
+What is not dense floats has a `Form` of its own, and engines of its own.
+
 Promises of every `VectorIndex`, held by the differential test in `tests/index/test_engines.py`:
   1. A search returns min(k, rows that the mask lets through) hits, each row at most once, however few pass the mask;
      with a range, as many of these as the engine finds inside it.
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +37,17 @@ Progress: TypeAlias = Callable[[float], None]
 """Told the fraction done, 0.0 to 1.0, ascending, on the thread that builds."""
 Cancelled: TypeAlias = Callable[[], bool]
 """Asked between slices of a build, on the thread that builds."""
+
+
+class Form(StrEnum):
+    """What vectors are to engines; an engine takes one of them."""
+
+    DENSE = "float"
+    """`Matrix`; halves and bytes are made it before they come here."""
+    BINARY = "binary"
+    """(rows, dim / 8) uint8."""
+    SPARSE = "sparse"
+    """`index.sparse.SparseRows`."""
 
 
 class BuildCancelled(Exception):
@@ -93,10 +107,10 @@ class VectorIndex(Protocol):
         """Bytes held, an estimate; those of `vectors()` count only if the index holds them itself."""
         ...
 
-    def search(self, queries: Matrix, k: int, *, params: SearchParams, mask: Mask | None = None) -> Hits:
+    def search(self, queries: Any, k: int, *, params: SearchParams, mask: Mask | None = None) -> Hits:
         """Return the k nearest rows for each query.
 
-        queries  (q, dim) float32, unit length if the metric is COSINE
+        queries  in the form of the rows; (q, dim) float32 if that is dense, unit length if the metric is COSINE
         mask     (rows,) bool; rows that are False never appear
         params   ef, nprobe, level as far as the engine has them; radius and range_filter for all
 
@@ -105,8 +119,8 @@ class VectorIndex(Protocol):
         """
         ...
 
-    def vectors(self) -> Matrix:
-        """Return the exact vectors: the engine's own copy where it holds one, else the matrix it was given."""
+    def vectors(self) -> Any:
+        """Return the exact vectors, in their form: the engine's own copy where it holds one, else what it was given."""
         ...
 
     def dump(self) -> bytes:

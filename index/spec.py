@@ -22,7 +22,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias, cast
 
-from index.metric import EVERYTHING, Bounds, Metric
+from index.metric import DEFAULT_METRICS, EVERYTHING, METRICS, Bounds, Metric
+from index.protocol import Form
 
 
 class IndexType(StrEnum):
@@ -34,6 +35,10 @@ class IndexType(StrEnum):
     HNSW_SQ = "HNSW_SQ"
     IVF_FLAT = "IVF_FLAT"
     IVF_SQ8 = "IVF_SQ8"
+    BIN_FLAT = "BIN_FLAT"
+    BIN_IVF_FLAT = "BIN_IVF_FLAT"
+    SPARSE_INVERTED_INDEX = "SPARSE_INVERTED_INDEX"
+    SPARSE_WAND = "SPARSE_WAND"
 
 
 class Engine(StrEnum):
@@ -42,6 +47,8 @@ class Engine(StrEnum):
     EXACT = "exact"
     NMSLIB = "nmslib"
     FAISS = "faiss"
+    BINARY = "binary"
+    SPARSE = "sparse"
 
 
 Number: TypeAlias = int | float
@@ -76,15 +83,25 @@ _PARAMS: Final[Mapping[IndexType, Mapping[str, tuple[int, int, int]]]] = {
     IndexType.HNSW_SQ: _GRAPH,
     IndexType.IVF_FLAT: _LISTS,
     IndexType.IVF_SQ8: _LISTS,
+    IndexType.BIN_FLAT: {},
+    IndexType.BIN_IVF_FLAT: _LISTS,
+    IndexType.SPARSE_INVERTED_INDEX: {},
+    IndexType.SPARSE_WAND: {},
 }
 _ENGINES: Final[Mapping[IndexType, tuple[Engine, ...]]] = {  # the first is the default
-    IndexType.AUTOINDEX: (Engine.FAISS,),
+    IndexType.AUTOINDEX: (Engine.FAISS,),  # of dense vectors
     IndexType.FLAT: (Engine.EXACT,),
     IndexType.HNSW: (Engine.NMSLIB, Engine.FAISS),
     IndexType.HNSW_SQ: (Engine.FAISS,),
     IndexType.IVF_FLAT: (Engine.FAISS,),
     IndexType.IVF_SQ8: (Engine.FAISS,),
+    IndexType.BIN_FLAT: (Engine.BINARY,),
+    IndexType.BIN_IVF_FLAT: (Engine.BINARY,),
+    IndexType.SPARSE_INVERTED_INDEX: (Engine.SPARSE,),
+    IndexType.SPARSE_WAND: (Engine.SPARSE,),
 }
+_OWN_ENGINES: Final = {Form.BINARY: Engine.BINARY, Form.SPARSE: Engine.SPARSE}
+_FORMS: Final = {engine: form for form, engine in _OWN_ENGINES.items()}
 _BUILD_NAMES: Final = ("M", "efConstruction", "nlist", "engine", "m", "nbits", "index_type", "metric_type")
 _SEARCH_NAMES: Final = ("ef", "nprobe", "level", "radius", "range_filter")
 
@@ -94,18 +111,21 @@ class SpecError(ValueError):
 
 
 class UnsupportedIndexType(SpecError):
-    """No engine builds this index type."""
+    """No engine builds this index type, of vectors of this form."""
 
-    def __init__(self, index_type: str) -> None:
-        super().__init__(f"index type not supported: {index_type}, supported: [{', '.join(IndexType)}]")
+    def __init__(self, index_type: str, form: Form = Form.DENSE) -> None:
+        what = "" if form is Form.DENSE else f" of {form} vectors"
+        super().__init__(f"index type not supported: {index_type}{what}, supported: [{', '.join(index_types(form))}]")
         self.index_type = index_type
 
 
 class UnsupportedMetric(SpecError):
-    """Dense float vectors cannot be compared this way."""
+    """Vectors of this form cannot be compared this way."""
 
-    def __init__(self, metric_type: str) -> None:
-        super().__init__(f"metric type not found or not supported: {metric_type}, supported: [{', '.join(Metric)}]")
+    def __init__(self, metric_type: str, form: Form = Form.DENSE) -> None:
+        super().__init__(
+            f"metric type not found or not supported: {metric_type}, supported: [{', '.join(METRICS[form])}]"
+        )
         self.metric_type = metric_type
 
 
@@ -143,7 +163,7 @@ class IndexSpec:
     index_type: IndexType
     metric: Metric
     params: Mapping[str, Number]
-    """M and efConstruction for graphs, nlist for inverted lists; read-only."""
+    """M and efConstruction for graphs, nlist for inverted lists of whole vectors; read-only."""
     engine: Engine
 
     def __post_init__(self) -> None:
@@ -151,6 +171,11 @@ class IndexSpec:
 
     def __hash__(self) -> int:
         return hash((self.index_type, self.metric, frozenset(self.params.items()), self.engine))
+
+    @property
+    def form(self) -> Form:
+        """What it is built of."""
+        return _FORMS.get(self.engine, Form.DENSE)
 
     @property
     def is_graph(self) -> bool:
@@ -180,9 +205,12 @@ class IndexSpec:
         try:
             index_type, engine = IndexType(cast(str, plain["index_type"])), Engine(cast(str, plain["engine"]))
             metric, params = Metric(cast(str, plain["metric"])), cast(Mapping[str, Number], plain["params"])
-            ranges = _GRAPH if index_type is IndexType.AUTOINDEX else _PARAMS[index_type]
-            if engine not in _ENGINES[index_type]:
+            is_auto = index_type is IndexType.AUTOINDEX
+            ranges = _GRAPH if is_auto and engine is Engine.FAISS else _PARAMS[index_type]
+            if engine not in _ENGINES[index_type] and not (is_auto and engine in _FORMS):
                 raise SpecError(f"engine {engine} does not build {index_type}")
+            if metric not in METRICS[_FORMS.get(engine, Form.DENSE)]:
+                raise SpecError(f"engine {engine} does not measure by {metric}")
             resolved = {name: _integer(name, params[name], low, high) for name, (low, high, _) in ranges.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise SpecError(f"not an index spec: {error}") from error
@@ -231,32 +259,46 @@ def parse_index_spec(
     metric_type: str | None,
     params: Mapping[str, object],
     *,
-    default_metric: Metric = Metric.COSINE,
+    default_metric: Metric | None = None,
+    form: Form = Form.DENSE,
 ) -> IndexSpec:
     """Return the checked spec of a request to create an index.
 
     index_type, metric_type  as given; if empty or None, `params` may hold them under these names (the REST API allows
-                             both), else AUTOINDEX and `default_metric`
+                             both), else AUTOINDEX and `default_metric`, or else what Milvus takes for the form
+    form                     of the vectors to index
     params                   build parameters, numbers or text; those of other index types are ignored. AUTOINDEX
                              ignores them all: it means that Annulus chooses
 
     Raises UnsupportedIndexType, UnsupportedMetric, UnknownParam or BadParam, in this order.
     """
-    kind = _index_type(index_type or params.get("index_type") or IndexType.AUTOINDEX)
-    metric = parse_metric(metric_type or params.get("metric_type") or default_metric)
+    kind = _index_type(index_type or params.get("index_type") or IndexType.AUTOINDEX, form)
+    metric = parse_metric(metric_type or params.get("metric_type") or default_metric or DEFAULT_METRICS[form], form)
     _refuse_slips(params, _BUILD_NAMES)
-    resolved = dict(_AUTO) if kind is IndexType.AUTOINDEX else {}
+    resolved = dict(_AUTO) if kind is IndexType.AUTOINDEX and form is Form.DENSE else {}
     for name, (low, high, default) in _PARAMS[kind].items():
         resolved[name] = _integer(name, params.get(name, default), low, high)
-    return IndexSpec(kind, metric, resolved, _engine(kind, params.get("engine")))
+    engine = _OWN_ENGINES.get(form) or _engine(kind, params.get("engine"))
+    return IndexSpec(kind, metric, resolved, engine)
 
 
-def parse_metric(metric_type: object) -> Metric:
+def parse_metric(metric_type: object, form: Form = Form.DENSE) -> Metric:
     """Return the metric of this name, in any letters, as Milvus reads it. Raises UnsupportedMetric."""
-    try:
-        return Metric(str(metric_type).upper())
-    except ValueError:
-        raise UnsupportedMetric(_short(metric_type)) from None
+    name = str(metric_type).upper()
+    for metric in METRICS[form]:
+        if metric == name:
+            return metric
+    raise UnsupportedMetric(_short(metric_type), form)
+
+
+def index_types(form: Form) -> list[IndexType]:
+    """Return the types of index that vectors of this form can have."""
+    own = _OWN_ENGINES.get(form)
+    return [
+        kind
+        for kind, engines in _ENGINES.items()
+        if kind is IndexType.AUTOINDEX or (own in engines if own else engines[0] not in _FORMS)
+    ]
 
 
 def parse_search_params(
@@ -296,11 +338,11 @@ def _check_range(params: SearchParams, metric: Metric) -> None:
         raise BadParam("range_filter", inner, f"less than radius {radius} for metric type {metric}")
 
 
-def _index_type(name: object) -> IndexType:
-    try:
-        return IndexType(str(name))
-    except ValueError:
-        raise UnsupportedIndexType(_short(name)) from None
+def _index_type(name: object, form: Form) -> IndexType:
+    for kind in index_types(form):
+        if kind == str(name):
+            return kind
+    raise UnsupportedIndexType(_short(name), form)
 
 
 def _engine(kind: IndexType, given: object) -> Engine:

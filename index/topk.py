@@ -48,6 +48,16 @@ def merge(parts: Sequence[tuple[Offsets, Distances]], k: int, *, queries: int | 
     return _padded(merged_ids, np.take_along_axis(distances, order, axis=1), merged_sources, k)
 
 
+def smallest(distances: Distances, k: int) -> Offsets:
+    """Return the places of the k smallest distances, ascending; of equal ones the first places."""
+    if len(distances) > k:
+        edge = np.partition(distances, k - 1)[k - 1]
+        nearer = np.flatnonzero(distances < edge)
+        places = np.sort(np.concatenate([nearer, np.flatnonzero(distances == edge)[: k - len(nearer)]]))
+        return places[np.argsort(distances[places], kind="stable")]
+    return np.argsort(distances, kind="stable")
+
+
 def _padded(ids: Offsets, distances: Distances, sources: npt.NDArray[np.int64], k: int) -> Merged:
     missing = k - ids.shape[1]
     if missing <= 0:

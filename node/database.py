@@ -35,6 +35,7 @@ from cluster.idempotency import CloseKey, OpenKey
 from cluster.jobs import BeginCompaction
 from cluster.message import Seal
 from cluster.shard import CollectionState, Shard
+from index.protocol import Form
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
 from node.broadcaster import COMPACT_METHOD
 from node.node import Node
@@ -71,7 +72,6 @@ from storage.errors import (
     FilterError,
     IndexNotFound,
     InvalidParameter,
-    MetricNotFound,
     MissingParameter,
     NoLeader,
     PartitionNotFound,
@@ -710,11 +710,15 @@ class Database:
                 "work without one"
             )
         try:
-            spec: IndexSpec = parse_index_spec(request.index_type, request.metric_type, request.params)
+            form = target.type.form
+            spec: IndexSpec = parse_index_spec(request.index_type, request.metric_type, request.params, form=form)
         except UnsupportedMetric as error:
-            raise MetricNotFound(f"float vector index does not support metric type: {error}") from error
+            words = f"{form} vector index does not support metric type"
+            if form is Form.SPARSE:
+                words = "only IP&BM25 is the supported metric type for sparse index"
+            raise InvalidParameter(f"{words}: {error}, field {target.name}") from error
         except UnsupportedIndexType as error:
-            raise InvalidParameter(str(error)) from error
+            raise InvalidParameter(f"field {target.name} of type {target.type}: {error}") from error
         except SpecError as error:
             raise InvalidParameter(f"invalid index params: {error}") from error
         name = request.index_name or target.name

@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.catalog import Collection
+from index.protocol import Form
+from index.sparse import SparseRows
 from index.spec import IndexSpec, SearchParams, SpecError, parse_search_params
 from node.calls import Answer as Reply
 from node.clock import Clock
@@ -34,7 +36,7 @@ from node.route import PATIENCE_S, name_of, one_error
 from node.scope import Ticks, current
 from node.service import Consistency, HybridRequest, ReadOptions, Rows, SearchRequest, SearchResult
 from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, SubQuestion, merge_answers
-from storage.columns import Batch, VectorColumn
+from storage.columns import Batch
 from storage.errors import (
     BadJson,
     BadPrimaryKey,
@@ -68,6 +70,7 @@ from storage.search import (
     search,
 )
 from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
+from storage.vectors import Vectors, concat, searchable
 from storage.view import SegmentView, empty_column
 
 BATCHES_MAX: Final = 1
@@ -160,7 +163,7 @@ class _Plan:
 class _Gathering:
     """Searches of one kind, which differ in their vectors only: those that wait for a batch."""
 
-    waiting: list[tuple[npt.NDArray[np.float32], asyncio.Future[Answer]]] = field(default_factory=list)
+    waiting: list[tuple[Vectors, asyncio.Future[Answer]]] = field(default_factory=list)
     running: int = 0
     query_s: float | None = None
     """What a query takes, as those that were asked last tell."""
@@ -274,13 +277,17 @@ class Reader:
 
     async def _query_vectors(
         self, collection: Collection, anns_field: FieldSchema, request: SearchRequest, options: ReadOptions
-    ) -> npt.NDArray[np.float32]:
+    ) -> Vectors:
         if request.ids is not None:
             return await self._stored_vectors(collection, anns_field, request.ids, options)
         vectors = request.vectors
         if vectors is None or len(vectors) == 0:
             raise MissingParameter("missing required parameters, error: either data or ids must be given")
-        if vectors.ndim != 2 or vectors.shape[1] != anns_field.dim:
+        if anns_field.type.form is not Form.DENSE:
+            _check_form(anns_field, vectors)
+        elif isinstance(vectors, SparseRows) or vectors.ndim != 2 or vectors.shape[1] != anns_field.dim:
+            if isinstance(vectors, SparseRows):
+                raise BadJson(f"field {anns_field.name} is {anns_field.type}, the query vectors are sparse")
             raise BadJson(
                 f"can only accept json format request, error: dimension: {anns_field.dim}, but length of []float: "
                 f"{vectors.shape[-1]}: field {anns_field.name} has vectors of {anns_field.dim} components"
@@ -289,7 +296,7 @@ class Reader:
 
     async def _stored_vectors(
         self, collection: Collection, anns_field: FieldSchema, ids: Sequence[int | str], options: ReadOptions
-    ) -> npt.NDArray[np.float32]:
+    ) -> Vectors:
         keys = typed_keys(collection.schema.primary, ids)
         primary = collection.schema.primary.id
         question = Question(Kind.GET, collection.collection_id, field_ids=(primary, anns_field.id), keys=keys)
@@ -298,9 +305,8 @@ class Reader:
         missing = [key for key in key_list(keys) if key not in at]
         if missing:
             raise InvalidParameter(f"primary keys not found: {', '.join(map(str, missing[:10]))}")
-        column = found.columns[anns_field.id]
-        assert isinstance(column, VectorColumn)
-        return column.values[[at[key] for key in key_list(keys)]]
+        rows = np.array([at[key] for key in key_list(keys)], np.int64)
+        return searchable(found.columns[anns_field.id].take(rows))
 
     # rows
 
@@ -731,17 +737,16 @@ async def _all(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _vector_query(
-    question: Question, row_filter: CompiledFilter | None, seen: Snapshot, vectors: Sequence[npt.NDArray[np.float32]]
+    question: Question, row_filter: CompiledFilter | None, seen: Snapshot, vectors: Sequence[Vectors]
 ) -> VectorQuery:
     """Return the search of these vectors that is asked for, as of a snapshot."""
     near = question.near
     assert near is not None and question.limit is not None, "a search has vectors and a limit"
-    queries = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-    return _asked(near, queries, question.limit + question.offset, row_filter, seen)
+    return _asked(near, concat(vectors), question.limit + question.offset, row_filter, seen)
 
 
 def _asked(
-    near: Nearness, queries: npt.NDArray[np.float32], limit: int, row_filter: CompiledFilter | None, seen: Snapshot
+    near: Nearness, queries: Vectors, limit: int, row_filter: CompiledFilter | None, seen: Snapshot
 ) -> VectorQuery:
     return VectorQuery(
         queries,
@@ -864,6 +869,20 @@ def _anns_field(schema: CollectionSchema, name: str) -> FieldSchema:
         names = ", ".join(one.name for one in schema.vectors)
         raise BadJson(f"can only accept json format request, error: no vector field {name}; vector fields: {names}")
     return found
+
+
+def _check_form(field: FieldSchema, vectors: Vectors) -> None:
+    """Raise BadJson unless these are query vectors of a sparse or binary field."""
+    is_sparse = isinstance(vectors, SparseRows)
+    if is_sparse != (field.type.form is Form.SPARSE):
+        raise BadJson(
+            f"field {field.name} is {field.type}, and the query vectors are {'' if is_sparse else 'not '}sparse"
+        )
+    if not isinstance(vectors, SparseRows) and (vectors.dtype != np.uint8 or vectors.shape[1:] != (field.dim // 8,)):
+        raise BadJson(
+            f"can only accept json format request, error: dimension: {field.dim}, but length of []byte: "
+            f"{vectors.shape[-1]}: field {field.name} has vectors of {field.dim} bits"
+        )
 
 
 def _readable_partitions(collection: Collection, names: Sequence[str]) -> frozenset[PartitionId] | None:

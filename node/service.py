@@ -18,6 +18,7 @@ from storage.columns import Batch
 from storage.fusion import Ranker
 from storage.schema import CollectionSchema, FieldSchema
 from storage.types import Tick
+from storage.vectors import Vectors
 
 
 class Consistency(StrEnum):
@@ -159,9 +160,10 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Exactly one of `vectors` (nq, dim) float32 and `ids` (primary keys whose stored vectors are the queries)."""
+    """Exactly one of `vectors` and `ids` (primary keys whose stored vectors are the queries)."""
 
-    vectors: npt.NDArray[np.float32] | None
+    vectors: Vectors | None
+    """(nq, dim) float32 for dense fields, (nq, dim / 8) uint8 for BinaryVector, SparseRows for SparseFloatVector."""
     ids: Sequence[int | str] | None = None
     anns_field: str = ""
     limit: int = 100

@@ -17,22 +17,26 @@ import cbor2
 import numpy as np
 import numpy.typing as npt
 
-from index.metric import Metric
+from index.metric import METRICS, Metric
+from index.protocol import Form
+from index.sparse import SparseRows
 from index.spec import SearchParams
 from node.freshness import Need, Needs
 from node.network import Blob
 from node.scope import Ticks
-from storage.columns import Batch
+from storage.columns import Batch, SparseColumn
 from storage.errors import AnnulusError, InvalidParameter
 from storage.key_lookup import Keys
 from storage.merging import ScoredRows, key_order, merge_hits, merge_rows
 from storage.schema import CollectionSchema
 from storage.search import Step
 from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
+from storage.vectors import Vectors, searchable
 from storage.view import empty_column
 
 _NO_SCORES: Final = np.empty(0, np.float32)
 NO_TICKS: Final = np.empty(0, np.int64)
+_VECTORS: Final = FieldId(1)
 _UNREADABLE: Final = (cbor2.CBORDecodeError, ValueError, KeyError, TypeError, IndexError, OverflowError)
 
 
@@ -48,26 +52,38 @@ class Kind(StrEnum):
 class Nearness:
     """What a search adds to a question."""
 
-    vectors: npt.NDArray[np.float32]
-    """(nq, dim) as the client gave them."""
+    vectors: Vectors
+    """As engines take them, and as the client gave them: not normalised."""
     field_id: FieldId
     metric: Metric
     params: SearchParams
 
     def to_plain(self) -> list[Any]:
         """Return all but the vectors."""
-        return [self.vectors.shape[1], self.field_id, str(self.metric), list(astuple(self.params))]
+        dim = 0 if isinstance(self.vectors, SparseRows) else self.vectors.shape[1]
+        return [dim, self.field_id, str(self.metric), list(astuple(self.params))]
 
     def body(self) -> Blob:
-        """Return the vectors."""
-        vectors = np.ascontiguousarray(self.vectors, "<f4")
+        """Return the vectors: float32 as they are, others as rows."""
+        vectors = self.vectors
+        if isinstance(vectors, SparseRows):
+            return Batch({_VECTORS: SparseColumn(vectors)}, len(vectors)).to_bytes()
+        if vectors.dtype == np.uint8:
+            return vectors.tobytes()
+        vectors = np.ascontiguousarray(vectors, "<f4")
         return vectors.data.cast("B") if vectors.size else b""
 
     @classmethod
     def from_plain(cls, plain: Sequence[Any], body: memoryview) -> Nearness:
-        dim, field_id, metric, params = plain
-        vectors = np.frombuffer(body, "<f4").reshape(-1, dim)
-        return cls(vectors, FieldId(field_id), Metric(metric), SearchParams(*params))
+        dim, field_id, name, params = plain
+        metric = Metric(name)
+        vectors: Vectors
+        if dim == 0:
+            vectors = searchable(Batch.from_bytes(body).columns[_VECTORS])
+        else:
+            dtype = "<u1" if metric in METRICS[Form.BINARY] else "<f4"
+            vectors = np.frombuffer(body, dtype).reshape(-1, dim)
+        return cls(vectors, FieldId(field_id), metric, SearchParams(*params))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import cbor2
 import numpy as np
 import numpy.typing as npt
 
-from storage.schema import DataType
+from index.sparse import SparseRows
+from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId
 
@@ -36,6 +37,15 @@ NUMPY_TYPES: Final[Mapping[DataType, np.dtype[Any]]] = {
     DataType.INT32: np.dtype("<i4"), DataType.INT64: np.dtype("<i8"), DataType.FLOAT: np.dtype("<f4"),
     DataType.DOUBLE: np.dtype("<f8"),
 }  # fmt: skip
+VECTOR_TYPES: Final[Mapping[DataType, np.dtype[Any]]] = {
+    DataType.FLOAT_VECTOR: np.dtype("<f4"), DataType.FLOAT16_VECTOR: np.dtype("<f2"),
+    DataType.BFLOAT16_VECTOR: np.dtype("<u2"), DataType.INT8_VECTOR: np.dtype("<i1"),
+    DataType.BINARY_VECTOR: np.dtype("<u1"),
+}  # fmt: skip
+"""Of a `VectorColumn` of these fields."""
+_VECTOR_CODES: Final = {"": np.dtype("<f4")} | {
+    f"{d.kind}{d.itemsize}": d for t, d in VECTOR_TYPES.items() if t is not DataType.FLOAT_VECTOR
+}
 _SCALAR_CODES: Final = {"b1": np.dtype(np.bool_)} | {
     f"{d.kind}{d.itemsize}": d for t, d in NUMPY_TYPES.items() if t is not DataType.BOOL
 }
@@ -142,9 +152,12 @@ class ArrayColumn:
 
 @dataclass(frozen=True, slots=True)
 class VectorColumn:
-    """Float vectors, (n, dim) float32, C-contiguous; never null."""
+    """Dense or binary vectors, (n, width), C-contiguous; never null. The dtype is that of the field's type.
 
-    values: Matrix
+    float32, float16, int8, uint16 (the upper halves of float32: BFloat16Vector), uint8 (8 bits each: BinaryVector)
+    """
+
+    values: npt.NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -167,7 +180,39 @@ class VectorColumn:
         return list(self.values)
 
 
-Column = Union[ScalarColumn, StringColumn, ArrayColumn, VectorColumn]  # noqa: UP007 (a runtime alias)
+@dataclass(frozen=True, slots=True)
+class SparseColumn:
+    """Sparse vectors; never null."""
+
+    values: SparseRows
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    @property
+    def valid(self) -> Mask | None:
+        return None
+
+    def take(self, offsets: Offsets) -> SparseColumn:
+        return SparseColumn(self.values.take(offsets))
+
+    def slice(self, start: int, stop: int) -> SparseColumn:
+        return SparseColumn(self.values.slice(start, stop))
+
+    def to_list(self) -> list[Any]:
+        """Return each row as a dict of term -> weight."""
+        found = []
+        for i in range(len(self.values)):
+            terms, weights = self.values.row(i)
+            found.append(dict(zip(terms.tolist(), weights.tolist(), strict=True)))
+        return found
+
+
+Column = Union[ScalarColumn, StringColumn, ArrayColumn, VectorColumn, SparseColumn]  # noqa: UP007 (a runtime alias)
 
 
 @dataclass(frozen=True)
@@ -233,11 +278,18 @@ class Batch:
         return Batch(columns, sum(one.rows for one in batches))
 
 
+def vector_width(one: FieldSchema) -> int:
+    """Return how many values a row of a `VectorColumn` of this field has."""
+    return one.dim // 8 if one.type is DataType.BINARY_VECTOR else one.dim
+
+
 def concat_columns(columns: Sequence[Column]) -> Column:
     """Return one column with the rows of all, which are of one kind."""
     first = columns[0]
     if isinstance(first, VectorColumn):
         return VectorColumn(np.concatenate([c.values for c in columns if isinstance(c, VectorColumn)]))
+    if isinstance(first, SparseColumn):
+        return SparseColumn(SparseRows.concat([c.values for c in columns if isinstance(c, SparseColumn)]))
     valid = None
     if any(column.valid is not None for column in columns):
         valid = np.concatenate([np.ones(len(c), np.bool_) if c.valid is None else c.valid for c in columns])
@@ -285,7 +337,13 @@ def _dump(column: Column) -> tuple[str, str | int, bool, list[memoryview]]:
             column.valid is not None,
             [*buffers, _raw(column.offsets), *items],
         )
-    return "vector", column.values.shape[1], False, [_raw(column.values)]
+    if isinstance(column, SparseColumn):
+        rows = column.values
+        return "sparse", "", False, [_raw(rows.offsets), _raw(rows.terms), _raw(rows.weights)]
+    width: str | int = column.values.shape[1]
+    if column.values.dtype != np.float32:
+        width = f"{column.values.dtype.kind}{column.values.dtype.itemsize}:{width}"
+    return "vector", width, False, [_raw(column.values)]
 
 
 def _raw(array: npt.NDArray[Any]) -> memoryview:
@@ -328,7 +386,15 @@ def _load_column(kind: str, detail: str | int, valid: Mask | None, buffers: list
             raise BatchDamaged("not a batch of rows: array offsets do not fit their items")
         return ArrayColumn(offsets, items, valid)
     if kind == "vector":
-        return VectorColumn(_array(buffers[0], np.dtype("<f4")).reshape(rows, int(detail)))
+        code, _, width = str(detail).rpartition(":")
+        return VectorColumn(_array(buffers[0], _VECTOR_CODES[code]).reshape(rows, int(width)))
+    if kind == "sparse":
+        offsets, terms = _array(buffers[0], np.dtype("<i8")), _array(buffers[1], np.dtype("<u4"))
+        weights = _array(buffers[2], np.dtype("<f4"))
+        lengths = np.diff(offsets)
+        if offsets[0] != 0 or offsets[-1] != len(terms) or len(weights) != len(terms) or lengths.min(initial=0) < 0:
+            raise BatchDamaged("not a batch of rows: sparse rows do not fit their terms")
+        return SparseColumn(SparseRows(offsets, terms, weights))
     raise BatchDamaged(f"not a batch of rows: unknown kind of column {kind!r}")
 
 

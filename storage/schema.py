@@ -15,6 +15,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
+from index.protocol import Form
 from storage.errors import FieldNotFound, InvalidParameter, NameInvalid
 from storage.types import FieldId
 
@@ -55,6 +56,11 @@ class DataType(StrEnum):
     JSON = "JSON"
     ARRAY = "Array"
     FLOAT_VECTOR = "FloatVector"
+    BINARY_VECTOR = "BinaryVector"
+    FLOAT16_VECTOR = "Float16Vector"
+    BFLOAT16_VECTOR = "BFloat16Vector"
+    SPARSE_FLOAT_VECTOR = "SparseFloatVector"
+    INT8_VECTOR = "Int8Vector"
 
     @property
     def is_integer(self) -> bool:
@@ -70,14 +76,19 @@ class DataType(StrEnum):
 
     @property
     def is_vector(self) -> bool:
-        return self is DataType.FLOAT_VECTOR
+        return self in _VECTORS
+
+    @property
+    def form(self) -> Form:
+        """What engines take its vectors as."""
+        return _FORMS.get(self, Form.DENSE)
 
 
 _INTEGERS: Final = frozenset({DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64})
 INTEGER_BITS: Final = {DataType.INT8: 8, DataType.INT16: 16, DataType.INT32: 32, DataType.INT64: 64}
-_KNOWN_ELSEWHERE: Final = frozenset(
-    "BinaryVector Float16Vector BFloat16Vector SparseFloatVector Int8Vector Timestamptz Geometry Text".split()
-)
+_VECTORS: Final = frozenset(one for one in DataType if one.endswith("Vector"))
+_FORMS: Final = {DataType.BINARY_VECTOR: Form.BINARY, DataType.SPARSE_FLOAT_VECTOR: Form.SPARSE}
+_KNOWN_ELSEWHERE: Final = frozenset("Timestamptz Geometry Text".split())
 
 
 def data_type(name: object, *, what: str = "data type") -> DataType:
@@ -263,11 +274,8 @@ def check_field(one: FieldSchema) -> None:
             f"the maximum length specified for the {where} should be in (0, {VARCHAR_BYTES_MAX}], got {one.max_bytes}: "
             "type param(max_length) should be specified for the field in elementTypeParams"
         )
-    if one.type.is_vector and not DIM_MIN <= one.dim <= DIM_MAX:
-        raise InvalidParameter(
-            f"invalid dimension: {one.dim} of {where}. should be in range {DIM_MIN} ~ {DIM_MAX}: "
-            "set elementTypeParams.dim"
-        )
+    if one.type.is_vector:
+        _check_dim(one)
     if one.primary:
         if one.type not in (DataType.INT64, DataType.VARCHAR):
             raise InvalidParameter(f"the data type of primary key should be Int64 or VarChar, {where} is {one.type}")
@@ -286,6 +294,27 @@ def check_field(one: FieldSchema) -> None:
         raise InvalidParameter(f"vector type not support null, {where}")
     if one.default is not None:
         _check_default(one)
+
+
+def _check_dim(one: FieldSchema) -> None:
+    where = f"field {one.name}"
+    if one.type is DataType.SPARSE_FLOAT_VECTOR:
+        if one.dim:
+            raise InvalidParameter(
+                f"dim should not be specified for sparse vector {where}, got {one.dim}: leave elementTypeParams.dim out"
+            )
+        return
+    bits = one.type is DataType.BINARY_VECTOR
+    least, most = (8, 8 * DIM_MAX) if bits else (DIM_MIN, DIM_MAX)
+    if not least <= one.dim <= most:
+        raise InvalidParameter(
+            f"invalid dimension: {one.dim} of {where}. should be in range {least} ~ {most}: set elementTypeParams.dim"
+        )
+    if bits and one.dim % 8:
+        raise InvalidParameter(
+            f"invalid dimension: {one.dim} of {where}. binary vector dimension should be multiple of 8: "
+            "set elementTypeParams.dim"
+        )
 
 
 def _check_default(one: FieldSchema) -> None:

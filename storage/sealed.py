@@ -21,7 +21,8 @@ import numpy as np
 
 from index.metric import Metric
 from index.protocol import VectorIndex
-from storage.columns import Batch, Column, Offsets, VectorColumn
+from index.sparse import SparseRows
+from storage.columns import Batch, Column, Offsets
 from storage.deletes import DeleteLog, Ticks
 from storage.filter import FieldStats
 from storage.growing import GrowingSegment
@@ -30,6 +31,7 @@ from storage.schema import CollectionSchema
 from storage.segment_files import GetChunk, SegmentFiles, read_column, read_rows, read_segment
 from storage.stats import absent_stats, batch_stats
 from storage.types import FieldId, PartitionId, SegmentId, Tick
+from storage.vectors import dense, stored
 from storage.view import Part, ReadColumn, SegmentView, as_unit_rows
 
 
@@ -50,8 +52,8 @@ def prepare(batch: Batch, ticks: Ticks, schema: CollectionSchema) -> SealedRows:
     assert len(ticks) == batch.rows and (np.diff(ticks) >= 0).all(), "ticks ascend, one for each row"
     unit = []
     for one in schema.vectors:
-        column = batch.columns.get(one.id)
-        if isinstance(column, VectorColumn) and as_unit_rows(column.values) is column.values:
+        matrix = dense(batch.columns[one.id]) if one.id in batch.columns else None
+        if matrix is not None and as_unit_rows(matrix) is matrix:
             unit.append(one.id)
     keys = sorted_lookup(batch, schema.primary.id)
     return SealedRows(batch, ticks, keys, batch_stats(batch, schema), frozenset(unit))
@@ -226,7 +228,7 @@ class SealedSegment:
             self._drop_columns([field_id])
         self._view = None
 
-    def drop_index(self, field_id: FieldId, column: VectorColumn | None = None) -> None:
+    def drop_index(self, field_id: FieldId, column: Column | None = None) -> None:
         """Search this field exactly from now on.
 
         column  the vectors, read back by a worker with `read_original`; needed unless the index holds them
@@ -236,7 +238,10 @@ class SealedSegment:
         if index is None or self.released or any(field_id in part.batch.columns for part in self._parts):
             return
         if column is None and self._index_holds_originals(field_id, index):
-            column = VectorColumn(np.array(index.vectors()))
+            vectors = index.vectors()
+            column = stored(
+                self.schema.by_id[field_id], vectors if isinstance(vectors, SparseRows) else np.array(vectors)
+            )
         if column is not None:
             (part,) = self._parts
             self._parts = (Part(Batch({**part.batch.columns, field_id: column}, self.rows), 0),)

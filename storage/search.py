@@ -24,18 +24,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from index.binary import nearest_binary
 from index.complete import exact_cost
 from index.flat import nearest_in
 from index.metric import Metric
 from index.protocol import Distances, Hits, VectorIndex
+from index.sparse import SparseRows, nearest_sparse
 from index.spec import EF_DEFAULT, SearchParams
 from index.topk import merge
-from storage.columns import Batch, Column, Mask, Matrix, Offsets, ScalarColumn, StringColumn, concat_columns
+from storage.columns import Batch, Column, Mask, Offsets, ScalarColumn, StringColumn, concat_columns
 from storage.deletes import Ticks
 from storage.filter import CompiledFilter
 from storage.key_lookup import Keys, KeySet
 from storage.schema import DataType
 from storage.types import FieldId, SegmentId, Tick
+from storage.vectors import Vectors, take
 from storage.view import NEVER, SegmentView, empty_column
 
 
@@ -54,6 +57,8 @@ class Costs:
 COSTS: Final = Costs()
 COMPONENTS_BRIEF_MAX: Final = 4_000_000
 """Components compared where they stand: 2 ms, or 10 ms where they are seen to be unit vectors for the first time."""
+_TERMS_COUNTED: Final = 32
+"""What a row counts for where it is sparse: some of a query's terms are in it."""
 UNSEEN_BRIEF_MAX: Final = 2_048
 """Rows a filter has not looked at yet, of which each takes microseconds where it has to parse JSON."""
 
@@ -62,8 +67,8 @@ UNSEEN_BRIEF_MAX: Final = 2_048
 class VectorQuery:
     """What is searched for."""
 
-    queries: Matrix
-    """(nq, dim) float32 as the client gave them: not normalised."""
+    queries: Vectors
+    """As engines take them, (nq, dim) float32 if they are dense; as the client gave them: not normalised."""
     field_id: FieldId
     metric: Metric
     limit: int
@@ -144,7 +149,9 @@ def search(views: Sequence[SegmentView], query: VectorQuery) -> SearchHits:
     """
     order = sorted(range(len(views)), key=lambda i: views[i].segment_id)
     ordered = [views[i] for i in order]
-    prepared = np.ascontiguousarray(query.metric.normalise(query.queries), np.float32)
+    prepared = query.queries
+    if not isinstance(prepared, SparseRows) and prepared.dtype != np.uint8:
+        prepared = np.ascontiguousarray(query.metric.normalise(prepared), np.float32)
     found = [_survivors(view, query.filter, query.tick, query.expire_before) for view in ordered]
     possible = sum(one.count for one in found)
     wanted = fetched = min(query.limit, possible)
@@ -182,7 +189,12 @@ def may_take_long(views: Sequence[SegmentView], query: VectorQuery, queries: int
         if index is None or index.spec.metric is not query.metric:
             if not view.holds(query.field_id):
                 return True
-            components += view.rows * query.queries.shape[1]
+            if isinstance(query.queries, SparseRows):
+                if not all(rows.has_lists for _, rows, _ in view.matrices(query.field_id, query.metric)):
+                    return True
+                components += view.rows * _TERMS_COUNTED
+            else:
+                components += view.rows * query.queries.shape[1]
         if row_filter is not None and not row_filter.always_true:
             if not all(map(view.holds, row_filter.field_ids)):
                 return True
@@ -285,7 +297,7 @@ def _typed(view: SegmentView, keys: Sequence[int | str]) -> Keys:
 
 
 def _search_segment(
-    view: SegmentView, survivors: _Survivors, query: VectorQuery, prepared: Matrix, k: int
+    view: SegmentView, survivors: _Survivors, query: VectorQuery, prepared: Vectors, k: int
 ) -> tuple[Step, Hits]:
     def step(plan: str, why: str) -> Step:
         return Step(view.segment_id, view.rows, survivors.count, plan, why)
@@ -308,7 +320,7 @@ def _search_segment(
         # What lies inside the range but was overlooked is found only by looking at everything.
         short = np.flatnonzero(hits.counts < k)
         if len(short):
-            again = _exact(view, survivors.mask, query, prepared[short], k)
+            again = _exact(view, survivors.mask, query, take(prepared, short), k)
             hits.offsets[short], hits.distances[short] = again.offsets, again.distances
             why += f"; {len(short)} ranges completed exactly"
     return step("index", why), hits
@@ -325,9 +337,15 @@ def index_cost(index: VectorIndex, params: SearchParams, k: int, share: float) -
     return float(index.rows)
 
 
-def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Matrix, k: int) -> Hits:
+def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Vectors, k: int) -> Hits:
     """Return the k nearest survivors by comparing them all."""
     bounds = query.params.bounds(query.metric)
+    if isinstance(prepared, SparseRows):
+        rows = [piece for _, piece, _ in view.matrices(query.field_id, query.metric)]
+        return nearest_sparse(rows, prepared, k, mask=survivors, bounds=bounds)
+    if prepared.dtype == np.uint8:
+        bits = [piece for _, piece, _ in view.matrices(query.field_id, query.metric)]
+        return nearest_binary(bits, prepared, k, metric=query.metric, mask=survivors, bounds=bounds)
     pieces, lengths = [], []
     for _, matrix, squares in view.matrices(query.field_id, query.metric):
         pieces.append(matrix)

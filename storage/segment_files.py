@@ -24,6 +24,7 @@ from storage.columns import (
     Column,
     Offsets,
     ScalarColumn,
+    SparseColumn,
     StringColumn,
     VectorColumn,
     concat_columns,
@@ -212,7 +213,7 @@ def _piece(field_id: FieldId, column: Column, start: int, stop: int) -> bytes:
 
 def _canonical(column: Column) -> Column:
     """Return the column without a validity mask that says nothing: whether there is one depends on past merges."""
-    if isinstance(column, VectorColumn) or column.valid is None or not column.valid.all():
+    if isinstance(column, VectorColumn | SparseColumn) or column.valid is None or not column.valid.all():
         return column
     if isinstance(column, ArrayColumn):
         return ArrayColumn(column.offsets, column.items, None)
@@ -240,7 +241,10 @@ def _row_ends(column: Column) -> Offsets:
     count = np.arange(1, len(column) + 1, dtype=np.int64)
     flags = 0 if column.valid is None else 1
     if isinstance(column, VectorColumn):
-        return count * (4 * int(column.values.shape[1]))
+        return count * (int(column.values.dtype.itemsize) * int(column.values.shape[1]))
+    if isinstance(column, SparseColumn):
+        row_ends: Offsets = 8 * column.values.offsets[1:] + 8 * count
+        return row_ends
     if isinstance(column, ScalarColumn):
         return count * (int(column.values.dtype.itemsize) + flags)
     if isinstance(column, StringColumn):

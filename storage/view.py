@@ -16,15 +16,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from index.flat import squared_lengths
 from index.metric import Metric
 from index.protocol import Distances, VectorIndex
+from index.sparse import SparseRows
 from storage.columns import (
     NUMPY_TYPES,
+    VECTOR_TYPES,
     ArrayColumn,
     Batch,
     Column,
@@ -32,9 +34,11 @@ from storage.columns import (
     Matrix,
     Offsets,
     ScalarColumn,
+    SparseColumn,
     StringColumn,
     VectorColumn,
     concat_columns,
+    vector_width,
 )
 from storage.deletes import Deletes, Ticks
 from storage.errors import SchemaMismatch
@@ -43,6 +47,7 @@ from storage.key_lookup import KeyLookup, Keys, KeySet
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, PartitionId, SegmentId, Tick
+from storage.vectors import Vectors, concat, dense, searchable, stored, take
 
 UNIT_TOLERANCE: Final = 1e-6
 """A vector whose squared length is this near to 1 is a unit vector: what float32 arithmetic leaves of normalising."""
@@ -88,8 +93,10 @@ def empty_column(one: FieldSchema) -> Column:
     """Return a column of this field with no rows."""
     nothing = StringArray.from_strings([])
     match one.type:
-        case DataType.FLOAT_VECTOR:
-            return VectorColumn(np.empty((0, one.dim), np.float32))
+        case DataType.SPARSE_FLOAT_VECTOR:
+            return SparseColumn(SparseRows.of([]))
+        case kind if kind in VECTOR_TYPES:
+            return VectorColumn(np.empty((0, vector_width(one)), VECTOR_TYPES[kind]))
         case DataType.VARCHAR | DataType.JSON:
             return StringColumn(nothing)
         case DataType.ARRAY:
@@ -128,7 +135,7 @@ class Part:
     def __init__(self, batch: Batch, start: int) -> None:
         self.batch = batch
         self.start = start
-        self._prepared: dict[tuple[FieldId, Metric], tuple[Matrix, Distances | None]] = {}
+        self._prepared: dict[tuple[FieldId, Metric], tuple[Vectors, Distances | None]] = {}
         # by the filter itself, whose text may have templates; and not to keep it alive, as it may hold many constants
         self._passing: dict[weakref.ref[CompiledFilter], Mask] = {}
 
@@ -138,8 +145,8 @@ class Part:
         part = cls(Batch.concat([one.batch for one in parts]), parts[0].start)
         for key in list(parts[0]._prepared):
             known = [one._prepared[key] for one in parts if key in one._prepared]
-            if len(known) == len(parts):
-                matrix = np.concatenate([rows for rows, _ in known])
+            if len(known) == len(parts) and dense(part.batch.columns[key[0]]) is not None:
+                matrix = concat([rows for rows, _ in known])
                 squares = [lengths for _, lengths in known if lengths is not None]
                 part._prepared[key] = matrix, np.concatenate(squares) if squares else None
         return part
@@ -148,16 +155,18 @@ class Part:
     def stop(self) -> int:
         return self.start + self.batch.rows
 
-    def prepared(self, field_id: FieldId, metric: Metric) -> tuple[Matrix, Distances | None]:
+    def prepared(self, field_id: FieldId, metric: Metric) -> tuple[Vectors, Distances | None]:
         """Return (the vectors as exact search wants them, their squared lengths; COSINE needs none)."""
         known = self._prepared.get((field_id, metric))
         if known is None:
             column = self.batch.columns[field_id]
-            assert isinstance(column, VectorColumn), f"field {field_id} holds no vectors"
-            if metric is Metric.COSINE:
-                known = (as_unit_rows(column.values), None)
+            matrix = dense(column)
+            if matrix is None:
+                known = (searchable(column), None)
+            elif metric is Metric.COSINE:
+                known = (as_unit_rows(matrix), None)
             else:
-                known = (column.values, squared_lengths(column.values))
+                known = (matrix, squared_lengths(matrix))
             self._prepared[(field_id, metric)] = known
         return known
 
@@ -304,7 +313,7 @@ class SegmentView:
         index = self.indexes.get(field_id)
         if index is not None and field_id in self.original:
             vectors = index.vectors()
-            return VectorColumn(vectors if offsets is None else vectors[offsets])
+            return stored(self.schema.by_id[field_id], vectors if offsets is None else take(vectors, offsets))
         if self.lacks(field_id):
             return absent_column(self.schema.by_id[field_id], self.rows if offsets is None else len(offsets))
         assert self.read_column is not None, f"field {field_id} of segment {self.segment_id} is nowhere"
@@ -312,21 +321,23 @@ class SegmentView:
 
     # vectors
 
-    def matrix(self, field_id: FieldId, metric: Metric) -> Matrix:
-        """Return all vectors of a field as an index of this metric wants them, (rows, dim): what to build from."""
-        pieces = [matrix for _, matrix, _ in self.matrices(field_id, metric)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    def matrix(self, field_id: FieldId, metric: Metric) -> Vectors:
+        """Return all vectors of a field as an index of this metric wants them: what to build from."""
+        return concat([matrix for _, matrix, _ in self.matrices(field_id, metric)])
 
-    def matrices(self, field_id: FieldId, metric: Metric) -> list[tuple[int, Matrix, Distances | None]]:
+    def matrices(self, field_id: FieldId, metric: Metric) -> list[tuple[int, Any, Distances | None]]:
         """Return (first offset, vectors ready for exact search, squared lengths or None) for all rows, in order."""
         if all(field_id in part.batch.columns for part in self.parts) and self.parts:
             return [(part.start, *part.prepared(field_id, metric)) for part in self.parts]
         index = self.indexes.get(field_id)
         if index is not None and metric is Metric.COSINE and index.spec.metric is Metric.COSINE:
             return [(0, index.vectors(), None)]
-        column = self._take(field_id, None)
-        assert isinstance(column, VectorColumn)
-        return [(0, as_unit_rows(column.values) if metric is Metric.COSINE else column.values, None)]
+        held = index if field_id in self.original else None
+        vectors = searchable(self._take(field_id, None)) if held is None else held.vectors()
+        if metric is Metric.COSINE:
+            assert not isinstance(vectors, SparseRows), "COSINE is of dense vectors"
+            vectors = as_unit_rows(vectors)
+        return [(0, vectors, None)]
 
 
 def _gather(columns: list[Column], parts: Sequence[Part], offsets: Offsets | None) -> Column:

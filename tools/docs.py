@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from cluster.catalog import COLLECTIONS_MAX, DATABASES_MAX, PARTITIONS_MAX
+from index.metric import METRICS
+from index.protocol import Form
 from index.spec import IndexSpec, IndexType, parse_index_spec
+from index.spec import index_types as index_types_of
 from node.api.entities import WINDOW_MAX
 from node.api.exact import DEPTH_MAX as JSON_DEPTH_MAX
 from node.api.faults import FAULTS
@@ -126,13 +129,15 @@ def limits() -> str:
 
 def index_types() -> str:
     rows = []
-    for kind in IndexType:
-        spec = parse_index_spec(kind, None, {})
-        effort = "`ef`" if spec.is_graph else "`nprobe`" if "nlist" in spec.params else ""
-        if kind is IndexType.AUTOINDEX:
-            effort += ", `level`"
-        rows.append((f"`{kind}`", str(spec.engine), _build_params(kind, spec), effort))
-    return table(("type", "engine", "build parameters (default)", "per search"), rows)
+    for form in Form:
+        for kind in index_types_of(form):
+            spec = parse_index_spec(kind, None, {}, form=form)
+            effort = "`ef`" if spec.is_graph else "`nprobe`" if "nlist" in spec.params else ""
+            if kind is IndexType.AUTOINDEX and spec.is_graph:
+                effort += ", `level`"
+            metrics = ", ".join(f"`{metric}`" for metric in METRICS[form])
+            rows.append((f"{form}", f"`{kind}`", metrics, str(spec.engine), _build_params(kind, spec), effort))
+    return table(("vectors", "type", "metrics", "engine", "build parameters (default)", "per search"), rows)
 
 
 def field_types() -> str:
@@ -150,7 +155,7 @@ def metrics() -> str:
 
 def _build_params(kind: IndexType, spec: IndexSpec) -> str:
     values = ", ".join(f"`{name}` ({value})" for name, value in spec.params.items())
-    return f"none; built with {values}" if kind is IndexType.AUTOINDEX else values
+    return f"none; built with {values}" if kind is IndexType.AUTOINDEX and values else values
 
 
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {

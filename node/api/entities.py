@@ -14,14 +14,14 @@ import numpy.typing as npt
 from cluster.ddl import STALENESS_S_MAX
 from node.api.calls import Call, Handler
 from node.api.exact import NotExact, kind_of, loads, split_list
-from node.api.forms import packer
-from node.api.limits import IDS_MAX, check_list, check_list_text, check_output
+from node.api.forms import Singles, packer
+from node.api.limits import IDS_MAX, SEARCHES_MARKS_MAX, check_list, check_list_text, check_marks, check_output
 from node.api.replies import LARGE_REPLY_ROWS, Style, rows_reply, search_reply, success, write_reply
 from node.api.requests import parse_bool, parse_int
 from node.api.routes import QUERY_UNSUPPORTED, SEARCH_UNSUPPORTED, unsupported_given
 from node.api.rows import Write, rows_from_cbor, rows_from_json
 from node.api.schemas import consistency
-from node.api.values import shortened
+from node.api.values import Misfit, gatherer, shortened
 from node.service import ReadOptions, Rows, SearchRequest, SearchResult, WriteResult
 from storage.columns import Batch
 from storage.errors import (
@@ -34,6 +34,7 @@ from storage.errors import (
     UnsupportedOperation,
 )
 from storage.schema import CollectionSchema, DataType, FieldSchema
+from storage.vectors import Vectors, searchable
 
 Envelope = Mapping[str, Any]
 WINDOW_MAX: Final = 16_384
@@ -292,9 +293,7 @@ def _round_decimal(value: Any) -> int:
 # --- queries and keys --------------------------------------------------------------------------------------------
 
 
-def queries_of(
-    values: Mapping[str, Any], schema: CollectionSchema
-) -> tuple[npt.NDArray[np.float32] | None, list[int | str] | None]:
+def queries_of(values: Mapping[str, Any], schema: CollectionSchema) -> tuple[Vectors | None, list[int | str] | None]:
     """Return (vectors, None) or (None, primary keys). Raises the errors of a request that gives neither or both."""
     data, ids = values["data"], values["ids"]
     if data is not None and ids is not None:
@@ -304,7 +303,11 @@ def queries_of(
     if data is None:
         raise MissingParameter("missing required parameters, error: data or ids is required")
     field = _anns_field(values["annsField"], schema)
-    vectors = _json_queries(data, field) if isinstance(data, msgspec.Raw) else _cbor_queries(data, field)
+    vectors: Vectors
+    if field.type is not DataType.FLOAT_VECTOR:
+        vectors = _other_queries(data, field)
+    else:
+        vectors = _json_queries(data, field) if isinstance(data, msgspec.Raw) else _cbor_queries(data, field)
     if len(vectors) > WINDOW_MAX:
         raise _too_many(len(vectors))
     return vectors, None
@@ -384,7 +387,7 @@ def _packed(rows: Sequence[Sequence[float]], field: FieldSchema) -> npt.NDArray[
 
 def _cbor_queries(data: Any, field: FieldSchema) -> npt.NDArray[np.float32]:
     dim = field.dim
-    if type(data) is list and data and all(type(row) is bytes for row in data):
+    if isinstance(data, list) and data and all(type(row) is bytes for row in data):
         for row in data:
             if len(row) != 4 * dim:
                 raise _unequal(dim, len(row) / 4)
@@ -400,6 +403,39 @@ def _cbor_queries(data: Any, field: FieldSchema) -> npt.NDArray[np.float32]:
     if not np.isfinite(vectors).all():
         raise BadJson("a component of a query vector is NaN or infinite")
     return vectors
+
+
+def _other_queries(data: Any, field: FieldSchema) -> Vectors:
+    """Return query vectors of a field of another type than FloatVector: each is judged as a row's value is."""
+    into = gatherer(field)
+    number = 0
+    try:
+        if type(data) is bytes and (width := into.element_bytes()):
+            if not data or len(data) % width:
+                raise Misfit(f"{len(data)} bytes are no vectors of {width} bytes")
+            return searchable(into.from_buffer(data, len(data) // width, None))
+        if isinstance(data, msgspec.Raw):
+            check_marks("data", bytes(data), SEARCHES_MARKS_MAX)
+            data = split_list(data)
+        if not isinstance(data, list):
+            raise Misfit("a list of vectors is expected")
+        if not data:
+            raise MissingParameter("missing required parameters, error: data is required and holds no vector")
+        if len(data) > WINDOW_MAX:
+            raise _too_many(len(data))
+        if isinstance(data, Singles) and field.type in (DataType.BINARY_VECTOR, DataType.SPARSE_FLOAT_VECTOR):
+            raise Misfit("a list of numbers is none")
+        for number, one in enumerate(data):  # noqa: B007 (the error names the vector reached)
+            if isinstance(one, msgspec.Raw):
+                into.add_json(bytes(one))
+            else:
+                into.add_plain(one)
+        return searchable(into.finish())
+    except (Misfit, NotExact) as error:
+        raise BadJson(
+            f"can only accept json format request, error: data should be a list of vectors for field {field.name} of "
+            f"type {field.type}: vector {number}: {error}: invalid parameter[expected={field.type}]"
+        ) from None
 
 
 def _unequal(dim: int, got: float) -> BadJson:

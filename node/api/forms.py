@@ -30,6 +30,10 @@ FORM_BYTES_MAX: Final = 2_048
 _vectors = msgspec.json.Decoder(list[list[float]])
 
 
+class Singles(list[bytes]):
+    """Vectors that were lists of numbers, as float32."""
+
+
 class Form:
     """One body's values without `data`, which stay as they are, and what its handler keeps with them."""
 
@@ -98,9 +102,9 @@ def packer(dim: int) -> struct.Struct:
     return struct.Struct(f"<{dim}f")
 
 
-def _float32(text: bytes) -> list[bytes] | None:
+def _float32(text: bytes) -> Singles | None:
     """Return the vectors of a JSON text, each as bytes; None if it is no list of lists of numbers that fit."""
     try:
-        return [packer(len(row)).pack(*row) for row in _vectors.decode(text)]
+        return Singles(packer(len(row)).pack(*row) for row in _vectors.decode(text))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, struct.error):
         return None

@@ -2,11 +2,12 @@
 
 JSON: float32 values in their shortest form (orjson prints numpy's own types), vectors straight from their matrix, JSON
 documents embedded as the text they are stored as, Int64 as numbers or, when the client asks, as text. CBOR: the same
-rows, vectors as byte strings of little-endian float32.
+rows, vectors as byte strings, little-endian. Halves, bytes and bits are base64 in JSON, sparse vectors objects.
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import orjson
 
 from node.service import Rows, SearchResult, WriteResult
-from storage.columns import ArrayColumn, Column, ScalarColumn, VectorColumn
+from storage.columns import ArrayColumn, Column, ScalarColumn, SparseColumn, VectorColumn
 from storage.schema import DataType, FieldSchema
 
 LARGE_REPLY_ROWS: Final = 512
@@ -139,7 +140,12 @@ def _rows(rows: Rows, style: Style, scores: Any = None) -> list[dict[str, Any]]:
 def _values(one: FieldSchema, column: Column, style: Style) -> Sequence[Any]:
     """Return the column's values, one per row, in the form that the encoder takes."""
     if isinstance(column, VectorColumn):
-        return [row.tobytes() for row in column.values] if style.cbor else list(column.values)
+        if one.type is DataType.FLOAT_VECTOR and not style.cbor:
+            return list(column.values)
+        rows = [row.tobytes() for row in column.values]
+        return rows if style.cbor else [base64.b64encode(row).decode() for row in rows]
+    if isinstance(column, SparseColumn):
+        return [_terms(column, i, style) for i in range(len(column))]
     if isinstance(column, ScalarColumn):
         if column.values.dtype == np.float32 and not style.cbor:
             singles = list(column.values)  # numpy's float32 prints as short as it can; a double of it would not
@@ -158,6 +164,12 @@ def _values(one: FieldSchema, column: Column, style: Style) -> Sequence[Any]:
     if style.cbor:
         return [None if text is None else orjson.loads(text) for text in values]
     return [None if text is None else orjson.Fragment(text) for text in values]
+
+
+def _terms(column: SparseColumn, i: int, style: Style) -> dict[str, Any]:
+    terms, weights = column.values.row(i)
+    shown = weights.tolist() if style.cbor else weights  # numpy's float32 prints as short as it can
+    return dict(zip(map(str, terms.tolist()), shown, strict=True))
 
 
 def _arrays(one: FieldSchema, column: ArrayColumn, style: Style) -> list[Any]:

@@ -32,7 +32,7 @@ from node.api.requests import plain
 from node.api.values import JSON_BYTES_MAX, Gatherer, Misfit, bounded, document_text, gatherer, shortened
 from storage.columns import Batch, Column, StringColumn
 from storage.errors import BadJson, BadRow
-from storage.schema import DYNAMIC_NAME, CollectionSchema, FieldSchema
+from storage.schema import DYNAMIC_NAME, CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId
 
@@ -65,7 +65,7 @@ def rows_from_json(
     if not rows:
         raise BadRow(NO_ROWS)
     table = _Table(schema, write, len(rows), rows[0].keys())
-    vectors = {one.name for one in schema.vectors}
+    vectors = {one.name for one in schema.vectors if one.type is not DataType.SPARSE_FLOAT_VECTOR}
     colons, hidden = 0, False
     for i, row in enumerate(rows):
         colons += len(row)

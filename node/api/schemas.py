@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from index.metric import DEFAULT_METRICS
 from node.api.limits import check_properties
 from node.api.requests import as_text, parse_bool, parse_int
 from node.service import CollectionInfo, CollectionRequest, Consistency, IndexInfo, IndexRequest, IndexState
@@ -15,7 +16,7 @@ from storage.schema import SHARDS_MAX, DataType, FieldSchema, data_type
 PARTITIONS_MAX: Final = 1024
 DESCRIPTION_BYTES_MAX: Final = 1024
 TTL_KEY: Final = "collection.ttl.seconds"
-_VECTOR_TYPES: Final = ("FloatVector", "BinaryVector", "Float16Vector", "BFloat16Vector", "SparseFloatVector")
+_VECTOR_TYPES: Final = tuple(kind for kind in DataType if kind.is_vector)
 _DENSE_METRICS: Final = frozenset({"L2", "IP", "COSINE"})
 _BINARY_METRICS: Final = frozenset({"HAMMING", "JACCARD", "SUBSTRUCTURE", "SUPERSTRUCTURE", "MHJACCARD"})
 _SPARSE_METRICS: Final = frozenset({"IP", "BM25"})
@@ -115,7 +116,7 @@ def _quick(given: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[list[Fi
     elif metric and metric not in _DENSE_METRICS:
         raise InvalidParameter(f"float vector index does not support metric type: {metric}: invalid parameter")
     kind = data_type(vector_type)
-    if not dim:
+    if not dim and kind is not DataType.SPARSE_FLOAT_VECTOR:
         raise MissingParameter(
             "missing required parameters, error: dimension is required for quickly create collection"
             "(default metric type: COSINE)"
@@ -139,9 +140,9 @@ def _quick(given: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[list[Fi
         FieldSchema(
             pk_name, pk_type, primary=True, auto_id=bool(given["autoID"]), max_bytes=pk_bytes, params=pk_params
         ),
-        FieldSchema(vector_name, kind, dim=dim, params={"dim": str(dim)}),
+        FieldSchema(vector_name, kind, dim=dim, params={"dim": str(dim)} if dim else {}),
     ]
-    return fields, [IndexRequest(vector_name, vector_name, "AUTOINDEX", metric or "COSINE")]
+    return fields, [IndexRequest(vector_name, vector_name, "AUTOINDEX", metric or DEFAULT_METRICS[kind.form])]
 
 
 def field_of(given: Mapping[str, Any]) -> FieldSchema:

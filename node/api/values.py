@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import struct
-from abc import ABC, abstractmethod
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -21,8 +20,12 @@ import numpy.typing as npt
 import orjson
 
 from node.api.exact import NotExact, kind_of, loads, split_list
+from node.api.gathering import Gatherer as Gatherer
+from node.api.gathering import Misfit as Misfit
+from node.api.gathering import shortened as shortened
 from node.api.limits import SPLIT_COMMAS_MAX
 from node.api.requests import plain
+from node.api.vectors import vector_gatherer
 from storage.columns import NUMPY_TYPES, ArrayColumn, Column, Mask, ScalarColumn, StringColumn, VectorColumn
 from storage.schema import INTEGER_BITS, DataType, FieldSchema
 from storage.strings import StringArray
@@ -39,77 +42,13 @@ _NUMBER: Final = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]
 _floats = msgspec.json.Decoder(list[float])
 
 
-class Misfit(ValueError):
-    """A value does not fit its field; the message says why, with the value shortened."""
-
-
-class Gatherer(ABC):
-    """The values of one field so far. Subclasses say how a value is judged and what the column looks like."""
-
-    def __init__(self, field: FieldSchema) -> None:
-        self.field = field
-        self.values: list[Any] = []
-        self.nulls: list[int] = []
-
-    @abstractmethod
-    def from_json(self, text: bytes) -> Any:
-        """Return the value of a JSON text that is not null. Raises Misfit or NotExact."""
-
-    @abstractmethod
-    def from_plain(self, value: Any) -> Any:
-        """Return the checked value of a CBOR item that is not null. Raises Misfit or BadJson."""
-
-    @abstractmethod
-    def column(self, valid: Mask | None) -> Column: ...
-
-    @property
-    def blank(self) -> Any:
-        """What a null row holds."""
-        return 0
-
-    def add_json(self, text: bytes) -> None:
-        if text == b"null":
-            self.add_missing()
-        else:
-            self.values.append(self.from_json(text))
-
-    def add_plain(self, value: Any) -> None:
-        if value is None:
-            self.add_missing()
-        else:
-            self.values.append(self.from_plain(value))
-
-    def add_missing(self) -> None:
-        if self.field.default is not None:
-            self.values.append(self.field.default)
-        elif self.field.nullable:
-            self.nulls.append(len(self.values))
-            self.values.append(self.blank)
-        else:
-            raise Misfit("a value is required: the field is not nullable and has no default")
-
-    def finish(self) -> Column:
-        valid = None
-        if self.nulls:
-            valid = np.ones(len(self.values), np.bool_)
-            valid[self.nulls] = False
-            valid.flags.writeable = False
-        return self.column(valid)
-
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
-        """Return the column whose values are the little-endian bytes `data`. Raises Misfit."""
-        raise Misfit(f"a {self.field.type} column is a list of values, not bytes")
-
-    def element_bytes(self) -> int:
-        """Return how many bytes one row takes in `from_buffer`; 0 if there is no such form."""
-        return 0
-
-
 def gatherer(field: FieldSchema) -> Gatherer:
     """Return an empty gatherer for the field's values."""
     kind = field.type
     if kind is DataType.FLOAT_VECTOR:
         return _Vectors(field)
+    if kind.is_vector:
+        return vector_gatherer(field)
     if kind is DataType.ARRAY:
         return _Arrays(field)
     if kind is DataType.JSON:
@@ -123,12 +62,6 @@ def _scalars(field: FieldSchema, kind: DataType) -> Gatherer:
     if kind is DataType.BOOL:
         return _Bools(field)
     return _Integers(field, kind) if kind.is_integer else _Floats(field, kind)
-
-
-def shortened(value: object) -> str:
-    """Return the value as text for an error message, at most 60 characters of it."""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # --- scalars -----------------------------------------------------------------------------------------------------

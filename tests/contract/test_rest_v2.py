@@ -106,7 +106,7 @@ QUICK_REFUSED = [
     ({"vectorFieldType": "SparseFloatVector"}, 1100, "dimension should not be specified for SparseFloatVector quick"),
     ({"vectorFieldType": "SparseFloatVector", "metricType": "L2"}, 1100, "only IP&BM25 is the supported metric type"),
     ({"vectorFieldType": "BinaryVector", "metricType": "L2"}, 1100, "binary vector index does not support metric type"),
-    ({"vectorFieldType": "BinaryVector"}, 1100, "not supported by this server"),
+    ({"vectorFieldType": "BinaryVector"}, 1100, "should be in range 8 ~"),
     ({"metricType": "HAMMING"}, 1100, "float vector index does not support metric type"),
     ({"idType": "Float"}, 1100, "idType can only be"),
     ({"idType": "VarChar"}, 1100, "max_length"),
@@ -175,7 +175,8 @@ def test_create_with_a_schema() -> None:
 SCHEMA_REFUSED = [
     (schema(field("a", "Json")), 1100, "data type Json is invalid(case sensitive)"),
     (schema({"fieldName": "a"}), 1100, "data type  is invalid(case sensitive)"),
-    (schema(field("a", "BinaryVector")), 1100, "not supported"),
+    (schema(field("a", "BinaryVector")), 1100, "invalid dimension: 0"),
+    (schema(field("a", "Geometry")), 1100, "not supported"),
     (schema(field("a", "VarChar")), 1100, "max_length"),
     (schema(field("a", "VarChar", elementTypeParams={"max_length": 65536})), 1100, "maximum length"),
     (schema(field("a", "Array", elementDataType="JSON", elementTypeParams={"max_capacity": 1})), 1100, "element"),

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import index.flat
 from index.flat import FlatIndex, exact_distances, load_flat, nearest, nearest_in, squared_lengths, within
-from index.metric import EVERYTHING, Bounds, Metric
+from index.metric import DENSE_METRICS, EVERYTHING, Bounds, Metric
 from index.protocol import Hits, IndexDamaged, Matrix
 from index.spec import parse_index_spec
 from tests.index.strategies import assert_sound, clustered, dumb_nearest
 
-METRICS = list(Metric)
+METRICS = DENSE_METRICS
 
 
 def small_integers(seed: int, rows: int, dim: int) -> Matrix:

@@ -6,6 +6,7 @@ import cbor2
 import pytest
 
 from index.metric import Metric
+from index.protocol import Form
 from index.spec import (
     EF_DEFAULT,
     NPROBE_DEFAULT,
@@ -19,6 +20,7 @@ from index.spec import (
     UnknownParam,
     UnsupportedIndexType,
     UnsupportedMetric,
+    index_types,
     parse_index_spec,
     parse_search_params,
 )
@@ -92,10 +94,11 @@ def test_metric_defaults_and_letters() -> None:
     assert parse_index_spec(None, None, {"metric_type": "IP"}).metric is Metric.IP
 
 
-@pytest.mark.parametrize("index_type", list(IndexType))
-def test_spec_survives_the_log(index_type: IndexType) -> None:
+@pytest.mark.parametrize(("form", "index_type"), [(form, kind) for form in Form for kind in index_types(form)])
+def test_spec_survives_the_log(form: Form, index_type: IndexType) -> None:
     """to_dict is plain enough for CBOR, and from_dict gives the equal, equally hashed spec."""
-    spec = parse_index_spec(index_type, "IP", {"M": 7, "nlist": 9})
+    spec = parse_index_spec(index_type, None, {"M": 7, "nlist": 9}, form=form)
+    assert spec.form is form
     again = IndexSpec.from_dict(cbor2.loads(cbor2.dumps(spec.to_dict())))
     assert again == spec
     assert hash(again) == hash(spec)
