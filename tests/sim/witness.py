@@ -1,9 +1,7 @@
 """Watches every replica apply its log: what all of them must agree on, checked while it happens.
 
-the same position holds the same entry, with the same tick and the same outcome, on every replica and in every life
-ticks ascend strictly
-what a broadcast brings to several shards is in order on each (order.py)
-now and then, the same position gives the same state
+what is promised of every log (invariants.py), among others that the same position holds the same entry on every replica
+and in every life; and now and then, that the same position gives the same state
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from storage.growing import GrowingSegment
 from storage.sealed import SealedSegment
 from storage.types import Position
 from tests.sim.history import Violation
-from tests.sim.order import Order
+from tests.sim.invariants import Before, Logs, Step
 
 DIGEST_EVERY: Final = 24
 """Positions from one comparison of whole states to the next."""
@@ -47,9 +45,8 @@ def digest_of(machine: StateMachine) -> str:
 class Witness:
     """What has been seen of one world. Used as `with witness.watching(): ...`."""
 
-    entries: dict[tuple[str, Position], tuple[Any, ...]] = field(default_factory=dict)
+    logs: Logs = field(default_factory=Logs)
     digests: dict[tuple[str, Position], str] = field(default_factory=dict)
-    order: Order = field(default_factory=Order)
     compared: int = 0
     violation: Violation | None = None
     """The first; also raised where it happens, which is in the middle of a node."""
@@ -60,10 +57,16 @@ class Witness:
 
         @functools.wraps(apply)
         def watched(machine: StateMachine, position: Position, entry: Entry) -> Acknowledge | None:
-            before = machine.tick
+            if position <= machine.position:
+                return apply(machine, position, entry)
+            name = _name(machine)
+            before = Before.of(machine, entry, is_new=not self.logs.knows(name, position))
             done = apply(machine, position, entry)
             if done is not None:
-                self._saw(machine, position, entry, done, before)
+                if wrong := self.logs.check(name, Step(machine, position, entry, done, before)):
+                    self._fail(wrong)
+                if position % DIGEST_EVERY == 0:
+                    self.compare(machine)
             return done
 
         StateMachine.apply = watched  # type: ignore[method-assign, assignment]
@@ -84,21 +87,7 @@ class Witness:
         known = self.digests.setdefault(where, digest)
         self.compared += 1
         if known != digest:
-            self._fail(f"{where[0]}: replicas differ at position {where[1]}: {known} and {digest}")
-
-    def _saw(self, machine: StateMachine, position: Position, entry: Entry, done: Acknowledge, before: int) -> None:
-        name = _name(machine)
-        if done.tick <= before:
-            self._fail(f"{name}: tick {done.tick} at position {position} after {before}")
-        fact = (entry.producer, entry.sequence, entry.stamp, entry.message.kind, done.tick, done.outcome)
-        known = self.entries.setdefault((name, position), fact)
-        wrong = "" if isinstance(machine, Control) else self.order.saw(name, position, entry, done.outcome)
-        if wrong:
-            self._fail(f"{name}: position {position}: {wrong}")
-        if known != fact:
-            self._fail(f"{name}: position {position} is {known} on one replica and {fact} on another")
-        if position % DIGEST_EVERY == 0:
-            self.compare(machine)
+            self._fail(f"I-SH-1: {where[0]}: replicas differ at position {where[1]}: {known} and {digest}")
 
     def _fail(self, text: str) -> None:
         violation = Violation(text)
