@@ -204,13 +204,21 @@ async def _listen(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
     grpc = GrpcServer(
-        database, settings.api, metrics, clock=clock, executor=workers, ready=lambda: why_not_ready(node)
+        database,
+        settings.api,
+        metrics,
+        clock=clock,
+        executor=workers,
+        admission=node.admission,
+        ready=lambda: why_not_ready(node),
     )
     await grpc.start()
     address = settings.node.listen
     limit = connections_max(raise_descriptor_limit())
     await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path).start()
-    log.info("listening address=%s node=%s data=%s", address, settings.node.name, settings.node.data)
+    log.info(
+        "listening address=%s protocols=http,grpc node=%s data=%s", address, settings.node.name, settings.node.data
+    )
     return runner, grpc
 
 

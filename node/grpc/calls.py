@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from node.admission import Admission
 from node.clock import Clock
 from node.grpc.protocol import Message
 from node.service import Service
@@ -23,6 +24,7 @@ class Call:
     offload: Callable[..., Awaitable[Any]]
     clock: Clock
     ready: Callable[[], str]
+    admission: Admission
     size_bytes: int
     """Of the request as it came."""
 
@@ -50,6 +52,8 @@ class Method:
     """A mutation is never cancelled half way: when its time is up it goes on, and the client is told so."""
     plan: str = ""
     """What kind of plan a filter of this method makes, for the error text."""
+    rows: bool = False
+    """It writes, reads or searches rows: some requests may run that others than these are for."""
     patient: bool = False
     """Waits as long as it takes for a client that names no deadline."""
 

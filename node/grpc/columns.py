@@ -19,7 +19,7 @@ from node.api.rows import NO_ROWS, Supply, Write, check_document, rows_from_supp
 from node.api.values import Gatherer, Misfit
 from node.grpc.protocol import Message, enum, enum_names, message
 from node.service import Rows
-from storage.columns import ArrayColumn, Batch, Column, Mask, ScalarColumn, StringColumn, VectorColumn
+from storage.columns import ArrayColumn, Batch, Column, Mask, ScalarColumn, StringColumn
 from storage.errors import BadRow
 from storage.schema import DYNAMIC_NAME, INTEGER_BITS, CollectionSchema, DataType, FieldSchema
 
@@ -36,8 +36,14 @@ _WIRE: Final = {
     "bool_data": np.dtype(np.bool_), "int_data": np.dtype("<i4"), "long_data": np.dtype("<i8"),
     "float_data": np.dtype("<f4"), "double_data": np.dtype("<f8"),
 }  # fmt: skip
-_BYTES: Final = frozenset({"binary_vector", "float16_vector", "bfloat16_vector", "int8_vector"})
+_BYTES: Final = {
+    "BinaryVector": "binary_vector", "Float16Vector": "float16_vector", "BFloat16Vector": "bfloat16_vector",
+    "Int8Vector": "int8_vector",
+}  # fmt: skip
 """Vectors whose rows lie one after the other in a byte string."""
+_SPARSE: Final = "SparseFloatVector"
+_PAIR: Final = np.dtype([("term", "<u4"), ("weight", "<f4")])
+"""A term of a sparse vector, as Milvus sends it."""
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -185,12 +191,15 @@ def _elements(given: Message, name: str) -> list[Any]:
 def _vectors(into: Gatherer, given: Message, rows: int) -> Column:
     field = into.field
     which = given.WhichOneof("data")
-    if which == "sparse_float_vector":
+    expected = "sparse_float_vector" if field.type == _SPARSE else _BYTES.get(field.type, "float_vector")
+    if which not in (expected, None):
+        raise Misfit(f"the vectors are in {which}, they should be in {expected}")
+    if field.type == _SPARSE:
         return _gathered(into, into.add_plain, given.sparse_float_vector.contents, None, rows)
     if given.dim not in (0, field.dim):
         raise Misfit(f"the dim ({given.dim}) of field data({field.name}) is not equal to schema dim ({field.dim})")
-    if which in _BYTES:
-        block: bytes = getattr(given, which)
+    if field.type in _BYTES:
+        block: bytes = getattr(given, expected)
     else:
         block = np.array(given.float_vector.data, "<f4").tobytes()
     width = into.element_bytes()
@@ -240,14 +249,10 @@ def show_column(data: Message, field: FieldSchema, column: Column | None) -> Non
     """Fill a FieldData with a column; None is one without rows."""
     data.type, data.field_name, data.field_id = TYPES[str(field.type)], field.name, field.id
     if field.type.is_vector:
-        data.vectors.dim = field.dim
-        data.vectors.float_vector.SetInParent()  # clients want a column of no rows to be there
-    else:
-        getattr(data.scalars, _OTHERS.get(field.type) or _SCALARS[field.type]).SetInParent()
-    if column is None or not len(column):
+        _show_vectors(data.vectors, field, column)
         return
-    if isinstance(column, VectorColumn):
-        data.vectors.float_vector.MergeFromString(_packed(column.values))
+    getattr(data.scalars, _OTHERS.get(field.type) or _SCALARS[field.type]).SetInParent()  # also where it has no rows
+    if column is None or not len(column):
         return
     if column.valid is not None:
         data.valid_data.extend(column.valid.tolist())
@@ -263,6 +268,27 @@ def show_column(data: Message, field: FieldSchema, column: Column | None) -> Non
             data.scalars.json_data.data.extend([text.encode() for text in texts])
         else:
             data.scalars.string_data.data.extend(texts)
+
+
+def _show_vectors(into: Message, field: FieldSchema, column: Column | None) -> None:
+    values: Any = None if column is None else column.values  # type: ignore[union-attr]
+    into.dim = field.dim
+    if field.type == _SPARSE:
+        sparse = into.sparse_float_vector
+        sparse.SetInParent()
+        for row in range(0 if values is None else len(values)):
+            terms, weights = values.row(row)
+            pairs = np.empty(len(terms), _PAIR)
+            pairs["term"], pairs["weight"] = terms, weights
+            sparse.contents.append(pairs.tobytes())
+            sparse.dim = max(sparse.dim, int(terms[-1]) + 1 if len(terms) else 0)
+        into.dim = sparse.dim
+    elif field.type in _BYTES:
+        setattr(into, _BYTES[field.type], b"" if values is None else values.tobytes())
+    else:
+        into.float_vector.SetInParent()
+        if values is not None and len(values):
+            into.float_vector.MergeFromString(_packed(values))
 
 
 def _show_numbers(scalars: Message, kind: DataType, values: npt.NDArray[Any]) -> None:

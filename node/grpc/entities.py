@@ -122,6 +122,11 @@ async def delete(call: Call) -> None:
 
 
 async def _write(call: Call, write: Write, send: Callable[[Any, int], Awaitable[WriteResult]]) -> WriteResult:
+    async with call.admission.request(call.database, call.collection, call.size_bytes):
+        return await _admitted(call, write, send)
+
+
+async def _admitted(call: Call, write: Write, send: Callable[[Any, int], Awaitable[WriteResult]]) -> WriteResult:
     """Decode the request's rows and send them, with the version of their schema; once more for each newer one."""
     schema = await call.service.collection_schema(call.database, call.collection)
     request = call.request
@@ -565,10 +570,10 @@ def _template_list(name: str, value: Message) -> list[Any]:
 
 
 METHODS: Final[Methods] = {
-    "Insert": Method(insert, mutates=True),
-    "Upsert": Method(upsert, mutates=True),
+    "Insert": Method(insert, mutates=True, rows=True),
+    "Upsert": Method(upsert, mutates=True, rows=True),
     "Delete": Method(delete, mutates=True, plan="delete"),
-    "Query": Method(query, plan="query"),
-    "Search": Method(search, plan="query"),
-    "HybridSearch": Method(hybrid_search, plan="query"),
+    "Query": Method(query, plan="query", rows=True),
+    "Search": Method(search, plan="query", rows=True),
+    "HybridSearch": Method(hybrid_search, plan="query", rows=True),
 }

@@ -22,9 +22,10 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines, of broken clie
 
 import grpc
 
+from node.admission import Admission
 from node.api.deadlines import Deadlines
 from node.api.faults import Refusal, crash, refusal
-from node.api.server import ANSWER_RATIO_MAX, ANSWER_S_MAX, REQUEST_ID_CHARS_MAX, TIMEOUT_S_MAX
+from node.api.server import ANSWER_RATIO_MAX, ANSWER_S_MAX, REQUEST_ID_CHARS_MAX, RESERVED_RATIO, TIMEOUT_S_MAX
 from node.clock import Clock
 from node.grpc.calls import Call, Method
 from node.grpc.methods import REFUSED, SERVED
@@ -40,8 +41,6 @@ from storage.errors import AnnulusError, BadRequest, InvalidParameter, Overloade
 
 log = logging.getLogger(__name__)
 
-BODIES_MAX: Final = 4
-"""Requests of the largest size that may be in memory at once; more are refused as overload."""
 ANSWER_BYTES_MAX: Final = 512 << 20
 """Of one response; how many rows may be asked for keeps it below (`node.api.limits`)."""
 IDLE_MS: Final = 600_000
@@ -65,6 +64,7 @@ class GrpcServer:
         *,
         clock: Clock,
         executor: Executor,
+        admission: Admission,
         ready: Callable[[], str] = lambda: "",
     ) -> None:
         self._service = service
@@ -72,9 +72,9 @@ class GrpcServer:
         self._metrics = metrics
         self._clock = clock
         self._executor = executor
+        self._admission = admission
         self._ready = ready
         self._running = 0
-        self._body_bytes = 0
         self._deadlines = Deadlines()
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._ids = itertools.count(1)
@@ -119,7 +119,6 @@ class GrpcServer:
         began_s = self._clock.monotonic_s()
         self._metrics.request_begun()
         self._running += 1
-        self._body_bytes += len(body)
         scope = Scope(began_s)
         scope_token = current.set(scope)
         code = 0
@@ -141,7 +140,6 @@ class GrpcServer:
             raise
         finally:
             self._running -= 1
-            self._body_bytes -= len(body)
             self._metrics.request_ended(route=name, code=code, seconds=self._clock.monotonic_s() - began_s)
             request_id.reset(token)
             current.reset(scope_token)
@@ -157,13 +155,14 @@ class GrpcServer:
         scope: Scope,
     ) -> None:
         """Fill the response. Raises errors of `storage.errors`."""
-        if self._running > self._settings.requests_running_max:
+        limit = self._settings.requests_running_max
+        if method.rows:
+            limit -= int(RESERVED_RATIO * limit)
+        if self._running > limit:
             raise Overloaded(
-                f"{self._running} requests are running, {self._settings.requests_running_max} at most may: try again "
-                "soon"
+                f"{self._running} requests are running, {limit} at most may (api.requests_running_max raises it): "
+                "try again soon"
             )
-        if self._body_bytes > BODIES_MAX * self._settings.body_bytes_max:
-            raise Overloaded("the memory for requests is in use: try again soon")
         timeout_s = self._timeout_s(method, context.time_remaining())
         scope.deadline_s += timeout_s - min(ANSWER_S_MAX, ANSWER_RATIO_MAX * timeout_s)
         mutation: asyncio.Future[None] | None = None
@@ -177,6 +176,7 @@ class GrpcServer:
                     self._offload,
                     self._clock,
                     self._ready,
+                    self._admission,
                     len(body),
                 )
                 if not method.mutates:
