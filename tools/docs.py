@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -141,7 +142,7 @@ def index_types() -> str:
 
 
 def field_types() -> str:
-    return "Field types: " + ", ".join(f"`{kind}`" for kind in DataType) + ".\n"
+    return textwrap.fill("Field types: " + ", ".join(f"`{kind}`" for kind in DataType) + ".", 120) + "\n"
 
 
 def metrics() -> str:
