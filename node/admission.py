@@ -40,10 +40,14 @@ BODIES_MAX: Final = 4
 """Bodies of the largest size that may be in memory at once."""
 MEMORY_RATIO: Final = 0.75
 """Of the memory there is, where no limit is set."""
-GROWING_MEMORY_RATIO: Final = 0.2
-"""Of the limit for all memory, what growing segments may have: Milvus's high water mark."""
-REQUESTS_MEMORY_RATIO: Final = 0.125
+GROWING_MEMORY_RATIO: Final = 0.1
+"""Of the limit for all memory, what growing segments may have; to flush one takes twice its size beside it."""
+REQUESTS_MEMORY_RATIO: Final = 1 / 16
 """The same for bodies that are being read, for requests under way, and for those that wait."""
+MERGE_MEMORY_RATIO: Final = 1 / 16
+"""The same for a segment that is merged of others: they, the rows in order, and their chunks are there at once."""
+LOG_MEMORY_RATIO: Final = 1 / 32
+"""The same for rows in the log, of which there are several copies."""
 GROWING_MARK_BYTES_MIN: Final = 16 * MIB
 """Less than this in growing segments slows nobody, however early they are sealed."""
 LAST_RATIO: Final = 1.25
@@ -208,6 +212,7 @@ class Admission:
         """0 if there is no limit."""
         self.growing_bytes_max = min(storage.growing_bytes_max, int(GROWING_MEMORY_RATIO * total) or 1 << 62)
         """Above it the largest growing segments are sealed, until no more than `growing_bytes_low` is left."""
+        self.merge_bytes_max = int(MERGE_MEMORY_RATIO * total) or storage.segment_bytes_max
         self.growing_bytes_low = int(storage.growing_low_ratio * self.growing_bytes_max)
         self.pressure = Pressure(self._growing_mark(), self._resident_mark() if memory and total else None)
         bodies = self._requests_max(BODIES_MAX * settings.api.body_bytes_max)
@@ -219,9 +224,8 @@ class Admission:
         )
         self.decoding = self._gate("decoding", DECODING_MAX, "", "large inserts are being decoded")
         self.reads = self._gate("reads", admission.reads_max, "admission.reads_max", "reads")
-        self.log = self._gate(
-            "log", admission.log_bytes_max, "admission.log_bytes_max", "bytes of rows", rate=self._rate
-        )
+        in_log = min(admission.log_bytes_max, int(LOG_MEMORY_RATIO * total) or admission.log_bytes_max)
+        self.log = self._gate("log", in_log, "admission.log_bytes_max", "bytes of rows", rate=self._rate)
 
     @asynccontextmanager
     async def request(self, database: str, collection: str, nbytes: int) -> AsyncIterator[None]:

@@ -28,6 +28,8 @@ HALF_LIFE_S: Final = 10.0
 """After which what a collection asked for counts half."""
 ASKED_BYTES_MIN: Final = 1 << 10
 """Less than this, a collection is forgotten."""
+COPIES: Final = 3
+"""How many times rows that come take their size, as body, batch and entry of the log, until they are applied."""
 SMALL_RATIO: Final = 0.5
 """Of the mean: who asked for less is not among those who write most."""
 ACTIVE_RATIO_MIN: Final = 0.01
@@ -132,9 +134,10 @@ class Pressure:
     def rate(self, key: Hashable) -> float:
         """Return how many bytes a second the collection may write now: inf for any, 0 for none."""
         marks, heard = self.marks, self._heard
-        if heard is None and all(one.value + self._taken <= one.slow and not one.is_refusing for one in marks):
+        taken = COPIES * self._taken
+        if heard is None and all(one.value + taken <= one.slow and not one.is_refusing for one in marks):
             return inf
-        if any(one.value + self._taken >= one.last for one in marks):
+        if any(one.value + taken >= one.last for one in marks):
             return 0.0
         asked, _ = self._asked.get(key, (0.0, 0.0))
         if asked < SMALL_RATIO * self._mean:

@@ -32,6 +32,7 @@ from node.calls import Mesh
 from node.chunk_pins import ChunkPins
 from node.group import GroupHost, Producer
 from node.network import Blob
+from node.pressure import Level
 from node.snapshot import Record, SnapshotGroup, of_control, of_shard
 from node.upkeep import Upkeep
 from node.workers import Lane
@@ -236,6 +237,8 @@ class Replicas:
             on_store_error=node.note_store_error,
             readers_gone=node.readers_gone,
             store_full=lambda: node.is_store_full,
+            memory_short=lambda: node.admission.look() is not Level.ACCEPT,
+            merge_bytes_max=node.admission.merge_bytes_max,
             slots=node.slots,
         )
 

@@ -85,11 +85,15 @@ class Upkeep:
         on_store_error: Callable[[OSError], None],
         readers_gone: Callable[[], Awaitable[None]],
         store_full: Callable[[], bool],
+        memory_short: Callable[[], bool] = lambda: False,
+        merge_bytes_max: int | None = None,
         slots: Slots | None = None,
     ) -> None:
         """
-        transfer  None on a node without peers
-        slots     shared by all shards of the node; left out, this shard has its own
+        transfer         None on a node without peers
+        memory_short     whether compactions are to wait: they take memory before they give any back
+        merge_bytes_max  of a merged segment, beside storage.segment_bytes_max
+        slots            shared by all shards of the node; left out, this shard has its own
         """
         self._slots = slots or Slots(settings.workers.build_threads)
         self._host = host
@@ -102,6 +106,8 @@ class Upkeep:
         self._on_store_error = on_store_error
         self._readers_gone = readers_gone
         self._store_full = store_full
+        self._memory_short = memory_short
+        self._merge_bytes_max = min(settings.storage.segment_bytes_max, merge_bytes_max or 1 << 62)
         self._transfer = transfer
         self.pins = ChunkPins(clock)
         self.provision = Provisioner(
@@ -572,7 +578,7 @@ class Upkeep:
 
     async def _compact_step(self) -> bool:
         """Merge small segments, or rewrite one that is full of dead rows."""
-        if self._store_full():
+        if self._store_full() or self._memory_short():
             return False
         if self._next_plan() is None:
             return False
@@ -595,7 +601,7 @@ class Upkeep:
     async def compact_now(self, collection_id: CollectionId) -> None:
         """Merge and rewrite whatever can shrink, whether or not it is due."""
         eager = CompactionSettings(
-            segment_bytes_max=self._settings.storage.segment_bytes_max,
+            segment_bytes_max=self._merge_bytes_max,
             small_ratio_max=0.99,
             full_ratio_min=1.0,
             garbage_ratio_min=1e-9,
@@ -612,7 +618,7 @@ class Upkeep:
     def _compaction_settings(self) -> CompactionSettings:
         chosen = self._settings.compaction
         return CompactionSettings(
-            segment_bytes_max=self._settings.storage.segment_bytes_max,
+            segment_bytes_max=self._merge_bytes_max,
             small_ratio_max=chosen.small_segment_fill_ratio,
             garbage_ratio_min=chosen.deleted_ratio,
             inputs_min=chosen.segments_min,

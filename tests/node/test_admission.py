@@ -268,13 +268,14 @@ def test_labels_are_bounded() -> None:
 
 
 def test_limits_follow_from_memory() -> None:
-    """A small machine has small budgets: growing rows get a fifth, bodies an eighth, whatever the settings say."""
+    """A small machine has small budgets: growing rows get a tenth, bodies a sixteenth, whatever the settings say."""
 
     async def script(world: World, loop: SimLoop) -> None:
         clock, metrics = SimClock(loop), Metrics()
         small = Admission(Settings(), clock, metrics, memory=Memory(1 << 30, lambda: 0))
-        assert small.memory_bytes_max == 768 * MIB and small.growing_bytes_max == pytest.approx(154 * MIB, rel=0.01)
-        assert small.requests.queue.limit == 96 * MIB == small.bodies.queue.limit
+        assert small.memory_bytes_max == 768 * MIB and small.growing_bytes_max == pytest.approx(77 * MIB, rel=0.01)
+        assert small.requests.queue.limit == 64 * MIB == small.bodies.queue.limit
+        assert small.log.queue.limit == 24 * MIB
         large = Admission(Settings(), clock, metrics, memory=Memory(1 << 40, lambda: 0))
         assert large.growing_bytes_max == 1 << 30 and large.requests.queue.limit == 256 * MIB
         unknown = Admission(Settings(), clock, metrics)
