@@ -155,11 +155,7 @@ class History:
             if name != collection:
                 continue
             last = max((one.returned for one in writes), default=inf)
-            if last > since:  # open, or acknowledged meanwhile
-                continue
-            newest = max(writes, key=lambda one: one.called)
-            rivals = [one for one in writes if one.returned > newest.called]
-            if all(one.wanted[key] is not None for one in rivals):
+            if last <= since and _held_something(key, writes):  # else open, or acknowledged meanwhile
                 found.add(key)
         return found
 
@@ -190,7 +186,7 @@ class History:
             if write.collection != collection or write.returned != inf:
                 continue
             for keys in self._by_shard(collection, write.wanted):
-                mine = [key for key in keys if self._is_last(collection, key, write)]
+                mine = [key for key in keys if self._is_last(collection, key, write) and self._tells(key, write)]
                 done = {key for key in mine if found.get(key) == write.wanted[key]}
                 undone = {key for key in mine if found.get(key) != write.wanted[key]}
                 if done and undone:
@@ -206,6 +202,11 @@ class History:
     def _is_last(self, collection: str, key: int, write: Write) -> bool:
         """Whether no other write of the key can have come after this one, nor beside it."""
         return all(one is write or one.returned < write.called for one in self._of(collection, key))
+
+    def _tells(self, key: int, write: Write) -> bool:
+        """Whether what the key holds after its last write says if that was done: not where nothing was deleted."""
+        before = [one for one in self._of(write.collection, key) if one is not write]
+        return write.wanted[key] is not None or _held_something(key, before)
 
     def _by_shard(self, collection: str, keys: Iterable[int]) -> list[list[int]]:
         chosen = list(keys)
@@ -272,3 +273,9 @@ class History:
                 f"{read.collection}: {read.client} read key {key} at {what} at {read.called:.4f} and got {value}, but "
                 f"must have seen {missed[-1]}"
             )
+
+
+def _held_something(key: int, writes: Sequence[Write]) -> bool:
+    """Whether the key certainly held something after these writes, all of which were answered."""
+    newest = max(writes, key=lambda one: one.called, default=None)
+    return newest is not None and all(one.wanted[key] is not None for one in writes if one.returned > newest.called)

@@ -55,6 +55,7 @@ def good() -> list[Verdict]:
         Told().write(1, 7, 8).write(2, 7).read(STRONG, {7: 2, 8: 1}).judge,
         partial(Told().write(1, 7, 8, answered=False).last, {7: None, 8: None}),
         partial(Told().write(1, 7, 8, answered=False).write(2, 7).last, {7: 2, 8: 1}),
+        partial(Told().write(1, 7).write(None, 7, 8, answered=False).last, {7: 1, 8: None}),
     ]
 
 
@@ -71,6 +72,7 @@ def bad() -> list[Callable[[], object]]:
         lambda: Told().write(1, 7, 8).write(2, 7, 8).read(EVENTUALLY, {7: 2, 8: 1}, "b"),
         lambda: Told().write(1, 7, 8).read(EVENTUALLY, {7: 1, 8: None}, "b"),
         lambda: Told().write(1, 7, 8, answered=False).last({7: 1, 8: None}),
+        lambda: Told().write(1, 7, 8).write(None, 7, 8, answered=False).last({7: 1, 8: None}),
     ]
 
 
