@@ -277,10 +277,18 @@ class Router:
         return await self._at_leader(shard_id, step, deadline_s)
 
     async def change(
-        self, shard_id: ShardId, message: Message, body: Blob = b"", *, is_rest: bool = False
+        self,
+        shard_id: ShardId,
+        message: Message,
+        body: Blob = b"",
+        *,
+        producer: str = "",
+        sequence: int = 0,
+        is_rest: bool = False,
     ) -> Mapping[str, Any]:
         """Propose, note the tick in the client's session, and return the outcome. Raises what it was rejected for."""
-        outcome, tick, _ = await self.propose(shard_id, message, body, is_rest=is_rest)
+        written = await self.propose(shard_id, message, body, producer=producer, sequence=sequence, is_rest=is_rest)
+        outcome, tick, _ = written
         if isinstance(outcome, Rejected):
             raise outcome.error()
         scope = current.get()

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
+from node.keyed import InsertKey
 from storage.errors import InvalidParameter
 from storage.types import TICK_MAX, ShardId, Tick
 
@@ -42,6 +43,8 @@ class Scope:
     """Whether the request holds room for its rows (`node/admission.py`)."""
     key: str = ""
     """Names the request, so that its changes of the catalogue are made once however often it comes."""
+    insert_key: InsertKey | None = None
+    """Names the insert, so that its rows are written once however often it comes."""
     steps: int = 0
     """How many of them it has asked for."""
     is_repeat: bool = False

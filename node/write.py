@@ -22,9 +22,11 @@ from cluster.catalog import DEFAULT_PARTITION, Collection
 from cluster.membership import MEMBERS_MAX
 from cluster.message import Delete, Insert, Message
 from cluster.route import channels_of, split
+from node.keyed import InsertKey
 from node.network import Blob
 from node.node import Node
 from node.read import Reader
+from node.scope import current
 from node.service import WriteResult
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, concat_columns
 from storage.errors import (
@@ -58,9 +60,11 @@ class Writer:
         again  the rows can be decoded again: raise SchemaMismatch if they are of an older schema and none was written
         """
         self._check(batch)
-        batch, keys = self._with_keys(collection, fitted(batch, collection.schema))
+        scope = current.get()
+        name = None if scope is None else scope.insert_key
+        batch, keys = self._with_keys(collection, fitted(batch, collection.schema), name)
         groups = self._partitions_of(collection, batch, partition)
-        outcomes = await self._send(collection, batch, groups, again=again)
+        outcomes = await self._send(collection, batch, groups, again=again, name=name)
         rows = sum(int(one["rows"]) for one in outcomes)
         self._node.metrics.rows_inserted(rows)
         return WriteResult(rows, keys)
@@ -136,10 +140,12 @@ class Writer:
         expected: npt.NDArray[np.int64] | None = None,
         delete_keys: Sequence[int | str] | None = None,
         again: bool = False,
+        name: InsertKey | None = None,
     ) -> list[Mapping[str, Any]]:
         """Propose one message per virtual channel that has rows; return their outcomes."""
         owner = channels_of(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
         proposals: list[tuple[ShardId, Message, Blob]] = []
+        producers: dict[int, str] = {}
         for channel, shard_id in enumerate(collection.shards):
             parts = [(partition_id, chosen[owner[chosen] == channel]) for partition_id, chosen in groups]
             parts = [(partition_id, offsets) for partition_id, offsets in parts if len(offsets)]
@@ -158,7 +164,25 @@ class Writer:
             whole = len(rows) == batch.rows and len(parts) == 1
             body = (batch if whole else batch.take(rows)).to_bytes()
             proposals.append((shard_id, message, body))
-        return await self._insert_all(collection, proposals, again)
+            if name is not None:
+                producers[id(message)] = name.producer(collection.collection_id, channel)
+        if name is None:
+            return await self._insert_all(collection, proposals, again)
+        return await self._insert_named(proposals, producers, name.number)
+
+    async def _insert_named(
+        self, proposals: list[tuple[ShardId, Message, Blob]], producers: Mapping[int, str], sequence: int
+    ) -> list[Mapping[str, Any]]:
+        """Propose inserts that have a name of their own, each once: what they are refused for they are refused for.
+
+        producers  by the identity of each message
+        """
+
+        async def change(shard_id: ShardId, message: Message, body: Blob) -> Mapping[str, Any]:
+            producer = producers[id(message)]
+            return await self._node.router.change(shard_id, message, body, producer=producer, sequence=sequence)
+
+        return await self._node.router.change_all(proposals, change)
 
     async def _insert_all(
         self, collection: Collection, proposals: list[tuple[ShardId, Message, Blob]], again: bool
@@ -235,14 +259,14 @@ class Writer:
         if batch.rows == 0:
             raise InvalidParameter("no rows were given")
 
-    def _with_keys(self, collection: Collection, batch: Batch) -> tuple[Batch, Keys]:
+    def _with_keys(self, collection: Collection, batch: Batch, name: InsertKey | None = None) -> tuple[Batch, Keys]:
         """Return the batch with a primary key column, and the keys."""
         primary = collection.schema.primary
         if primary.id in batch.columns:
             return batch, batch_keys(batch, primary.id)
         if not primary.auto_id:
             raise BadRow(f"field {primary.name} is the primary key and is missing")
-        ids = self._fresh_ids(batch.rows)
+        ids = self._fresh_ids(batch.rows) if name is None else name.ids(collection.collection_id, batch.rows)
         column: Column = ScalarColumn(ids)
         if primary.type is DataType.VARCHAR:
             column = StringColumn(StringArray.from_strings([str(one) for one in ids.tolist()]))

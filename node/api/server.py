@@ -31,6 +31,7 @@ from node.api.replies import Style, encode, encode_large, is_large, success
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
 from node.api.routes import ROUTES, VECTORS, Route
 from node.clock import Clock
+from node.keyed import InsertKey
 from node.logs import request_id
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
@@ -234,6 +235,8 @@ class _Server:
             scope.at = from_token(headers[SNAPSHOT], SNAPSHOT)
         if KEY in headers:
             _check_key(headers[KEY], route)
+            if not route.takes_key:
+                scope.insert_key = InsertKey.parse(headers[KEY])
         mutation: asyncio.Future[Mapping[str, Any]] | None = None
         room = _Room(self.admission.bodies, request)
         try:
@@ -256,7 +259,7 @@ class _Server:
                     room.release()  # it holds another from here on, which its collection shares with others
                 if not route.mutates:
                     return await handler(call)
-                if KEY in headers:
+                if KEY in headers and route.takes_key:
                     handler = _keyed(handler, headers[KEY], body)
                 mutation = asyncio.ensure_future(handler(call))
                 return await asyncio.shield(mutation)
@@ -475,8 +478,10 @@ def _tokens(scope: Scope) -> dict[str, str]:
 
 def _check_key(key: str, route: Route) -> None:
     """Raise InvalidParameter unless this may name a request of this route."""
-    if not route.takes_key:
-        raise InvalidParameter(f"{KEY} names changes of the catalogue; {route.path} is none, leave the header out")
+    if not (route.takes_key or route.handler == "insert"):
+        raise InvalidParameter(
+            f"{KEY} names inserts and changes of the catalogue; {route.path} is none, leave the header out"
+        )
     if not (1 <= len(key) <= KEY_CHARS_MAX and key.isascii() and key.isprintable()):
         raise InvalidParameter(f"{KEY} has 1 to {KEY_CHARS_MAX} printable ASCII characters")
 
