@@ -46,6 +46,7 @@ from node.settings import Settings
 from node.watchdog import Watchdog
 from node.workers import Lane, Workers
 from storage.chunks import ChunkStore, LevelDbChunks
+from storage.filter import make_ready
 from storage.keys import record_key
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ async def _serve(settings: Settings) -> int:
             build_nice=settings.workers.build_nice,
         )
         ending.push_async_callback(workers.close)
+        filters = loop.create_task(workers.run(Lane.PARSE, make_ready))  # while the data is read
         dice = random.Random(int.from_bytes(os.urandom(16)))
         memory = Memory(available_bytes(), resident_bytes)
         seams = Seams(
@@ -125,6 +127,7 @@ async def _serve(settings: Settings) -> int:
             if not await _unless_stopped(node.start(), stopping):
                 log.info("stopped while starting; the next start begins with the same data")
                 return 0
+        await filters
         metrics.before_scrape(lambda: observe(node, metrics))
         gc.freeze()  # what is here stays; collections need not look at it again
         gc.set_threshold(*GC_THRESHOLDS)

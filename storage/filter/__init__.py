@@ -40,6 +40,7 @@ so by name.
 """
 
 from storage.filter.compiled import CompiledFilter, compile_filter, everything
+from storage.filter.parser import make_ready
 from storage.filter.pruning import FieldStats, PrimaryKeys
 
-__all__ = ["CompiledFilter", "compile_filter", "everything", "FieldStats", "PrimaryKeys"]
+__all__ = ["CompiledFilter", "compile_filter", "everything", "FieldStats", "PrimaryKeys", "make_ready"]

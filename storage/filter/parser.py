@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeGuard
 
 from lark import Lark, Token, Transformer
@@ -139,7 +139,7 @@ def _parse_remembered(text: str) -> Node:
 
 def _parse(text: str) -> Node:
     try:
-        tree: Any = _LARK.parse(text)
+        tree: Any = _lark().parse(text)
     except VisitError as error:
         if isinstance(error.orig_exc, Complaint):
             raise error.orig_exc from None
@@ -382,6 +382,13 @@ def _missing(text: str) -> str:
     return "a value is missing after the last operator"
 
 
-_LARK: Final = Lark(
-    GRAMMAR, parser="lalr", lexer="basic", transformer=_Builder(), postlex=_Bounds(), maybe_placeholders=False
-)
+@cache
+def _lark() -> Lark:
+    return Lark(
+        GRAMMAR, parser="lalr", lexer="basic", transformer=_Builder(), postlex=_Bounds(), maybe_placeholders=False
+    )
+
+
+def make_ready() -> None:
+    """Make the parser's tables: 0.15 s, for which a start need not wait, nor the first filter."""
+    _lark()
