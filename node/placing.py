@@ -128,7 +128,7 @@ class Placing:
                     await self._call_heirs(group_of(shard_id), node.replicas.upkeep[shard_id].shard.generation)
             elif is_member or follows:
                 await node.replicas.follow(shard_id, placed)
-            elif shard_id in node.replicas.leftovers:
+            elif shard_id in node.replicas.left:
                 await node.replicas.drop(shard_id)
             else:
                 return False

@@ -73,11 +73,11 @@ class Replicas:
         self.ahead: dict[int, str] = {}
         """Slot -> a node that has spoken in a generation which is not open here."""
         self.left: dict[ShardId, int] = {}
-        """Shard that this node takes no more part in -> the generation from which on it does not."""
-        self.leftovers: set[ShardId] = set()
-        """Shards of which there is something here, though this node has no part in them that it knows of."""
+        """Shard of which there is something here, though this node takes no part in it -> the generation from which on
+        it does not; 0 if it knows of none in which it did."""
         self._by_group: dict[int, GroupHost[Any]] = {}
-        self._early: dict[int, deque[tuple[str, dict[str, Any], Sequence[memoryview]]]] = {}
+        self._early: dict[int, tuple[int, deque[tuple[str, dict[str, Any], Sequence[memoryview]]]]] = {}
+        """Slot -> group of the newest generation that others speak in and that is not open here, and what they say."""
         self._producer = Producer("")
         self._upkeep_runs = False
 
@@ -128,7 +128,7 @@ class Replicas:
                 self._open(slot, shard, raw, (), Placement(state.number, state.members))
                 self.leave(shard_id, state.number)
             else:
-                self.leftovers.add(shard_id)
+                self.left[shard_id] = 0
             return None
         if node.name in shard.generation.members and told is not None and shard.generation.number == told.generation:
             told = None
@@ -285,9 +285,7 @@ class Replicas:
         group = group_id(slot, number)
         raft_log = node.journal.group(group)
         if number > machine.generation.number and raft_log.last_position == 0 and machine.position > 0:
-            if raft_log.hard_state.term < term:
-                raft_log.set_hard_state(term, None)
-            raft_log.reset(machine.position, term)
+            begin_log_at(raft_log, machine.position, term)
         following = group_id(slot, number + 1)
         is_followed = following in node.journal.group_ids
         cluster = node.settings.cluster
@@ -316,7 +314,10 @@ class Replicas:
         node.mesh.on_raft(group, host.receive)
         for peer in node.peer_names:
             host.session(peer, node.mesh.is_up(peer))
-        for peer, header, blobs in self._early.pop(group, ()):
+        newest, said = self._early.get(slot_of(group), (0, ()))
+        if newest <= group:
+            self._early.pop(slot_of(group), None)
+        for peer, header, blobs in said if newest == group else ():
             host.receive(peer, header, blobs)
 
     def _detach(self, group: int) -> None:
@@ -375,7 +376,13 @@ class Replicas:
         host = self.hosts.get(slot)
         if host is None or generation_of(group) <= host.generation:
             return
-        self._early.setdefault(group, deque(maxlen=EARLY_MAX)).append((peer, header, blobs))
+        newest, said = self._early.get(slot, (0, deque()))
+        if group < newest:
+            return
+        if group > newest:
+            said = deque(maxlen=EARLY_MAX)
+            self._early[slot] = group, said
+        said.append((peer, header, blobs))
         self.ahead[slot] = peer
         self._node.placing.wake()
 
@@ -424,7 +431,7 @@ class Replicas:
                 upkeep.is_dropped = True
                 await self._remove(shard_id)
             del self.upkeep[shard_id]
-        self.leftovers.discard(shard_id)
+        self.left.pop(shard_id, None)
 
     async def _remove(self, shard_id: ShardId) -> None:
         node = self._node

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from cluster.control import CONTROL_GROUP
-from cluster.membership import Membership, MemberState
+from cluster.membership import Membership, MemberState, group_id
 from node.nodes import Nodes
 from node.replicas import Replicas
 from storage.errors import Conflict, InvalidParameter, Unavailable
@@ -158,6 +158,19 @@ def test_new_voters_that_missed_their_election_are_told(monkeypatch: pytest.Monk
         site.world.wire.mend()
         await until(site, lambda: set(site.node("n6").placing.control_voters) == set(new))
         await until(site, lambda: not any(held(site, "n6")[name] for name in old) and is_at_rest(site, "n6"), 120)
+
+    on_a_cluster(script, shards=1)
+
+
+def test_what_is_said_too_early_is_kept_of_one_generation() -> None:
+    """However many generations others speak in that are not open here, the newest is kept, and of it the last words."""
+
+    async def script(site: Site) -> None:
+        replicas = site.node("n1").replicas
+        for generation in (*range(1, 200), 7, *[199] * 100):
+            replicas._not_open(group_id(1, generation), "n2", {"type": generation}, ())
+        assert [(slot, group) for slot, (group, _) in replicas._early.items()] == [(1, group_id(1, 199))]
+        assert 1 < len(replicas._early[1][1]) < 100
 
     on_a_cluster(script, shards=1)
 
