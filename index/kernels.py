@@ -1,14 +1,12 @@
 """DOOR to faiss: the library itself, its threads, and inner products with rows where they stand.
 
-Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread. It is one (`OMP_NUM_THREADS`,
-set by the command line), and who wants more sets it for the time of a call: a search of several queries is shared out
-to the cores, as is one of many rows; a lone query of few runs on the calling thread. faiss releases the GIL in every
-call.
+Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread; so every call says how many it
+wants. A search of several queries is shared out to the cores, as is one of many rows; a lone query of few runs on the
+calling thread. faiss releases the GIL in every call.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -20,7 +18,7 @@ from index.protocol import Distances, Matrix, Offsets
 
 faiss: Any = _faiss  # the stubs it ships lack half of what it exports
 
-SEARCH_THREADS: Final = min(8, os.cpu_count() or 1)
+SEARCH_THREADS: Final = min(8, int(faiss.omp_get_max_threads()))
 """At most so many share a search: beyond, waking them costs more than a batch of queries has to give."""
 _SHARED_ROWS_MIN: Final = 1_024
 """Rows that are worth waking a thread for: 0.2 ms of 384 components that lie anywhere in memory."""
@@ -50,13 +48,14 @@ def chosen_products(vectors: Matrix, chosen: Offsets, query: Matrix, products: D
     """
     parts = min(SEARCH_THREADS, len(chosen) // _SHARED_ROWS_MIN)
     if parts <= 1:
+        faiss.omp_set_num_threads(1)
         _products(vectors, chosen, query, 1, products)
         return
     each = len(chosen) // parts
     with thread_count(parts):  # what faiss shares out are the queries, each with its own rows
         _products(vectors, chosen[: parts * each], np.repeat(query[None, :], parts, axis=0), parts, products)
-    if parts * each < len(chosen):
-        _products(vectors, chosen[parts * each :], query, 1, products[parts * each :])
+        if parts * each < len(chosen):
+            _products(vectors, chosen[parts * each :], query, 1, products[parts * each :])
 
 
 def _products(vectors: Matrix, chosen: Offsets, queries: Matrix, count: int, products: Distances) -> None:

@@ -8,8 +8,7 @@ import sys
 
 # Searches run side by side on threads of their own; numpy's would fight them. Read when numpy is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# So would the index engine's: its calls say when they want more, and those wait asleep. Read when faiss is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The index engine's wait asleep: spinning ones take a core from the loop. Read when faiss is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import contextlib
