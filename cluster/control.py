@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import cbor2
 
+from cluster.access import Access
 from cluster.catalog import Catalog
 from cluster.ddl import AckDdl, BeginDdl, acknowledge, begin
 from cluster.idempotency import CloseKey, KeyedStep, Keys, OpenKey
@@ -32,11 +33,13 @@ class FrozenControl:
     membership: Membership
     keys: Keys
     jobs: Jobs
+    access: Access
 
     def to_bytes(self) -> bytes:
         plain: dict[str, Any] = {"catalog": self.catalog.to_bytes(), "cluster_id": self.cluster_id}
         plain["membership"] = self.membership.to_plain()
         plain["keys"], plain["jobs"] = self.keys.to_plain(), self.jobs.to_plain()
+        plain["access"] = self.access.to_plain()
         return cbor2.dumps({**self.machine.to_plain(), **plain})
 
 
@@ -51,6 +54,7 @@ class Control(StateMachine):
         self.membership = Membership()
         self.keys = Keys()
         self.jobs = Jobs()
+        self.access = Access()
 
     def _execute(self, message: Message, body: bytes | memoryview, tick: Tick) -> Mapping[str, Any]:
         check_values(message, message.kind)
@@ -79,6 +83,8 @@ class Control(StateMachine):
                 return {}
             case _:
                 changed = self.membership.change(message)
+                if changed is None:
+                    changed = self.access.change(message, tick)
                 return self.catalog.change(message) if changed is None else changed
 
     def freeze(self, term: int | None = None, *, reset_log: bool = False) -> FrozenControl:
@@ -93,6 +99,7 @@ class Control(StateMachine):
             self.membership.copy(),
             self.keys.copy(),
             self.jobs.copy(),
+            self.access.copy(),
         )
 
     def checkpoint(self) -> bytes:
@@ -108,4 +115,5 @@ class Control(StateMachine):
         control.cluster_id = data["cluster_id"]
         control.membership = Membership.from_plain(data["membership"]) if "membership" in data else Membership()
         control.keys, control.jobs = Keys.from_plain(data["keys"]), Jobs.from_plain(data["jobs"])
+        control.access = Access.from_plain(data["access"]) if "access" in data else Access()
         return control

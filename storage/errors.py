@@ -8,7 +8,9 @@
     │   ├── DatabaseNotFound       ├── DatabaseLimit         ├── CollectionNotFound
     │   ├── CollectionNotLoaded    ├── CollectionLimit       ├── PartitionNotFound
     │   ├── PartitionNotLoaded     ├── AliasNotFound         ├── AliasExists       ├── AliasConflict
-    │   └── IndexNotFound          ├── IndexConflict         └── SnapshotGone
+    │   ├── IndexNotFound          ├── IndexConflict         ├── SnapshotGone
+    │   ├── Unauthenticated        ├── NotAuthenticated      ├── NotPermitted
+    │   └── GroupNameInvalid
     ├── Unavailable                nothing is wrong with the request; it may succeed later
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
     │   ├── OutcomeUnknown         ├── NotFresh              ├── PeerUnreachable
@@ -167,6 +169,30 @@ class SnapshotGone(BadRequest):
     """A read at an old tick, of which compaction has not kept everything."""
 
     code = "snapshot_gone"
+
+
+class Unauthenticated(BadRequest):
+    """The request shows no credentials, or wrong ones; which of the two, and what is wrong with them, is not said."""
+
+    code = "unauthenticated"
+
+
+class NotAuthenticated(BadRequest):
+    """The old password of a change of passwords is not the user's."""
+
+    code = "not_authenticated"
+
+
+class NotPermitted(BadRequest):
+    """The user lacks the privilege for what it asks, or nobody may do it."""
+
+    code = "not_permitted"
+
+
+class GroupNameInvalid(BadRequest):
+    """No privilege group may have this name."""
+
+    code = "group_name_invalid"
 
 
 class Unavailable(AnnulusError):
