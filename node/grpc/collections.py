@@ -8,7 +8,7 @@ from typing import Final
 from node.api.schemas import texts
 from node.grpc.calls import Call, Method, Methods, pairs, set_pairs
 from node.grpc.protocol import enum
-from node.grpc.schemas import added_field, creation_of, index_of, show_collection, show_index, state_number
+from node.grpc.schemas import added_field, creation_of, field_in, index_of, show_collection, show_index, state_number
 from node.service import IndexInfo, LoadState
 from storage.errors import (
     CollectionNotFound,
@@ -140,15 +140,20 @@ async def alter_collection_field(call: Call) -> None:
 
 
 async def add_collection_field(call: Call) -> None:
-    await call.service.add_field(call.database, call.collection, added_field(call.request.schema))
+    await call.service.add_field(call.database, call.collection, field_in(call.request.schema))
 
 
 async def alter_collection_schema(call: Call) -> None:
-    """Drop a field; what else a schema may be altered by has methods of its own, or is not supported."""
+    """Add a field or drop one."""
     action = call.request.action
-    drop = action.drop_request
-    if action.WhichOneof("op") != "drop_request" or drop.function_name:
-        raise UnsupportedOperation("altering a schema by functions is not supported; AddCollectionField adds a field")
+    add, drop = action.add_request, action.drop_request
+    if add.func_schema or drop.function_name:
+        raise UnsupportedOperation("functions in a schema are not supported by this server")
+    if action.WhichOneof("op") == "add_request":
+        if len(add.field_infos) != 1:
+            raise InvalidParameter(f"one field is added at a time, got {len(add.field_infos)}: invalid parameter")
+        await call.service.add_field(call.database, call.collection, added_field(add.field_infos[0].field_schema))
+        return
     if bool(drop.field_name) == (drop.field_id > 0):
         raise MissingParameter("missing required parameters, error: exactly one of field_name and field_id is required")
     await call.service.drop_field(call.database, call.collection, drop.field_name, drop.field_id)

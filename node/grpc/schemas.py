@@ -81,9 +81,14 @@ def creation_of(request: Message) -> CollectionRequest:
     )
 
 
-def added_field(data: bytes) -> FieldSchema:
-    """Return the field that an AddCollectionField describes. Raises errors of bad requests."""
-    return field_of(_field_values(parsed("FieldSchema", data)))
+def field_in(data: bytes) -> FieldSchema:
+    """Return the field that the bytes of a FieldSchema describe. Raises errors of bad requests."""
+    return added_field(parsed("FieldSchema", data))
+
+
+def added_field(given: Message) -> FieldSchema:
+    """Return the field that a FieldSchema describes. Raises errors of bad requests."""
+    return field_of(_field_values(given))
 
 
 def _field_values(one: Message) -> dict[str, Any]:
