@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import OrderedDict
-from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -34,8 +36,9 @@ from node.network import Link
 from node.node import Node
 from node.route import PATIENCE_S, name_of, one_error
 from node.scope import Ticks, current
-from node.service import Consistency, HybridRequest, ReadOptions, Rows, SearchRequest, SearchResult
+from node.service import Consistency, HybridRequest, Order, ReadOptions, Rows, SearchRequest, SearchResult
 from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, SubQuestion, merge_answers
+from storage.aggregation import Aggregate, Aggregation, Groups, Operator, aggregate, finished
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
@@ -54,8 +57,10 @@ from storage.errors import (
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
 from storage.fusion import fuse
+from storage.grouping import Grouping, merge_groups, search_groups
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.merging import ScoredRows
+from storage.ordering import OrderBy, ordered, sort_keys
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.search import (
     Refs,
@@ -91,6 +96,8 @@ READ_METHOD: Final = "shard/read"
 SMALL_ROWS_MAX: Final = 256
 """Answers of at most so many rows without vectors travel with the small calls, not behind chunks."""
 STRONG: Final = Consistency.STRONG
+_GROUP_VALUE: Final = "annulus_group_value"
+_AGGREGATE: Final = re.compile(r"(count|sum|avg|min|max)\s*\(\s*(\*|[A-Za-z_][A-Za-z0-9_]*)\s*\)", re.I)
 NO_OPTIONS: Final = ReadOptions()
 
 T = TypeVar("T")
@@ -187,6 +194,12 @@ class Reader:
         """Return the nearest rows of each query vector."""
         plan = self._plan(collection, request, options)
         vectors = await self._query_vectors(collection, plan.anns_field, request, options)
+        grouping, orders, columns = None, orders_of(collection.schema, options.order_by), plan.field_ids
+        if request.group_by_field:
+            grouping = Grouping(group_field(collection.schema, request.group_by_field).id, request.group_size)
+            columns = with_fields(columns, [grouping.field_id])
+        if orders:
+            columns = with_fields(columns, [one.field_id for one in orders])
         question = Question(
             Kind.SEARCH,
             collection.collection_id,
@@ -194,19 +207,24 @@ class Reader:
             not options.ignore_growing,
             options.filter,
             options.params,
-            plan.field_ids,
+            columns,
             request.limit,
             request.offset,
             near=Nearness(vectors, plan.anns_field.id, plan.spec.metric, plan.params),
+            grouping=grouping,
         )
         answer = await self._ask(collection, question, plan.row_filter, options)
         for step in answer.steps:
             self._node.metrics.searched(PlanKind(step.plan))
-        scores = answer.scores
+        scores, batch = answer.scores, answer.batch
+        if orders and batch.rows:
+            owners = np.repeat(np.arange(len(answer.counts)), np.asarray(answer.counts, np.int64))
+            order = np.lexsort([*sort_keys(batch, orders), owners])
+            scores, batch = scores[order], batch.take(order)
         if request.round_decimal >= 0:
             scores = np.round(scores, request.round_decimal)
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
-        rows = self._rows(collection.schema, answer.batch, plan.output, explain=explain)
+        rows = self._rows(collection.schema, batch, plan.output, explain=explain)
         return SearchResult(rows, scores, answer.counts)
 
     async def hybrid(self, collection: Collection, request: HybridRequest, options: ReadOptions) -> SearchResult:
@@ -315,12 +333,22 @@ class Reader:
         partitions = _readable_partitions(collection, options.partitions)
         row_filter = self.compile(collection, options)
         asked = (collection.collection_id, partitions, not options.ignore_growing, options.filter, options.params)
+        aggregation = aggregation_of(collection.schema, options)
+        if aggregation is not None:
+            question = Question(
+                Kind.QUERY, *asked, tuple(with_fields((), aggregation.field_ids)), aggregation=aggregation
+            )
+            answer = await self._ask(collection, question, row_filter, options)
+            names = [collection.schema.by_id[one].name for one in aggregation.by]
+            groups = finished(answer.groups, aggregation, names, limit=limit or None, offset=offset)
+            return Rows(collection.schema, Batch({}, 0), (), groups=groups)
         if [name.replace(" ", "").lower() for name in options.output_fields] == [COUNT]:
             answer = await self._ask(collection, Question(Kind.COUNT, *asked), row_filter, options)
             return Rows(collection.schema, Batch({}, 0), (), count=answer.count)
         output = resolve_output(collection.schema, options.output_fields)
-        columns = tuple(output.field_ids(collection.schema))
-        question = Question(Kind.QUERY, *asked, columns, limit or None, offset)
+        orders = orders_of(collection.schema, options.order_by)
+        columns = with_fields(output.field_ids(collection.schema), [one.field_id for one in orders])
+        question = Question(Kind.QUERY, *asked, columns, limit or None, offset, orders=orders)
         answer = await self._ask(collection, question, row_filter, options)
         return self._rows(collection.schema, answer.batch, output)
 
@@ -555,7 +583,7 @@ class Reader:
             return merge_answers(question, schema, answers)
         at = next(iter(exactly.values()), None)
         target = _Target(question.collection_id, schema, tuple(needs), at, question.any_schema)
-        if question.near is not None:
+        if question.near is not None and question.grouping is None:
             return await self._gather(target, question, row_filter)
         seen = self.snapshot(target, question.partitions, growing=question.growing)
         if not seen.is_known:
@@ -564,6 +592,16 @@ class Reader:
             counted = await self._node.read(_count, seen, row_filter)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), count=counted)
         columns: Sequence[FieldId] = question.field_ids
+        if question.grouping is not None:
+            name = schema.by_id[question.grouping.field_id].name
+            within = partial(_within, question.filter, question.templates, name, schema)
+            return await self._node.read(_search_grouped, seen, question, row_filter, within)
+        if question.aggregation is not None:
+            groups = await self._node.read(_aggregate, seen, row_filter, question.aggregation)
+            return replace(Answer.of_rows(Batch({}, 0), seen.ticks), groups=groups)
+        if question.orders:
+            batch = await self._node.read(_query_ordered, seen, row_filter, question)
+            return Answer.of_rows(batch, seen.ticks)
         if question.searches:
             filters = [
                 self._compiled(question.collection_id, schema, one.filter, one.templates) for one in question.searches
@@ -802,6 +840,47 @@ def _search_all(seen: Snapshot, question: Question, filters: Sequence[CompiledFi
     return Answer.of_searches(parts, steps, seen.ticks)
 
 
+def _within(text: str, templates: Mapping[str, Any], name: str, schema: CollectionSchema, value: Any) -> CompiledFilter:
+    """Return the filter for rows that pass this one and have the value in the field of this name."""
+    mine = f"{name} is null" if value is None else f"{name} == {{{_GROUP_VALUE}}}"
+    both = f"({text}) and {mine}" if text.strip() else mine
+    return compile_filter(both, schema, templates if value is None else {**templates, _GROUP_VALUE: value})
+
+
+def _search_grouped(
+    seen: Snapshot, question: Question, row_filter: CompiledFilter | None, within: Callable[[Any], CompiledFilter]
+) -> Answer:
+    near, grouping = question.near, question.grouping
+    assert near is not None and grouping is not None and question.limit is not None, "what a search for groups has"
+    asked = _asked(near, near.vectors, question.limit + question.offset, row_filter, seen)
+    if not seen.views:
+        return Answer.nothing(question, seen.schema, seen.ticks)
+    found = search_groups(seen.views, asked, grouping, within, question.field_ids)
+    best = merge_groups(
+        [found],
+        seen.schema.primary.id,
+        grouping,
+        limit=question.limit,
+        offset=question.offset,
+        larger_is_better=near.metric.is_similarity,
+    )
+    return Answer(*best, ticks=seen.ticks)
+
+
+def _query_ordered(seen: Snapshot, row_filter: CompiledFilter | None, question: Question) -> Batch:
+    refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
+    primary = seen.schema.primary.id
+    looked_at = seen.fetch(refs, with_fields((primary,), [one.field_id for one in question.orders]))
+    order = ordered(looked_at, primary, question.orders, limit=question.limit, offset=question.offset)
+    return seen.fetch(Refs(refs.views[order], refs.offsets[order]), question.field_ids)
+
+
+def _aggregate(seen: Snapshot, row_filter: CompiledFilter | None, aggregation: Aggregation) -> Groups:
+    refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
+    batch = seen.fetch(refs, aggregation.field_ids)
+    return aggregate(Batch(batch.columns, len(refs)), aggregation)
+
+
 def _query_and_fetch(
     seen: Snapshot, row_filter: CompiledFilter | None, limit: int | None, offset: int, field_ids: Sequence[FieldId]
 ) -> Batch:
@@ -854,6 +933,81 @@ def resolve_output(schema: CollectionSchema, names: Sequence[str]) -> Output:
     if schema.dynamic is None:
         dynamic = []
     return Output(tuple(chosen.values()), None if dynamic is None else tuple(dict.fromkeys(dynamic)))
+
+
+def with_fields(some: Sequence[FieldId], more: Sequence[FieldId]) -> tuple[FieldId, ...]:
+    """Return the fields of both, each once."""
+    return tuple(dict.fromkeys([*some, *more]))
+
+
+def group_field(schema: CollectionSchema, name: str) -> FieldSchema:
+    """Return the field of this name if rows can be grouped by it. Raises InvalidParameter."""
+    one = schema.by_name.get(name)
+    if one is None:
+        raise InvalidParameter(
+            f"group by field {name[:80]} does not exist in the collection's schema: invalid parameter"
+        )
+    if not (one.type.is_integer or one.type in (DataType.BOOL, DataType.VARCHAR)):
+        raise InvalidParameter(
+            f"group by field {name} of type {one.type} is not supported: group by Bool, an integer or VarChar: "
+            "invalid parameter"
+        )
+    return one
+
+
+def orders_of(schema: CollectionSchema, orders: Sequence[Order]) -> tuple[OrderBy, ...]:
+    """Return the fields to order by. Raises InvalidParameter."""
+    found = []
+    for order in orders:
+        one = schema.by_name.get(order.field_name)
+        if one is None or one.dynamic:
+            raise InvalidParameter(f"orderBy field {order.field_name[:80]} does not exist: invalid parameter")
+        if not (one.type.is_numeric or one.type in (DataType.BOOL, DataType.VARCHAR)):
+            raise InvalidParameter(
+                f"orderBy field {one.name} of type {one.type} is not sortable: order by Bool, a number or VarChar: "
+                "invalid parameter"
+            )
+        nulls_first = order.descending if order.nulls_first is None else order.nulls_first
+        found.append(OrderBy(one.id, order.descending, nulls_first))
+    return tuple(found)
+
+
+def aggregation_of(schema: CollectionSchema, options: ReadOptions) -> Aggregation | None:
+    """Return what a query aggregates, None if it wants rows or `count(*)` alone. Raises InvalidParameter."""
+    named = [(name, _AGGREGATE.fullmatch(name.strip())) for name in options.output_fields]
+    aggregates = [(name, found) for name, found in named if found is not None and name not in schema.by_name]
+    if not options.group_by and (not aggregates or [name.replace(" ", "").lower() for name, _ in named] == [COUNT]):
+        return None
+    by = tuple(group_field(schema, name).id for name in dict.fromkeys(options.group_by))
+    if options.order_by:
+        raise InvalidParameter(
+            "orderByFields do not go with aggregates: groups come by their values: invalid parameter"
+        )
+    for name, found in named:
+        if (found is None or name in schema.by_name) and name not in options.group_by:
+            raise InvalidParameter(
+                f"output field {name[:80]} is neither an aggregate (count, sum, avg, min, max) nor among "
+                "groupByFields: invalid parameter"
+            )
+    made = []
+    for name, found in aggregates:
+        assert found is not None
+        made.append(_aggregate_of(schema, name, Operator(found[1].lower()), found[2]))
+    return Aggregation(by, tuple(made))
+
+
+def _aggregate_of(schema: CollectionSchema, shown: str, operator: Operator, name: str) -> Aggregate:
+    if name == "*":
+        if operator is not Operator.COUNT:
+            raise InvalidParameter(f"{shown[:80]}: only count takes a *: invalid parameter")
+        return Aggregate(shown, operator)
+    one = schema.by_name.get(name)
+    if one is None:
+        raise InvalidParameter(f"{shown[:80]}: field {name[:80]} does not exist: invalid parameter")
+    is_extreme = operator in (Operator.MIN, Operator.MAX)
+    if operator is not Operator.COUNT and not (one.type.is_numeric or (is_extreme and one.type is DataType.VARCHAR)):
+        raise InvalidParameter(f"{shown[:80]}: {operator} is not supported for type {one.type}: invalid parameter")
+    return Aggregate(shown, operator, one.id)
 
 
 def _anns_field(schema: CollectionSchema, name: str) -> FieldSchema:

@@ -114,6 +114,16 @@ class WriteResult:
 
 
 @dataclass(frozen=True)
+class Order:
+    """A field that rows are ordered by."""
+
+    field_name: str
+    descending: bool = False
+    nulls_first: bool | None = None
+    """None: as Milvus does, first where the order is descending."""
+
+
+@dataclass(frozen=True)
 class ReadOptions:
     """What all reads share."""
 
@@ -130,6 +140,10 @@ class ReadOptions:
     """How far behind a Bounded read may be; None: the collection's, or 5 s."""
     ignore_growing: bool = False
     explain: bool = False
+    order_by: Sequence[Order] = ()
+    """Of a query: its rows come in this order instead of the primary key's. Of a search: each query's hits do."""
+    group_by: Sequence[str] = ()
+    """Of a query: fields by whose values rows are aggregated; the output fields are these and aggregates."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,8 @@ class Rows:
     dynamic_keys: Sequence[str] | None = ()
     count: int | None = None
     """Set for count(*) only; then the batch is empty."""
+    groups: Sequence[Mapping[str, Any]] | None = None
+    """Set for aggregates only, a row of names and values for each group; then the batch is empty."""
     explain: Sequence[Mapping[str, Any]] = ()
 
 
@@ -173,6 +189,10 @@ class SearchRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     """ef, nprobe, level, radius, range_filter, values as the client gave them."""
     round_decimal: int = -1
+    group_by_field: str = ""
+    """If given, `limit` and `offset` count groups, the rows with one value of this field."""
+    group_size: int = 1
+    """Rows of each group."""
 
 
 @dataclass(frozen=True)

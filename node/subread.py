@@ -24,10 +24,13 @@ from index.spec import SearchParams
 from node.freshness import Need, Needs
 from node.network import Blob
 from node.scope import Ticks
+from storage.aggregation import Aggregate, Aggregation, Groups, Operator, combine
 from storage.columns import Batch, SparseColumn
 from storage.errors import AnnulusError, InvalidParameter
+from storage.grouping import Grouping, merge_groups
 from storage.key_lookup import Keys
 from storage.merging import ScoredRows, key_order, merge_hits, merge_rows
+from storage.ordering import OrderBy, ordered
 from storage.schema import CollectionSchema
 from storage.search import Step
 from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
@@ -118,6 +121,12 @@ class Question:
     """Of a search."""
     searches: tuple[SubQuestion, ...] = ()
     """Of a hybrid search, whose hits are answered one search after the other."""
+    grouping: Grouping | None = None
+    """Of a search for groups; limit and offset count them."""
+    orders: tuple[OrderBy, ...] = ()
+    """Of a query; the fields are among those to fetch."""
+    aggregation: Aggregation | None = None
+    """Of a query that wants no rows."""
     schema_version: int = 0
     """Of the schema by which fields and filter are meant; set where the question leaves its node."""
     any_schema: bool = False
@@ -143,6 +152,12 @@ class Question:
             "limit": self.limit, "offset": self.offset, "inserted": self.inserted,
             "schema": [self.schema_version, self.any_schema],
             "needs": [[shard_id, need.to_plain()] for shard_id, need in needs.items()],
+            "grouping": None if self.grouping is None else list(astuple(self.grouping)),
+            "orders": [list(astuple(one)) for one in self.orders],
+            "aggregation": None if self.aggregation is None else [
+                list(self.aggregation.by),
+                [[one.name, str(one.operator), one.field_id] for one in self.aggregation.aggregates],
+            ],
             "searches": [
                 [one.near.to_plain(), one.limit, one.offset, one.filter, dict(one.templates)] for one in self.searches
             ],
@@ -172,6 +187,12 @@ class Question:
                 SubQuestion(Nearness.from_plain(plain, body), *rest)
                 for (plain, *rest), body in zip(head["searches"], blobs[2:], strict=True)
             )
+            grouping = None if head["grouping"] is None else Grouping(*head["grouping"])
+            aggregation = None
+            if head["aggregation"] is not None:
+                by, aggregates = head["aggregation"]
+                named = (Aggregate(name, Operator(operator), field_id) for name, operator, field_id in aggregates)
+                aggregation = Aggregation(tuple(by), tuple(named))
             partitions = head["partitions"]
             question = cls(
                 Kind(head["kind"]),
@@ -187,6 +208,9 @@ class Question:
                 head["inserted"],
                 near,
                 searches,
+                grouping,
+                tuple(OrderBy(*one) for one in head["orders"]),
+                aggregation,
                 *head["schema"],
             )
             needs = {ShardId(shard_id): Need.from_plain(plain) for shard_id, plain in head["needs"]}
@@ -209,6 +233,8 @@ class Answer:
     """Of a count."""
     inserted: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TICKS)
     """Of a get: the tick at which each row was inserted."""
+    groups: Groups = ()
+    """Of an aggregation."""
     is_known: bool = True
     """False if none of the replicas has the collection."""
 
@@ -243,7 +269,7 @@ class Answer:
         head = {
             "counts": list(self.counts), "ticks": [list(one) for one in self.ticks.items()], "count": self.count,
             "steps": [[one.segment_id, one.rows, one.survivors, one.plan, one.why] for one in self.steps],
-            "known": self.is_known,
+            "known": self.is_known, "groups": [list(one) for one in self.groups],
         }  # fmt: skip
         inserted = self.inserted.astype("<i8").tobytes()
         return [cbor2.dumps(head), self.batch.to_bytes(), self.scores.astype("<f4").tobytes(), inserted]
@@ -261,6 +287,7 @@ class Answer:
                 {ShardId(shard_id): Tick(tick) for shard_id, tick in head["ticks"]},
                 head["count"],
                 np.frombuffer(blobs[3], "<i8"),
+                [(values, partials) for values, partials in head["groups"]],
                 head["known"],
             )
         except _UNREADABLE as error:
@@ -278,6 +305,16 @@ def merge_answers(question: Question, schema: CollectionSchema, answers: Sequenc
         return Answer((), _NO_SCORES, some[0].batch, ticks=ticks, count=sum(one.count for one in some))
     if question.near is not None:
         assert question.limit is not None, "a search has a limit"
+        if question.grouping is not None:
+            grouped = merge_groups(
+                [ScoredRows(one.counts, one.scores, one.batch) for one in some],
+                primary,
+                question.grouping,
+                limit=question.limit,
+                offset=question.offset,
+                larger_is_better=question.near.metric.is_similarity,
+            )
+            return Answer(*grouped, ticks=ticks)
         merged = merge_hits(
             [ScoredRows(one.counts, one.scores, one.batch) for one in some],
             primary,
@@ -304,5 +341,11 @@ def merge_answers(question: Question, schema: CollectionSchema, answers: Sequenc
         order = key_order(batch.columns[primary])
         inserted = np.concatenate([one.inserted for one in some])
         return Answer.of_rows(batch.take(order), ticks, inserted[order] if len(inserted) else inserted)
+    if question.aggregation is not None:
+        return Answer((), _NO_SCORES, some[0].batch, ticks=ticks, groups=combine([one.groups for one in some]))
+    if question.orders:
+        batch = Batch.concat([one.batch for one in some])
+        order = ordered(batch, primary, question.orders, limit=question.limit, offset=question.offset)
+        return Answer.of_rows(batch.take(order), ticks)
     batch = merge_rows([one.batch for one in some], primary, limit=question.limit, offset=question.offset)
     return Answer.of_rows(batch, ticks)

@@ -18,11 +18,11 @@ from node.api.forms import Singles, packer
 from node.api.limits import IDS_MAX, SEARCHES_MARKS_MAX, check_list, check_list_text, check_marks, check_output
 from node.api.replies import LARGE_REPLY_ROWS, Style, rows_reply, search_reply, success, write_reply
 from node.api.requests import parse_bool, parse_int
-from node.api.routes import QUERY_UNSUPPORTED, SEARCH_UNSUPPORTED, unsupported_given
+from node.api.routes import SEARCH_UNSUPPORTED, unsupported_given
 from node.api.rows import Write, rows_from_cbor, rows_from_json
 from node.api.schemas import consistency
 from node.api.values import Misfit, gatherer, shortened
-from node.service import ReadOptions, Rows, SearchRequest, SearchResult, WriteResult
+from node.service import Order, ReadOptions, Rows, SearchRequest, SearchResult, WriteResult
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
@@ -45,6 +45,9 @@ BREATH_S: Final = 0.001
 """How long a decoder of many rows steps back after each slice of them."""
 GAP_BYTES_MAX: Final = 64
 """Spaces and a ',' between two query vectors."""
+GROUP_SIZE_MAX: Final = 10
+"""Milvus's limit."""
+_DIRECTIONS: Final = {"asc": False, "ascending": False, "desc": True, "descending": True}
 _HINTS: Final = frozenset({"hints", "iterator"})
 _queries = msgspec.json.Decoder(list[list[float]])
 _query = msgspec.json.Decoder(list[float])
@@ -139,8 +142,6 @@ async def get(call: Call) -> Envelope:
 
 async def query(call: Call) -> Envelope:
     values = call.values
-    if name := unsupported_given(values, QUERY_UNSUPPORTED):
-        raise UnsupportedOperation(f"{name} is not supported by this server")
     options = read_options(values, ("*",))
     limit, offset = values["limit"], values["offset"]
     check_query(options, limit, offset)
@@ -171,7 +172,8 @@ async def search(call: Call) -> Envelope:
         vectors, ids = await call.offload(queries_of, values, schema)
     else:
         vectors, ids = queries_of(values, schema)
-    check_hits((len(ids or ()) if vectors is None else len(vectors)) * asked["limit"], options, schema)
+    hits = asked["limit"] * asked["group_size"]
+    check_hits((len(ids or ()) if vectors is None else len(vectors)) * hits, options, schema)
     request = SearchRequest(vectors, ids, **asked)
     result = await call.service.search(call.database, call.collection, request, options)
     return await shown(call, search_reply, result, result.rows.batch.rows)
@@ -185,15 +187,49 @@ def search_asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions
     ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
     metric = str(_pop(params, "metricType", "metric_type") or "")
     round_decimal = _round_decimal(_pop(params, "roundDecimal", "round_decimal"))
-    if params.get("group_by_field"):
-        raise UnsupportedOperation("group_by_field is not supported by this server")
+    group_by, group_size = _grouping(values, params)
     for name in _HINTS:
         params.pop(name, None)
     asked = {
         "anns_field": values["annsField"], "limit": limit, "offset": offset, "metric_type": metric,
-        "params": params, "round_decimal": round_decimal,
+        "params": params, "round_decimal": round_decimal, "group_by_field": group_by, "group_size": group_size,
     }  # fmt: skip
     return asked, read_options(values, (), ignore_growing=ignore_growing)
+
+
+def _grouping(values: Mapping[str, Any], params: dict[str, Any]) -> tuple[str, int]:
+    """Return the field to group by, if any, and the rows of each group, from either of the places they may stand in."""
+    field = _pop(params, "groupingField", "group_by_field") or values.get("groupingField") or ""
+    size = _pop(params, "groupSize", "group_size")
+    parse_bool(_pop(params, "strictGroupSize", "strict_group_size") or False, "strict_group_size")
+    count = parse_int(values.get("groupSize", 1) if size is None else size, "group_size")
+    if not 1 <= count <= GROUP_SIZE_MAX:
+        raise InvalidParameter(f"group size [{count}] is invalid, it should be in range [1, {GROUP_SIZE_MAX}]")
+    return str(field), count if field else 1
+
+
+def orders(given: Sequence[str] | str) -> tuple[Order, ...]:
+    """Return what orderByFields asks for, a list or a text with ','. Raises InvalidParameter."""
+    found = []
+    for text in _names(given):
+        name, *rest = (part.strip() for part in text.split(":"))
+        direction = rest[0].lower() if rest else "asc"
+        if direction not in _DIRECTIONS:
+            raise InvalidParameter(
+                f"invalid order direction {direction[:40]!r} of orderBy field {name[:80]}, should be asc or desc: "
+                "invalid parameter"
+            )
+        nulls = rest[1].lower() if len(rest) > 1 else ""
+        if nulls not in ("", "nulls_first", "nulls_last") or len(rest) > 2:
+            raise InvalidParameter(
+                f"orderBy field {text[:80]!r} should be field:asc|desc:nulls_first|nulls_last: invalid parameter"
+            )
+        found.append(Order(name, _DIRECTIONS[direction], nulls == "nulls_first" if nulls else None))
+    return tuple(found)
+
+
+def _names(given: Sequence[str] | str) -> Sequence[str]:
+    return [one.strip() for one in given.split(",")] if isinstance(given, str) else given
 
 
 async def shown(call: Call, reply: Callable[[Any, Style], Envelope], result: Any, rows: int) -> Envelope:
@@ -218,6 +254,8 @@ def read_options(values: Mapping[str, Any], output: Sequence[str], *, ignore_gro
         staleness_s=_staleness_s(values["gracefulTime"]),
         ignore_growing=ignore_growing,
         explain=values.get("explain", False),
+        order_by=orders(values.get("orderByFields") or ()),
+        group_by=_names(values.get("groupByFields") or ()),
     )
 
 

@@ -78,6 +78,8 @@ def rows_reply(rows: Rows, style: Style) -> dict[str, Any]:
     """Return the envelope of a query or get."""
     if rows.count is not None:
         data: Any = [{"count(*)": str(rows.count) if style.int64_text else rows.count}]
+    elif rows.groups is not None:
+        data = list(rows.groups)
     else:
         data = _rows(rows, style)
     return success(data, cost=0, explain=list(rows.explain) or None)

@@ -172,9 +172,7 @@ CREATE = Shape(
     ),
 )
 _SEARCH_UNSUPPORTED: Final = (
-    "groupingField",
     "functionScore",
-    "orderByFields",
     "groupByFields",
     "functionChains",
     "searchAggregation",
@@ -209,6 +207,10 @@ SEARCH = Shape(
         STALENESS,
         EXPR_PARAMS,
         EXPLAIN,
+        _text("groupingField", "limit and offset count groups: the rows with one value of this field"),
+        Field("groupSize", Kind.INT32, "rows of each group, 1 to 10", 1),
+        Field("strictGroupSize", Kind.BOOL, "accepted: groups have as many rows as there are, up to groupSize", False),
+        Field("orderByFields", Kind.TEXTS, "each query's hits come by these, nearest first where they are equal", ()),
         *_unsupported_fields(*_SEARCH_UNSUPPORTED),
     ),
 )
@@ -274,7 +276,8 @@ QUERY = Shape(
         CONSISTENCY,
         STALENESS,
         EXPLAIN,
-        *_unsupported_fields("orderByFields", "groupByFields"),
+        Field("orderByFields", Kind.TEXTS, "field, field:asc, field:desc:nulls_first, ...; else by primary key", ()),
+        Field("groupByFields", Kind.TEXTS, "outputFields are these and count(*), count, sum, avg, min, max(field)", ()),
     ),
 )
 GET = Shape("CollectionIDReq", (DB, COLLECTION, IDS, OUTPUT, PARTITIONS, CONSISTENCY, STALENESS))
@@ -648,4 +651,4 @@ def unsupported_given(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 SEARCH_UNSUPPORTED: Final = _SEARCH_UNSUPPORTED
 HYBRID_UNSUPPORTED: Final = ("groupingField", "orderByFields", "functionChains")
-QUERY_UNSUPPORTED: Final = ("orderByFields", "groupByFields")
+QUERY_UNSUPPORTED: Final[tuple[str, ...]] = ()

@@ -468,7 +468,7 @@ WRITES_REFUSED = [
     ("/entities/query", {"limit": 16385}, 1100, "invalid max query result window"),
     ("/entities/query", {"limit": 16384, "offset": 1}, 1100, "should be in range [1, 16384], but got 16385"),
     ("/entities/query", {"limit": -1}, 1100, "invalid max query result window"),
-    ("/entities/query", {"orderByFields": ["id"]}, 3000, "orderByFields"),
+    ("/entities/query", {"orderByFields": ["id:up"]}, 1100, "invalid order direction"),
     ("/entities/query", {"consistencyLevel": "x"}, 1100, "consistencyLevel can only be"),
     ("/entities/get", {}, 1802, "required"),
     ("/entities/get", {"id": "abc"}, 1806, "please check the primary key and its' type can only in [int, string]"),
@@ -649,7 +649,7 @@ SEARCH_REFUSED = [
     ({"searchParams": {"ignoreGrowing": "maybe"}}, 1100, "ignoreGrowing"),
     ({"searchParams": []}, 1801, "SearchReqV2.searchParams"),
     ({"consistencyLevel": "x"}, 1100, "consistencyLevel can only be"),
-    ({"groupingField": "word"}, 3000, "groupingField"),
+    ({"groupingField": "word", "groupSize": 11}, 1100, "group size"),
     ({"functionScore": {"functions": []}}, 3000, "functionScore"),
     ({"limit": "10"}, 1801, "SearchReqV2.limit of type int32"),
 ]

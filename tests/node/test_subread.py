@@ -9,7 +9,10 @@ from index.metric import Metric
 from index.spec import SearchParams
 from node.freshness import Need
 from node.subread import Answer, Kind, Nearness, Question, SubQuestion, merge_answers
+from storage.aggregation import Aggregate, Aggregation, Operator
 from storage.errors import AnnulusError, InvalidParameter
+from storage.grouping import Grouping
+from storage.ordering import OrderBy
 from storage.search import Step
 from storage.types import CollectionId, PartitionId, SegmentId, ShardId, Tick
 from tests.storage.rows import DIM, PK, make_batch, make_collection
@@ -27,6 +30,13 @@ NEAR = Nearness(np.arange(8, dtype=np.float32).reshape(2, 4), PK, Metric.IP, Sea
         Question(Kind.GET, CollectionId(9), keys=np.array([1, -(1 << 63)], np.int64), field_ids=(PK,), inserted=True),
         Question(Kind.GET, CollectionId(9), keys=["a", "ü"], field_ids=(PK,)),
         Question(Kind.COUNT, CollectionId(9)),
+        Question(Kind.SEARCH, CollectionId(9), limit=3, field_ids=(PK,), near=NEAR, grouping=Grouping(PK, 4)),
+        Question(Kind.QUERY, CollectionId(9), field_ids=(PK,), orders=(OrderBy(PK, True), OrderBy(PK, False, True))),
+        Question(
+            Kind.QUERY,
+            CollectionId(9),
+            aggregation=Aggregation((PK,), (Aggregate("count(*)", Operator.COUNT), Aggregate("m", Operator.MIN, PK))),
+        ),
         Question(
             Kind.HYBRID, CollectionId(9), field_ids=(PK,), searches=(SubQuestion(NEAR, 3, 1, "a == {b}", {"b": 2}),) * 2
         ),
@@ -47,6 +57,9 @@ def test_a_question_arrives_as_it_was_asked(question: Question) -> None:
         "field_ids",
         "limit",
         "offset",
+        "grouping",
+        "orders",
+        "aggregation",
     ):
         assert getattr(found, name) == getattr(question, name)
     assert list(found.keys if found.keys is not None else []) == list(
