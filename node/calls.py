@@ -25,7 +25,7 @@ import cbor2
 from cluster.tick import HybridClock
 from node.clock import Clock
 from node.network import BadFrame, Blob, Link, Network
-from storage.errors import AnnulusError, InvalidParameter, NoLeader, Overloaded, PeerUnreachable, error_from
+from storage.errors import AnnulusError, InvalidParameter, NoLeader, Overloaded, PeerUnreachable, error_from, let_go
 from storage.types import Tick, tick_ms
 
 log = logging.getLogger(__name__)
@@ -350,6 +350,7 @@ class Mesh:
             header: dict[str, Any] = {"t": "reply", "c": call.call_id, "a": answer}
         except AnnulusError as error:
             header = {"t": "error", "c": call.call_id, "e": [error.code, error.message]}
+            let_go(error)
         try:
             while not self._send_call(peer, link, header, blobs):  # noqa: ASYNC110  (no seam tells of room)
                 await asyncio.sleep(ROOM_LOOK_S)

@@ -287,6 +287,16 @@ def _tree(base: type[AnnulusError]) -> dict[str, type[AnnulusError]]:
 BY_CODE = _tree(AnnulusError)
 
 
+def let_go(error: BaseException) -> None:
+    """Forget the frames that the error came through, once it has been told: they hold the request's rows, and are held
+    in turn by whoever keeps the error, such as the task that raised it. Only the garbage collector would part them.
+    """
+    seen: BaseException | None = error
+    while seen is not None and seen.__traceback__ is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+
+
 def error_from(code: str, message: str) -> AnnulusError:
     """Return the error that crossed the log or the wire as (code, message); an unknown code gives AnnulusError."""
     kind = BY_CODE.get(code, AnnulusError)

@@ -56,6 +56,7 @@ from storage.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedOperation,
+    let_go,
 )
 
 UNEXPECTED_CODE: Final = 65_535
@@ -135,7 +136,10 @@ class Refusal:
 
 
 def refusal(error: AnnulusError, *, plan: str = "", standard_status: bool = False) -> Refusal:
-    """Return how to show the error. `plan` names the kind of plan that a filter belongs to: "query" or "delete"."""
+    """Return how to show the error, which lets go of what it came through.
+
+    plan  the kind of plan that a filter belongs to: "query" or "delete"
+    """
     fault = next(FAULTS[kind] for kind in type(error).__mro__ if kind in FAULTS)
     message = error.message
     outer = f"failed to create {plan} plan" if plan and isinstance(error, FilterError) else fault.outer
@@ -146,6 +150,7 @@ def refusal(error: AnnulusError, *, plan: str = "", standard_status: bool = Fals
     retry = error.retriable and not isinstance(error, RequestTimeout | OutcomeUnknown)
     after_s = MEMORY_RETRY_AFTER_S if isinstance(error, MemoryShort) else RETRY_AFTER_S
     headers = {"Retry-After": str(after_s)} if retry else {}
+    let_go(error)
     return Refusal(status, fault.code, message, headers)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
+
 import pytest
 
 from node.api.faults import FAULTS, crash, refusal
@@ -68,3 +72,34 @@ def test_a_crash_names_only_the_request() -> None:
     shown = crash("id-7")
     assert (shown.status, shown.code) == (500, 65535)
     assert "id-7" in shown.message
+
+
+def test_an_error_that_was_told_holds_nothing() -> None:
+    """Whoever keeps a refused request's error does not keep the request, and no collector is needed to part them."""
+
+    class Rows:
+        """Stands for megabytes."""
+
+    seen: list[weakref.ref[Rows]] = []
+
+    async def write() -> None:
+        rows = Rows()
+        seen.append(weakref.ref(rows))
+        try:
+            raise ValueError("deep inside")
+        except ValueError as error:
+            raise Overloaded("too much") from error
+
+    async def serve() -> None:
+        task = asyncio.ensure_future(write())
+        try:
+            await asyncio.shield(task)
+        except Overloaded as error:
+            refusal(error)
+
+    gc.disable()
+    try:
+        asyncio.run(serve())
+        assert seen[0]() is None
+    finally:
+        gc.enable()
