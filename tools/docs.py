@@ -25,6 +25,8 @@ from node.api.faults import FAULTS
 from node.api.routes import BASE, QUERY_UNSUPPORTED, ROUTES, SEARCH_UNSUPPORTED
 from node.api.server import TIMEOUT_S_MAX
 from node.api.values import JSON_BYTES_MAX
+from node.grpc.methods import PARTLY, SERVED
+from node.grpc.methods import REFUSED as REFUSED_METHODS
 from node.metrics import Metrics
 from node.settings import OPTIONS
 from storage.errors import AnnulusError, BadRequest, Unavailable
@@ -159,10 +161,22 @@ def _build_params(kind: IndexType, spec: IndexSpec) -> str:
     return f"none; built with {values}" if kind is IndexType.AUTOINDEX and values else values
 
 
+def grpc_methods() -> str:
+    whole = [f"`{name}`" for name in SERVED if name not in PARTLY]
+    rows = [("supported", ", ".join(whole))]
+    rows += [(f"partly: `{name}`", what) for name, what in PARTLY.items()]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in REFUSED_METHODS.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    rows += [(f"refused: {reason}", ", ".join(sorted(found))) for reason, found in reasons.items()]
+    return table(("how", "methods"), rows)
+
+
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings,
     "routes": routes,
     "refused": refused,
+    "grpc_methods": grpc_methods,
     "codes": codes,
     "limits": limits,
     "index_types": index_types,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from node.api.routes import HYBRID_UNSUPPORTED, SEARCH_UNSUPPORTED
 from node.grpc import collections, entities, operations
 from node.grpc.calls import Methods
 from node.grpc.protocol import methods
@@ -44,6 +45,21 @@ _REASONS: Final = {
     ),
     "metrics are served over HTTP, under /metrics": "GetMetrics",
 }
+PARTLY: Final = {
+    "CreateCollection": "no functions, struct fields, namespaces or external collections",
+    "AlterCollectionField": "parameters are set, none is dropped",
+    "AlterCollectionSchema": "one field is added or dropped, no functions",
+    "DescribeCollection": "by name, not by id",
+    "LoadCollection": "all fields; one replica of those that the shards have anyway",
+    "LoadPartitions": "the same",
+    "GetReplicas": "one replica, which stands for the nodes that hold the shards",
+    "ShowPartitions": "ids are places in the list",
+    "CreateIndex": "on vector fields",
+    "Upsert": "`field_ops`: REPLACE",
+    "Search": f"no highlighter, search by text, {', '.join(SEARCH_UNSUPPORTED)}",
+    "HybridSearch": f"no {', '.join(HYBRID_UNSUPPORTED)}",
+}
+"""Method -> what of it is refused, or is not what its name says."""
 _OTHER: Final = "this server does not serve it"
 
 REFUSED: Final = {
