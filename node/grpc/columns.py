@@ -236,6 +236,23 @@ def show_rows(rows: Rows, fields_data: Message, output_fields: Message, *, with_
         output_fields.extend([DYNAMIC_NAME] if rows.dynamic_keys is None else rows.dynamic_keys)
 
 
+def show_groups(groups: Sequence[Mapping[str, Any]], names: Sequence[str], fields_data: Message) -> None:
+    """Append a column for each name of rows of aggregates, of the widest type that its values have."""
+    for name in names:
+        values = [one.get(name) for one in groups]
+        kinds = {type(value) for value in values if value is not None}
+        kind = DataType.INT64
+        for python, wider in ((bool, DataType.BOOL), (int, DataType.INT64), (float, DataType.DOUBLE)):
+            kind = wider if python in kinds else kind
+        if str in kinds:
+            kind = DataType.VARCHAR
+        data = fields_data.add(type=TYPES[kind], field_name=name)
+        empty: Any = "" if kind is DataType.VARCHAR else 0
+        getattr(data.scalars, _SCALARS[kind]).data.extend([empty if value is None else value for value in values])
+        if None in values:
+            data.valid_data.extend([value is not None for value in values])
+
+
 def _document(text: str | None, schema: CollectionSchema) -> bytes:
     """Return a row's dynamic keys, without those that are fields by now."""
     if not text or text == "{}":

@@ -39,7 +39,7 @@ from node.api.requests import parse_bool, parse_int
 from node.api.routes import SEARCH_UNSUPPORTED, unsupported_given
 from node.api.rows import Write
 from node.grpc.calls import Call, Method, Methods, pairs
-from node.grpc.columns import TYPES, batch_of, show_rows
+from node.grpc.columns import TYPES, batch_of, show_groups, show_rows
 from node.grpc.protocol import DAMAGED, Message, enum_names, message
 from node.grpc.schemas import consistency_name, schema_timestamp
 from node.scope import EVERY_SHARD, Scope, current
@@ -184,11 +184,14 @@ async def query(call: Call) -> None:
         "partitionNames": list(request.partition_names),
         "exprParams": _templates(request.expr_template_values),
         "consistencyLevel": _level(request),
+        "orderByFields": params.get("order_by_fields") or (),
+        "groupByFields": params.get("group_by_fields") or (),
     }
-    _refuse_given(params, values, routes.QUERY_UNSUPPORTED)
     ignore_growing = parse_bool(params.get("ignore_growing") or False, "ignore_growing")
     options = read_options(values, (), ignore_growing=ignore_growing)
     limit, offset = _number(params, "limit"), _number(params, "offset")
+    if options.group_by and not limit:
+        limit = WINDOW_MAX - offset
     check_query(options, limit, offset)
     pages = parse_bool(params.get("iterator") or False, "iterator")
 
@@ -213,7 +216,7 @@ async def search(call: Call) -> None:
         vectors, ids = queries_of(values, schema)
     wanted = SearchRequest(vectors, ids, **asked)
     count = len(ids or ()) if vectors is None else len(vectors)
-    check_hits(count * wanted.limit, options, schema)
+    check_hits(count * wanted.limit * wanted.group_size, options, schema)
     pages = parse_bool(params.get("iterator") or False, "iterator")
 
     async def read() -> SearchResult:
@@ -455,6 +458,10 @@ def _show_query(response: Message, rows: Rows, names: list[str]) -> None:
         data.scalars.long_data.data.append(rows.count)
         response.output_fields.append(COUNT)
         return
+    if rows.groups is not None:
+        show_groups(rows.groups, names, response.fields_data)
+        response.output_fields.extend(names)
+        return
     show_rows(rows, response.fields_data, response.output_fields, with_key=True)
 
 
@@ -528,14 +535,6 @@ def _number(params: Mapping[str, Any], name: str) -> int:
     if value is None or value == "":
         return 0
     return parse_int(value, name)
-
-
-def _refuse_given(params: Mapping[str, str], values: dict[str, Any], names: tuple[str, ...]) -> None:
-    for ours, theirs in (("orderByFields", "order_by_fields"), ("groupByFields", "group_by_fields")):
-        if params.get(theirs) and ours in names:
-            raise UnsupportedOperation(f"{ours} is not supported by this server")
-        if params.get(theirs):
-            values[ours] = params[theirs]
 
 
 def _templates(given: Message) -> dict[str, Any]:

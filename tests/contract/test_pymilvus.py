@@ -160,6 +160,51 @@ def test_iterators(client: MilvusClient, demo: str) -> None:
     assert found == nearest(VECTORS[5], range(300))[:30]
 
 
+def test_groups_and_orders(client: MilvusClient, node: Running) -> None:
+    """Hits of groups, rows in an order of their fields, and aggregates, as REST."""
+    schema = client.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("color", DataType.VARCHAR, max_length=9, nullable=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=DIM)
+    index = client.prepare_index_params("vector", metric_type="L2", index_type="FLAT")
+    client.create_collection("groups", schema=schema, index_params=index, consistency_level="Strong")
+    colors = [*COLORS, None]
+    client.insert("groups", [{"id": i, "color": colors[i % 4], "vector": VECTORS[i]} for i in range(100)])
+    vector = VECTORS[0].tolist()
+    (hits,) = client.search(
+        "groups", data=[vector], limit=3, group_by_field="color", group_size=2, output_fields=["color"]
+    )
+    shown = node.ask(
+        "/entities/search", collectionName="groups", data=[vector], limit=3, groupingField="color", groupSize=2
+    )
+    assert [hit["id"] for hit in hits] == [hit["id"] for hit in shown] and len(hits) == 6
+    for params, output, body in [
+        ({"order_by_fields": "color:desc,id:desc"}, ["color"], {"orderByFields": ["color:desc", "id:desc"]}),
+        ({"group_by_fields": "color"}, ["color", "count(*)", "avg(id)"], {"groupByFields": ["color"]}),
+    ]:
+        request = message("milvus.QueryRequest")(
+            collection_name="groups",
+            expr="id < 8",
+            output_fields=output,
+            use_default_consistency=True,
+            query_params=[{"key": key, "value": value} for key, value in (params | {"limit": "50"}).items()],
+        )
+        answer = message("milvus.QueryResults").FromString(channel_call(node, "Query", request.SerializeToString()))
+        assert answer.status.code == 0, answer.status.reason
+        shown = node.ask("/entities/query", collectionName="groups", filter="id < 8", outputFields=output, **body)
+        columns = {one.field_name: _values(one) for one in answer.fields_data}
+        assert [{name: column[i] for name, column in columns.items()} for i in range(len(shown))] == shown
+    client.drop_collection("groups")
+
+
+def _values(data: Any) -> list[Any]:
+    """Return the values of a scalar column of an answer."""
+    values = list(getattr(data.scalars, data.scalars.WhichOneof("data")).data)
+    return [
+        value if live else None for value, live in zip(values, data.valid_data or [True] * len(values), strict=True)
+    ]
+
+
 def test_upsert(client: MilvusClient, demo: str) -> None:
     """An upsert replaces a row; a partial one changes what it names and leaves the rest."""
     assert client.upsert(demo, [row(5) | {"color": "grey"}])["upsert_count"] == 1
