@@ -40,7 +40,7 @@ BODIES_MAX: Final = 4
 """Bodies of the largest size that may be in memory at once."""
 MEMORY_RATIO: Final = 0.75
 """Of the memory there is, where no limit is set."""
-GROWING_MEMORY_RATIO: Final = 0.1
+GROWING_MEMORY_RATIO: Final = 1 / 16
 """Of the limit for all memory, what growing segments may have; to flush one takes twice its size beside it."""
 REQUESTS_MEMORY_RATIO: Final = 1 / 16
 """The same for bodies that are being read, for requests under way, and for those that wait."""
@@ -193,10 +193,12 @@ class Admission:
         memory: Memory | None = None,
         growing_bytes: Callable[[], int] = lambda: 0,
         name_of: Callable[[CollectionId], str] = str,
+        id_of: Callable[[str, str], CollectionId | None] = lambda database, collection: None,
     ) -> None:
         """
         growing_bytes  returns the bytes of rows that are in no chunk yet
         name_of        returns what people call a collection
+        id_of          returns the collection of this database and name, None if it is not known
         """
         self._settings = settings
         self._clock = clock
@@ -204,6 +206,7 @@ class Admission:
         self._memory = memory
         self._growing_bytes = growing_bytes
         self._name_of = name_of
+        self._id_of = id_of
         self._looked_at_s = -inf
         self._level = Level.ACCEPT
         admission, storage = settings.admission, settings.storage
@@ -220,7 +223,7 @@ class Admission:
         self._request_bytes_min = max(1, requests // REQUESTS_MAX)
         self.bodies = self._gate("bodies", bodies, "api.body_bytes_max", "bytes of request bodies", is_memory=True)
         self.requests = self._gate(
-            "requests", requests, "admission.request_bytes_max", "bytes of inserts", is_memory=True
+            "requests", requests, "admission.request_bytes_max", "bytes of inserts", rate=self._may_come, is_memory=True
         )
         self.decoding = self._gate("decoding", DECODING_MAX, "", "large inserts are being decoded")
         self.reads = self._gate("reads", admission.reads_max, "admission.reads_max", "reads")
@@ -229,11 +232,16 @@ class Admission:
 
     @asynccontextmanager
     async def request(self, database: str, collection: str, nbytes: int) -> AsyncIterator[None]:
-        """Hold room for an insert or upsert of this size, unless its request does so already. Raises Overloaded."""
+        """Hold room for an insert or upsert of this size, unless its request does so already.
+
+        Raises Overloaded, MemoryShort.
+        """
         scope = current.get()
         if scope is not None and scope.is_admitted:
             yield
             return
+        if self._level is not Level.ACCEPT and (found := self._id_of(database, collection)) is not None:
+            self.pressure.ask(found, nbytes, self._clock.monotonic_s())  # here, in case it comes no further
         async with self.requests.hold((database, collection), max(nbytes, self._request_bytes_min)):
             if scope is not None:
                 scope.is_admitted = True
@@ -339,6 +347,14 @@ class Admission:
             return inf
         self.look()
         return self.pressure.rate(key)
+
+    def _may_come(self, key: Hashable) -> float:
+        """Return 0 for a collection whose rows would be refused in the end: to decode them takes memory too."""
+        match key:
+            case (str(database), str(collection)) if self.look() is not Level.ACCEPT:
+                found = self._id_of(database, collection)
+                return inf if found is None or self.pressure.rate(found) > 0 else 0.0
+        return inf
 
     def _name(self, key: Hashable) -> str:
         match key:

@@ -191,6 +191,7 @@ class Node:
                 one.unflushed_bytes() for shard_id, one in self.upkeep.items() if shard_id in self.shards
             ),
             name_of=self._name_of,
+            id_of=self._id_of,
         )
         self.crowding = Crowding(self)
         self.healing, self.cluster_check = healing_of(self, self.snapshots)
@@ -448,6 +449,12 @@ class Node:
     def _name_of(self, collection_id: CollectionId) -> str:
         found = self.catalog.collections.get(collection_id) if self.takes_part else None
         return f"collection {collection_id}" if found is None else found.name
+
+    def _id_of(self, database: str, name: str) -> CollectionId | None:
+        catalog = self.catalog if self.takes_part else None
+        if catalog is None:
+            return None
+        return catalog.names.get((database, name)) or catalog.aliases.get((database, name))
 
     async def describe_cluster(self) -> dict[str, Any] | None:
         """Return every group's replicas on all nodes, as far as they answer; None without peers."""

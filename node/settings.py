@@ -336,14 +336,14 @@ class AdmissionSettings:
         least=0,
     )  # fmt: skip
     memory_slow_ratio: float = setting(
-        0.9, "ratio", "of memory_bytes_max: from here on inserts of those who write most are slowed", least=0.01, most=1
+        0.8, "ratio", "of memory_bytes_max: from here on inserts of those who write most are slowed", least=0.01, most=1
     )
     memory_high_ratio: float = setting(
-        0.95, "ratio", "of memory_bytes_max: from here on they are refused; the rest is for the others", least=0.01,
+        0.9, "ratio", "of memory_bytes_max: from here on they are refused; the rest is for the others", least=0.01,
         most=1,
     )  # fmt: skip
     memory_low_ratio: float = setting(
-        0.85, "ratio", "of memory_bytes_max: below this they are taken again at once", least=0.01, most=1
+        0.75, "ratio", "of memory_bytes_max: below this they are taken again at once", least=0.01, most=1
     )
     unflushed_ratio_max: float = setting(
         2.0,

@@ -22,7 +22,7 @@ from tests.sim.world import SimClock, SimLoop, close, run
 FLOOD, OTHER = CollectionId(1), CollectionId(2)
 SETTINGS = Settings(
     admission=AdmissionSettings(
-        memory_bytes_max=1000 * MIB, log_bytes_max=4 * MIB, request_bytes_max=8 * MIB, reads_max=8, wait_s_max=2.0,
+        memory_bytes_max=1024 * MIB, log_bytes_max=4 * MIB, request_bytes_max=8 * MIB, reads_max=8, wait_s_max=2.0,
         standing_wait_s_max=0.5,
     ),
     storage=StorageSettings(growing_bytes_max=64 * MIB, segment_bytes_max=32 * MIB),
@@ -169,7 +169,7 @@ def test_the_rest_of_a_request_is_not_refused_for_memory() -> None:
     """What other shards have taken parts of is written, however short memory is."""
 
     async def script(world: World, loop: SimLoop) -> None:
-        world.resident = 999 * MIB
+        world.resident = 1024 * MIB
         with pytest.raises(MemoryShort):
             await world.write(FLOOD, 1000)
         async with world.admission.rows(FLOOD, 1000, is_rest=True):
@@ -245,8 +245,8 @@ def test_refusing_for_resident_memory_ends_with_a_calm() -> None:
     """Memory that does not fall below its low mark, as after fragmentation, does not lock inserts out for ever."""
 
     async def script(world: World, loop: SimLoop) -> None:
-        world.resident = 960 * MIB
-        with pytest.raises(MemoryShort, match="resident 960 MiB"):
+        world.resident = 950 * MIB
+        with pytest.raises(MemoryShort, match="resident 950 MiB"):
             await world.write(FLOOD, 1000)
         world.resident = 900 * MIB
         for _ in range(int(CALM_S) + 1):
@@ -268,12 +268,12 @@ def test_labels_are_bounded() -> None:
 
 
 def test_limits_follow_from_memory() -> None:
-    """A small machine has small budgets: growing rows get a tenth, bodies a sixteenth, whatever the settings say."""
+    """A small machine has small budgets: growing rows and bodies get a sixteenth, whatever the settings say."""
 
     async def script(world: World, loop: SimLoop) -> None:
         clock, metrics = SimClock(loop), Metrics()
         small = Admission(Settings(), clock, metrics, memory=Memory(1 << 30, lambda: 0))
-        assert small.memory_bytes_max == 768 * MIB and small.growing_bytes_max == pytest.approx(77 * MIB, rel=0.01)
+        assert small.memory_bytes_max == 768 * MIB and small.growing_bytes_max == 48 * MIB
         assert small.requests.queue.limit == 64 * MIB == small.bodies.queue.limit
         assert small.log.queue.limit == 24 * MIB
         large = Admission(Settings(), clock, metrics, memory=Memory(1 << 40, lambda: 0))
@@ -287,8 +287,8 @@ def test_limits_follow_from_memory() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"memory_low_ratio": 0.93}, "admission.memory_low_ratio: must be below admission.memory_slow_ratio"),
-        ({"memory_slow_ratio": 0.95}, "admission.memory_slow_ratio: must be below admission.memory_high_ratio"),
+        ({"memory_low_ratio": 0.83}, "admission.memory_low_ratio: must be below admission.memory_slow_ratio"),
+        ({"memory_slow_ratio": 0.9}, "admission.memory_slow_ratio: must be below admission.memory_high_ratio"),
         ({"memory_bytes_max": 1 << 20}, "admission.memory_bytes_max: is less than a node without rows needs"),
         ({"share_ratio": 1.5}, "admission.share_ratio: 1.5 is above the most allowed"),
         ({"wait_s_max": 0.0}, "admission.wait_s_max: 0 is below the least allowed"),

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -86,6 +87,9 @@ class Asker:
         self._connection = http.client.HTTPConnection(address.host, address.port, timeout=120)
         self._tenant = tenant
 
+    def close(self) -> None:
+        self._connection.close()
+
     def ask(self, path: str, body: Mapping[str, Any], rows: int = 0) -> int:
         """Return the code of the answer."""
         tenant = self._tenant
@@ -109,9 +113,9 @@ class Asker:
 def flood_into(address: Address, tenant: Tenant, ids: Callable[[int], int], stop: threading.Event) -> None:
     """Insert until told to stop."""
     vectors = np.random.default_rng(1).random((FLOOD_ROWS, FLOOD_DIM), dtype="<f4").tobytes()
-    asker = Asker(address, tenant)
-    while not stop.is_set():
-        flood_once(asker, ids(FLOOD_ROWS), vectors)
+    with closing(Asker(address, tenant)) as asker:
+        while not stop.is_set():
+            flood_once(asker, ids(FLOOD_ROWS), vectors)
 
 
 def flood_once(asker: Asker, first: int, vectors: bytes) -> int:
@@ -123,16 +127,17 @@ def flood_once(asker: Asker, first: int, vectors: bytes) -> int:
 def good_for(address: Address, seconds: float, ids: Callable[[int], int], tenant: Tenant) -> None:
     """Insert a few rows and search, again and again."""
     dice = np.random.default_rng(2)
-    asker, until_s = Asker(address, tenant), time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        first = ids(GOOD_ROWS)
-        keys = np.arange(first, first + GOOD_ROWS, dtype="<i8").tobytes()
-        vectors = dice.random((GOOD_ROWS, GOOD_DIM), dtype="<f4")
-        rows = {"id": keys, "vector": vectors.tobytes()}
-        asker.ask("/entities/insert", {"collectionName": "good", "data": rows}, GOOD_ROWS)
-        near = {"collectionName": "good", "data": vectors[:1].tobytes(), "limit": 10}
-        asker.ask("/entities/search", near)
-        time.sleep(0.01)
+    until_s = time.monotonic() + seconds
+    with closing(Asker(address, tenant)) as asker:
+        while time.monotonic() < until_s:
+            first = ids(GOOD_ROWS)
+            keys = np.arange(first, first + GOOD_ROWS, dtype="<i8").tobytes()
+            vectors = dice.random((GOOD_ROWS, GOOD_DIM), dtype="<f4")
+            rows = {"id": keys, "vector": vectors.tobytes()}
+            asker.ask("/entities/insert", {"collectionName": "good", "data": rows}, GOOD_ROWS)
+            near = {"collectionName": "good", "data": vectors[:1].tobytes(), "limit": 10}
+            asker.ask("/entities/search", near)
+            time.sleep(0.01)
 
 
 def run(node: NodeProcess, limit_bytes: int, *, seconds: float, clients: int) -> Outcome:
@@ -175,9 +180,9 @@ def run(node: NodeProcess, limit_bytes: int, *, seconds: float, clients: int) ->
     over.set()
     watching.join()
     vectors = np.zeros((FLOOD_ROWS, FLOOD_DIM), "<f4").tobytes()
-    asker = Asker(node.address, after)
-    for _ in range(5):
-        flood_once(asker, next(counters["flood"]), vectors)
+    with closing(Asker(node.address, after)) as asker:
+        for _ in range(5):
+            flood_once(asker, next(counters["flood"]), vectors)
     node.kill()
     node.start()
     return Outcome(
