@@ -113,7 +113,10 @@ def parse_new_schema(plain: Any) -> CollectionSchema:
     for one in found.fields:
         check_values(one)
     given = [replace(one, id=FieldId(0)) for one in found.fields if not one.dynamic]
-    if make_schema(given, dynamic=found.dynamic is not None) != found:
+    for function in found.functions:
+        check_values(function)
+    functions = [replace(one, id=0) for one in found.functions]
+    if make_schema(given, dynamic=found.dynamic is not None, functions=functions) != found:
         raise InvalidParameter("the schema of a new collection is as it was made: version 1, ids in order")
     return found
 

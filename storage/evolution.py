@@ -76,10 +76,13 @@ def without_field(schema: CollectionSchema, name: str, field_id: int = 0) -> Col
         raise InvalidParameter(f"{where}: it is the partition key")
     if one.clustering_key:
         raise InvalidParameter(f"{where}: it is the clustering key")
+    function = next((known for known in schema.functions if one.name in (known.input, known.output)), None)
+    if function is not None:
+        raise InvalidParameter(f"{where}: function {function.name} reads or computes it")
     if schema.vectors == (one,):
         raise InvalidParameter(f"{where}: it is the only vector field")
     kept = tuple(known for known in schema.fields if known is not one)
-    return CollectionSchema(kept, schema.version + 1, schema.fresh_field_id)
+    return CollectionSchema(kept, schema.version + 1, schema.fresh_field_id, schema.functions)
 
 
 def with_field_params(schema: CollectionSchema, name: str, params: Mapping[str, str]) -> CollectionSchema:
@@ -105,7 +108,7 @@ def with_field_params(schema: CollectionSchema, name: str, params: Mapping[str, 
     if new == old:
         return schema
     fields = tuple(new if known is old else known for known in schema.fields)
-    return CollectionSchema(fields, schema.version + 1, schema.fresh_field_id)
+    return CollectionSchema(fields, schema.version + 1, schema.fresh_field_id, schema.functions)
 
 
 def _grown(old: FieldSchema, key: str, text: str) -> int:
@@ -121,4 +124,5 @@ def _grown(old: FieldSchema, key: str, text: str) -> int:
 
 def _with_new(schema: CollectionSchema, one: FieldSchema) -> CollectionSchema:
     field_id = schema.fresh_field_id
-    return CollectionSchema((*schema.fields, replace(one, id=field_id)), schema.version + 1, FieldId(field_id + 1))
+    fields = (*schema.fields, replace(one, id=field_id))
+    return CollectionSchema(fields, schema.version + 1, FieldId(field_id + 1), schema.functions)

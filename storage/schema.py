@@ -9,13 +9,14 @@ Limits and texts follow the public documentation of Milvus 2.6 (limitations and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
 from index.protocol import Form
+from storage.analysis import Analyzer, analyzer_of
 from storage.errors import FieldNotFound, InvalidParameter, NameInvalid
 from storage.types import FieldId
 
@@ -147,9 +148,27 @@ class FieldSchema:
     description: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
     """Type parameters as the client gave them, for `describe`; the typed ones above are read from here."""
+    analyzer_version: int = 0
+    """Of the rules by which its text becomes terms (`analysis.VERSION`); 0 for a field without an analyzer."""
+
+    @property
+    def has_analyzer(self) -> bool:
+        """Whether its text is taken apart: for a BM25 function, or for text_match."""
+        return self.analyzer_version > 0
+
+    @property
+    def has_match(self) -> bool:
+        """Whether text_match and phrase_match may ask about it."""
+        return self.has_analyzer and is_on(self.params, "enable_match")
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """What takes its text apart."""
+        return analyzer_of(self.params.get("analyzer_params", ""), self.analyzer_version)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        version = {"analyzer_version": self.analyzer_version} if self.has_analyzer else {}
+        return version | {
             "name": self.name, "type": str(self.type), "id": self.id,
             "element": None if self.element is None else str(self.element),
             "primary": self.primary, "auto_id": self.auto_id, "nullable": self.nullable, "default": self.default,
@@ -166,6 +185,30 @@ class FieldSchema:
         return cls(**known)
 
 
+def is_on(params: Mapping[str, str], name: str) -> bool:
+    """Return whether a field's parameter of this name says true."""
+    return params.get(name, "").strip().lower() == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSchema:
+    """A BM25 function: the vector field `output` has the terms of the text field `input`, and how often it has each."""
+
+    name: str
+    input: str
+    output: str
+    id: int = 0
+    description: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """As the client gave them, for `describe`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "input": self.input, "output": self.output, "id": self.id,
+            "description": self.description, "params": dict(self.params),
+        }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class CollectionSchema:
     """The fields of a collection, the dynamic one included when it is switched on. Build it with `make_schema`."""
@@ -174,6 +217,12 @@ class CollectionSchema:
     version: int = 1
     next_field_id: int = 0
     """Ids below it are taken, also by fields that were dropped; 0 while the schema is as it was made."""
+    functions: tuple[FunctionSchema, ...] = ()
+
+    @cached_property
+    def computed(self) -> Mapping[FieldId, FieldSchema]:
+        """Field that a function computes -> the field that it computes it of."""
+        return {self.by_name[one.output].id: self.by_name[one.input] for one in self.functions}
 
     @cached_property
     def by_name(self) -> Mapping[str, FieldSchema]:
@@ -217,15 +266,19 @@ class CollectionSchema:
 
     def to_dict(self) -> dict[str, Any]:
         fields = [one.to_dict() for one in self.fields]
-        return {"version": self.version, "fields": fields, "next_field_id": self.next_field_id}
+        functions = {"functions": [one.to_dict() for one in self.functions]} if self.functions else {}
+        return functions | {"version": self.version, "fields": fields, "next_field_id": self.next_field_id}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CollectionSchema:
         fields = tuple(FieldSchema.from_dict(one) for one in data["fields"])
-        return cls(fields, data["version"], data.get("next_field_id", 0))
+        functions = tuple(FunctionSchema(**one) for one in data.get("functions", ()))
+        return cls(fields, data["version"], data.get("next_field_id", 0), functions)
 
 
-def make_schema(fields: list[FieldSchema], *, dynamic: bool, version: int = 1) -> CollectionSchema:
+def make_schema(
+    fields: list[FieldSchema], *, dynamic: bool, version: int = 1, functions: Sequence[FunctionSchema] = ()
+) -> CollectionSchema:
     """Return a checked schema with ids given to its fields; raise InvalidParameter naming the first field at fault."""
     if len(fields) > FIELDS_MAX:
         raise InvalidParameter(f"maximum field's number should be limited to {FIELDS_MAX}, got {len(fields)}")
@@ -251,7 +304,40 @@ def make_schema(fields: list[FieldSchema], *, dynamic: bool, version: int = 1) -
         placed.append(
             FieldSchema(DYNAMIC_NAME, DataType.JSON, FieldId(FIRST_FIELD_ID + len(fields)), dynamic=True, nullable=True)
         )
-    return CollectionSchema(tuple(placed), version)
+    _check_functions(functions, {one.name: one for one in fields})
+    numbered = tuple(replace(one, id=FIRST_FIELD_ID + i) for i, one in enumerate(functions))
+    return CollectionSchema(tuple(placed), version, functions=numbered)
+
+
+def _check_functions(functions: Sequence[FunctionSchema], fields: Mapping[str, FieldSchema]) -> None:
+    names: set[str] = set()
+    outputs: set[str] = set()
+    for one in functions:
+        check_name(one.name, "function")
+        if one.name in names:
+            raise InvalidParameter(f"duplicate function name: {one.name}")
+        names.add(one.name)
+        where = f"function {one.name}"
+        source, target = fields.get(one.input), fields.get(one.output)
+        if source is None:
+            raise InvalidParameter(f"{where}: input field {one.input[:80]} is not in the schema")
+        if target is None:
+            raise InvalidParameter(f"{where}: output field {one.output[:80]} is not in the schema")
+        if source.type is not DataType.VARCHAR or not source.has_analyzer:
+            raise InvalidParameter(
+                f"{where}: BM25 function input field must be a VARCHAR field with enable_analyzer set to true, field "
+                f"{source.name} is {source.type}: set elementTypeParams.enable_analyzer"
+            )
+        if source.nullable:
+            raise InvalidParameter(f"{where}: function input field cannot be nullable, field {source.name}")
+        if target.type is not DataType.SPARSE_FLOAT_VECTOR:
+            raise InvalidParameter(
+                f"{where}: BM25 function output field must be a SparseFloatVector field, field {target.name} is "
+                f"{target.type}"
+            )
+        if one.output in outputs:
+            raise InvalidParameter(f"{where}: field {one.output} is the output of two functions")
+        outputs.add(one.output)
 
 
 def check_field(one: FieldSchema) -> None:
@@ -294,6 +380,18 @@ def check_field(one: FieldSchema) -> None:
         raise InvalidParameter(f"vector type not support null, {where}")
     if one.default is not None:
         _check_default(one)
+    _check_analyzer(one)
+
+
+def _check_analyzer(one: FieldSchema) -> None:
+    if is_on(one.params, "enable_match") and not is_on(one.params, "enable_analyzer"):
+        raise InvalidParameter(f"field {one.name} has enable_match: set elementTypeParams.enable_analyzer too")
+    if one.has_analyzer:
+        if one.type is not DataType.VARCHAR:
+            raise InvalidParameter(f"field {one.name} has enable_analyzer, and only VarChar can: it is {one.type}")
+        if "multi_analyzer_params" in one.params:
+            raise InvalidParameter(f"field {one.name}: multi_analyzer_params are not supported by this server")
+        _ = one.analyzer
 
 
 def _check_dim(one: FieldSchema) -> None:
