@@ -63,7 +63,7 @@ PARTLY: Final = {
 _OTHER: Final = "this server does not serve it"
 
 REFUSED: Final = {
-    **dict.fromkeys(methods().keys() - SERVED.keys(), _OTHER),
+    **dict.fromkeys(sorted(methods().keys() - SERVED.keys()), _OTHER),
     **{name: reason for reason, names in _REASONS.items() for name in names.split()},
 }
 """Method -> why it is answered with Unimplemented."""
