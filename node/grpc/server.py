@@ -9,13 +9,16 @@ codes; nothing but a handler's own bug is an unexpected error, and that one says
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines, of broken clients most, would be among ours
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_BYTES_MAX: Final = 512 << 20
 """Of one response; how many rows may be asked for keeps it below (`node.api.limits`)."""
+PREFIX: Final = "annulus-grpc-"
 IDLE_MS: Final = 600_000
 """A connection without a call is closed: clients open another one without noticing."""
 HANDSHAKE_MS: Final = 30_000
@@ -88,7 +92,8 @@ class GrpcServer:
         return f"{self._directory}/grpc"
 
     async def start(self) -> None:
-        self._directory = tempfile.mkdtemp(prefix="annulus-")  # which only its owner may enter
+        _sweep()
+        self._directory = tempfile.mkdtemp(prefix=PREFIX)  # which only its owner may enter
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._settings.body_bytes_max),
@@ -237,6 +242,16 @@ class GrpcServer:
         if left_s is None:
             return TIMEOUT_S_MAX if method.patient else self._settings.request_timeout_s
         return min(max(left_s, 0.0), float(TIMEOUT_S_MAX))
+
+
+def _sweep() -> None:
+    """Remove the sockets of nodes that were killed: nobody listens there."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(f"{directory}/grpc")
+            except ConnectionRefusedError:
+                shutil.rmtree(directory)
 
 
 Serve = Callable[[str, Shape, Method, bytes, Context], Awaitable[bytes]]
