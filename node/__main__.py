@@ -1,4 +1,4 @@
-"""The command line: `annulus serve|status|config|check|node`, the same as `python -m node`."""
+"""The command line: `annulus serve|status|config|check|node|import|export`, the same as `python -m node`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,28 @@ from node.status_tables import tables, troubles
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
+BULK = ("import",)
 try:
     VERSION = version("annulus")
 except PackageNotFoundError:
     VERSION = "(not installed)"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Those of `node.bulk` are imported when they are asked for: what they need takes as long as the others take."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *BULK])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in BULK:
+            return super().get_command(ctx, cmd_name)
+        from node.bulk.commands import COMMANDS
+
+        return COMMANDS[cmd_name]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, message="annulus %(version)s")
 def main() -> None:
     """Annulus: a vector database that speaks Milvus's API and needs no other server.

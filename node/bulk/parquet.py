@@ -1,0 +1,148 @@
+"""The door to pyarrow's files: Parquet, read and written a batch of rows at a time.
+
+The other door (`storage/strings.py`) gives the core immutable arrays of text and nothing else; what is read here comes
+from outside and leaves as numpy arrays and lists, so that no arrow value gets further than this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import InvalidParameter
+
+Values = Any
+"""One column of a chunk: a numpy array, of two dimensions for vectors, or a list with None for null."""
+SCHEMA_KEY = b"annulus.collection"
+
+
+class ParquetFile:
+    """An open file. Raises InvalidParameter if it is none."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._file = pq.ParquetFile(path, memory_map=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InvalidParameter(f"{path} is no readable Parquet file: {error}") from None
+        self.path = path
+        self.rows: int = self._file.metadata.num_rows
+        self.names: list[str] = list(self._file.schema_arrow.names)
+
+    @property
+    def collection(self) -> bytes:
+        """What an export says of the collection that it is of, b"" in other files."""
+        return bytes((self._file.schema_arrow.metadata or {}).get(SCHEMA_KEY, b""))
+
+    def batches(self, batch_rows: int, first: int) -> Iterator[tuple[int, int, dict[str, Values]]]:
+        """Yield (first row, rows, columns) from a row on, which is a multiple of `batch_rows`."""
+        groups: list[int] = []
+        skipped = 0
+        for i in range(self._file.metadata.num_row_groups):
+            rows = self._file.metadata.row_group(i).num_rows
+            if not groups and skipped + rows <= first:
+                skipped += rows
+            else:
+                groups.append(i)
+        held: list[Any] = []
+        at, held_rows = first, 0
+        drop = first - skipped
+        try:
+            for batch in self._file.iter_batches(batch_rows, row_groups=groups, use_threads=False):
+                part = batch.slice(min(drop, batch.num_rows))
+                drop -= batch.num_rows - part.num_rows
+                while part.num_rows:
+                    taken = part.slice(0, batch_rows - held_rows)
+                    part = part.slice(taken.num_rows)
+                    held.append(taken)
+                    held_rows += taken.num_rows
+                    if held_rows == batch_rows:
+                        yield at, held_rows, _columns(held)
+                        at, held, held_rows = at + held_rows, [], 0
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidParameter(f"{self.path} can not be read from row {at} on: {error}") from None
+        if held_rows:
+            yield at, held_rows, _columns(held)
+
+
+def _columns(batches: Sequence[Any]) -> dict[str, Values]:
+    table = pa.Table.from_batches(batches)
+    return {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
+
+
+def _values(column: Any) -> Values:
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if is_number and column.null_count == 0:
+        return column.to_numpy(zero_copy_only=False)
+    if is_number and pa.types.is_float16(kind):
+        return [None if one is None else float(one) for one in column.to_pylist()]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = kind.value_type
+        is_plain = pa.types.is_integer(inner) or pa.types.is_floating(inner)
+        if is_plain and column.null_count == 0 and len(column):
+            flat = column.flatten()
+            if pa.types.is_fixed_size_list(kind):
+                widths = np.array([kind.list_size])
+            else:
+                widths = np.unique(np.diff(column.offsets.to_numpy()))
+            if len(widths) == 1 and widths[0] and flat.null_count == 0:
+                return flat.to_numpy(zero_copy_only=False).reshape(len(column), int(widths[0]))
+    if pa.types.is_map(kind):
+        return [None if one is None else dict(one) for one in column.to_pylist()]
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return [None if one is None else str(one) for one in column.to_pylist()]
+    return list(column.to_pylist())
+
+
+class ParquetWriter:
+    """Writes rows as columns whose types follow from the fields; `collection` is kept in the file's metadata."""
+
+    def __init__(self, path: str, kinds: Mapping[str, str], collection: bytes) -> None:
+        self._schema = pa.schema([(name, _TYPES[kind]) for name, kind in kinds.items()]).with_metadata(
+            {SCHEMA_KEY: collection}
+        )
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def write(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        arrays = [pa.array(columns[one.name], one.type) for one in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+_TYPES: Mapping[str, Any] = {
+    "Bool": pa.bool_(),
+    "Int8": pa.int8(),
+    "Int16": pa.int16(),
+    "Int32": pa.int32(),
+    "Int64": pa.int64(),
+    "Float": pa.float32(),
+    "Double": pa.float64(),
+    "VarChar": pa.string(),
+    "JSON": pa.string(),
+    "bytes": pa.binary(),
+    **{
+        f"Array<{name}>": pa.list_(kind)
+        for name, kind in {
+            "Bool": pa.bool_(),
+            "Int8": pa.int8(),
+            "Int16": pa.int16(),
+            "Int32": pa.int32(),
+            "Int64": pa.int64(),
+            "Float": pa.float32(),
+            "Double": pa.float64(),
+            "VarChar": pa.string(),
+        }.items()
+    },
+    "FloatVector": pa.list_(pa.float32()),
+}

@@ -1,0 +1,168 @@
+"""`annulus import` and `annulus export` with real processes: what is in the files is in the collection, once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.process.running import PROJECT, Running, clean_environment, until
+
+ROWS = 12_000
+DIM = 8
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with Running(tmp_path_factory.mktemp("import") / "n1") as running:
+        yield running
+
+
+def annulus(folder: Path, node: Running, *words: object) -> subprocess.Popen[str]:
+    environment = clean_environment() | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "node", *map(str, words), "--address", f"127.0.0.1:{node.port}"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(folder: Path, node: Running, *words: object, status: int = 0) -> str:
+    process = annulus(folder, node, *words)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == status, said
+    return said
+
+
+def write_rows(path: Path, rows: int = ROWS, *, keys: bool = True) -> list[dict[str, Any]]:
+    made = [
+        {"number": i, "vector": [float(i % 97), 0.5, 1, 2, 3, 4, 5, i / 7], "name": f"row {i}"} for i in range(rows)
+    ]
+    if keys:
+        made = [{"id": 3 * i, **row} for i, row in enumerate(made)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return made
+
+
+def numbers(node: Running, collection: str) -> list[int]:
+    """Return the `number` of all rows, ascending, also of those that are there twice."""
+    found: list[int] = []
+    for low in range(0, ROWS, 4_000):
+        rows = node.ask(
+            "/entities/query", collectionName=collection, filter=f"{low} <= number < {low + 4000}",
+            outputFields=["number"], limit=16_384, consistencyLevel="Strong",
+        )  # fmt: skip
+        found += [row["number"] for row in rows]
+    return sorted(found)
+
+
+def done(folder: Path, collection: str) -> int:
+    try:
+        return int(sum(json.loads((folder / f"{collection}.import.json").read_text())["done"]))
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("auto_id", [False, True], ids=["own keys", "autoID"])
+def test_an_import_goes_on_after_its_client_was_killed(node: Running, tmp_path: Path, auto_id: bool) -> None:
+    """Killed with batches in flight and resumed, every row is there once."""
+    name = "killed_auto" if auto_id else "killed"
+    write_rows(tmp_path / "rows.jsonl", keys=not auto_id)
+    words = ["import", "rows.jsonl", "--collection", name, "--batch-rows", 50]
+    process = annulus(tmp_path, node, *words)
+    until(lambda: done(tmp_path, name) > ROWS // 4, what="half an import")
+    process.kill()
+    process.communicate()
+    assert ROWS // 4 < done(tmp_path, name) < ROWS, "the import was over before it was killed"
+    run(tmp_path, node, *words, status=1)
+    run(tmp_path, node, *words, "--resume")
+    assert node.count(name) == ROWS
+    assert numbers(node, name) == list(range(ROWS))
+    assert not (tmp_path / f"{name}.import.json").exists()
+
+
+@pytest.mark.parametrize("patience", [1, 60], ids=["gives up", "waits"])
+def test_an_import_goes_on_after_its_node_was_killed(node: Running, tmp_path: Path, patience: int) -> None:
+    """The client stops and says how to go on, or waits for the node; every row is there once, with its content."""
+    name = f"patience_{patience}"
+    made = write_rows(tmp_path / "rows.jsonl", keys=False)
+    words = ["import", "rows.jsonl", "--collection", name, "--batch-rows", 50, "--patience", patience]
+    process = annulus(tmp_path, node, *words)
+    until(lambda: done(tmp_path, name) > ROWS // 4, what="half an import")
+    node.kill()
+    if patience == 60:
+        node.start()
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    else:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 3 and "--resume" in said, said
+        node.start()
+        run(tmp_path, node, *words, "--resume")
+    assert node.count(name) == ROWS
+    assert numbers(node, name) == list(range(ROWS))
+    found = node.ask(
+        "/entities/query",
+        collectionName=name,
+        filter="number in [17, 11999]",
+        outputFields=["number", "vector", "name"],
+    )
+    for row in found:
+        assert {key: row[key] for key in ("number", "name")} == {
+            key: made[row["number"]][key] for key in ("number", "name")
+        }
+        assert np.allclose(row["vector"], made[row["number"]]["vector"])
+
+
+def test_bad_rows_are_rejected_and_no_others(node: Running, tmp_path: Path) -> None:
+    """Each with file, row and reason; a repeat under --max-rejects stops and can go on."""
+    schema = {
+        "schema": {
+            "fields": [
+                {"fieldName": "id", "dataType": "Int64", "isPrimary": True},
+                {"fieldName": "vector", "dataType": "FloatVector", "elementTypeParams": {"dim": 2}},
+                {"fieldName": "name", "dataType": "VarChar", "elementTypeParams": {"max_length": 4}},
+                {"fieldName": "size", "dataType": "Int8", "nullable": True},
+            ]
+        },
+        "indexParams": [{"fieldName": "vector"}],
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    lines = [json.dumps({"id": i, "vector": [i, 1], "name": "ok", "size": i % 100}) for i in range(30)]
+    lines[3] = "{no json"
+    lines[5] = json.dumps({"id": 5, "vector": [1, 2, 3], "name": "ok"})
+    lines[8] = json.dumps({"id": 8, "vector": [1, 2], "name": "too long"})
+    lines[13] = json.dumps({"id": 13, "vector": [1, 2], "name": "ok", "size": 200})
+    lines[14] = json.dumps({"id": 14, "vector": [1, 2], "name": None})
+    lines[20] = json.dumps([1])
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    words = ["import", "rows.jsonl", "--collection", "r", "--schema", "schema.json", "--batch-rows", 10]
+    words += ["--in-flight", 1]
+    assert "--resume" in run(tmp_path, node, *words, "--max-rejects", 3, status=3)
+    run(tmp_path, node, *words, "--resume", status=4)
+    rejects = [json.loads(line) for line in (tmp_path / "r.rejects.jsonl").read_text().splitlines()]
+    assert [one["row"] for one in rejects] == [3, 5, 8, 13, 14, 20]
+    reasons = ["no JSON", "'vector'", "'name'", "'size'", "'name'", "object"]
+    assert all(part in one["reason"] for part, one in zip(reasons, rejects, strict=True)), rejects
+    rows = node.ask("/entities/query", collectionName="r", filter="id >= 0", limit=100, outputFields=["id"])
+    assert [row["id"] for row in rows] == [i for i in range(30) if i not in {3, 5, 8, 13, 14, 20}]
+
+
+def test_the_same_rows_from_every_kind_of_file(node: Running, tmp_path: Path) -> None:
+    """CSV, JSON in its three forms, arrays: the collection that is made for them holds the same."""
+    made = [{"id": i, "vector": [i + 0.5, 1.0, 2.0], "name": f"n {i}", "ok": i % 2 == 0} for i in range(25)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, made)))
+    (tmp_path / "b.json").write_text(json.dumps({"rows": made}, indent=1))
+    (tmp_path / "c.json").write_text(json.dumps(made))
+    table = ["id,vector,name,ok", *(f'{r["id"]},"{r["vector"]}",{r["name"]},{json.dumps(r["ok"])}' for r in made)]
+    (tmp_path / "d.csv").write_text("\n".join(table))
+    for key, kind in {"id": "i8", "vector": "f4", "name": "U", "ok": "?"}.items():
+        np.save(tmp_path / f"{key}.npy", np.array([row[key] for row in made], kind))
+    for i, files in enumerate((["a.jsonl"], ["b.json"], ["c.json"], ["d.csv"], [f"{key}.npy" for key in made[0]])):
+        run(tmp_path, node, "import", *files, "--collection", f"kind_{i}", "--batch-rows", 10)
+        assert node.ask("/entities/query", collectionName=f"kind_{i}", filter="id >= 0", limit=100) == made, files
