@@ -43,6 +43,7 @@ from storage.errors import (
     NameInvalid,
     PartitionNotFound,
 )
+from storage.scalar_index import SPEC_KEY
 from storage.schema import CollectionSchema, check_name
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
@@ -78,9 +79,14 @@ class IndexDef:
     params: Mapping[str, str] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it is of a scalar field: for filters, see `storage.scalar_index`."""
+        return SPEC_KEY in self.spec
+
     @cached_property
     def resolved(self) -> IndexSpec:
-        """The spec, read once."""
+        """The spec of a vector's index, read once."""
         return IndexSpec.from_dict(self.spec)
 
 
@@ -103,6 +109,11 @@ class Collection:
     @property
     def is_loaded(self) -> bool:
         return self.loaded is None or bool(self.loaded)
+
+    @cached_property
+    def indexed_scalars(self) -> frozenset[FieldId]:
+        """The fields with a scalar index."""
+        return frozenset(one.field_id for one in self.indexes.values() if one.is_scalar)
 
     def partition(self, name: str) -> PartitionId:
         found = self.partitions.get(name)

@@ -44,6 +44,7 @@ from cluster.parse import asked, check_values, parse_field, parse_index, parse_n
 from cluster.resources import WHOLE_CLUSTER, Holds, of_names
 from storage.errors import BadRequest, CollectionLimit, FieldNotFound, IndexConflict, IndexNotFound, InvalidParameter
 from storage.evolution import DYNAMIC_PROPERTY, with_dynamic_field, with_field, with_field_params, without_field
+from storage.scalar_index import SPEC_KEY, parse_scalar_index
 from storage.schema import SHARDS_MAX, CollectionSchema, check_name
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
@@ -167,7 +168,11 @@ class _CreateCollection(Ddl):
             created["schema"],
             sorted(created["partitions"].values()),
             created["properties"],
-            [(one["index_id"], one["field_id"], one["spec"]) for one in created["indexes"].values()],
+            [
+                (x["index_id"], x["field_id"], x["spec"])
+                for x in created["indexes"].values()
+                if SPEC_KEY not in x["spec"]
+            ],
             created["loaded"] is None,
         )
 
@@ -350,7 +355,7 @@ class _DropIndex(Ddl):
         index = target.indexes.get(asked(request, "index_name", "str"))
         if index is None:
             raise IndexNotFound(asked(request, "index_name", "str"))
-        if target.is_loaded:
+        if target.is_loaded and not index.is_scalar:
             raise InvalidParameter(
                 f"vector index cannot be dropped on loaded collection: {target.collection_id}; release it first"
             )
@@ -501,7 +506,10 @@ def _new_index(target: Collection, plain: Mapping[str, Any]) -> IndexDef | None:
     field = target.schema.by_id.get(wanted.field_id)
     if field is None or field.name != wanted.field_name:
         raise FieldNotFound(f"field {wanted.field_name} not exist: it was dropped")
-    parse_index(wanted.spec)
+    if wanted.is_scalar:
+        parse_scalar_index(str(wanted.spec[SPEC_KEY]), field)
+    else:
+        parse_index(wanted.spec)
     known = target.index_on(wanted.field_name)
     if known is not None:
         if (known.name, known.spec) == (wanted.name, wanted.spec):

@@ -63,6 +63,7 @@ from storage.columns import Batch
 from storage.errors import BadRow, CollectionNotFound, Conflict, InvalidParameter, PartitionNotFound, SchemaMismatch
 from storage.growing import GrowingSegment
 from storage.key_lookup import Keys, KeySet, batch_keys
+from storage.scalar_index import SPEC_KEY
 from storage.schema import CollectionSchema
 from storage.sealed import SealedRows, SealedSegment, prepare, prepare_from_files
 from storage.segment_files import BlobFiles, GetChunk, SegmentFiles
@@ -255,6 +256,8 @@ class Shard(StateMachine):
                 state.partitions.discard(partition_id)
                 self._drop_rows(state, partition_id)
                 state.history_from = tick
+            case CreateIndex(spec=spec) if SPEC_KEY in spec:
+                pass  # each node makes those of scalars by itself
             case CreateIndex(collection_id, index_id, field_id, spec):
                 one = ShardIndex(index_id, field_id, parse_index(spec))
                 self.collection(collection_id).indexes[index_id] = one

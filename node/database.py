@@ -78,10 +78,10 @@ from storage.errors import (
     PartitionNotLoaded,
     SchemaMismatch,
     Unavailable,
-    UnsupportedOperation,
     error_from,
 )
 from storage.filter.compiled import compile_filter
+from storage.scalar_index import SPEC_KEY, parse_scalar_index
 from storage.schema import SHARDS_MAX, CollectionSchema, FieldSchema, check_name, make_schema
 from storage.types import CollectionId, IndexId, PartitionId, ShardId
 
@@ -570,7 +570,10 @@ class Database:
     def _collection_status(self, one: Collection) -> Mapping[str, Any]:
         states = [state for _, state in self._states(one)]
         facts = [
-            {"indexes": [_index_facts(state, index_id, self._node.upkeep[shard_id]) for index_id in state.indexes]}
+            {
+                "indexes": [_index_facts(state, index_id, self._node.upkeep[shard_id]) for index_id in state.indexes],
+                "rows": _sealed_rows(state),
+            }
             for shard_id, state in self._states(one)
         ]
         segments = [segment for state in states for segment in state.segments()]
@@ -674,7 +677,7 @@ class Database:
         shard, upkeep = self._node.shards[shard_id].machine, self._node.upkeep[shard_id]
         state = shard.collections.get(CollectionId(asked["collection"]))
         if state is None:
-            return {"loading": [], "indexes": [], "segments": []}
+            return {"loading": [], "indexes": [], "segments": [], "rows": 0}
         loading: dict[PartitionId, list[int]] = {}
         for one in state.stored.values():
             if state.is_loaded(one.segment.partition_id):
@@ -685,6 +688,7 @@ class Database:
             "loading": [[partition_id, *counts] for partition_id, counts in loading.items()],
             "indexes": [_index_facts(state, index_id, upkeep) for index_id in state.indexes],
             "segments": _segments_of(shard, state) if asked["segments"] else [],
+            "rows": _sealed_rows(state),
         }
 
     def _states(self, collection: Collection) -> list[tuple[ShardId, CollectionState]]:
@@ -705,10 +709,8 @@ class Database:
                 f"missing required parameters, error: `{request.field_name}` hasn't defined in schema"
             )
         if not target.type.is_vector:
-            raise UnsupportedOperation(
-                f"an index on field {target.name} of type {target.type} is not supported by this server; filters on it "
-                "work without one"
-            )
+            kind = str(parse_scalar_index(request.index_type, target))
+            return IndexDef(IndexId(0), _index_name(request), target.id, target.name, kind, "", {SPEC_KEY: kind})
         try:
             form = target.type.form
             spec: IndexSpec = parse_index_spec(request.index_type, request.metric_type, request.params, form=form)
@@ -721,12 +723,17 @@ class Database:
             raise InvalidParameter(f"field {target.name} of type {target.type}: {error}") from error
         except SpecError as error:
             raise InvalidParameter(f"invalid index params: {error}") from error
-        name = request.index_name or target.name
-        check_name(name, "index")
+        name = _index_name(request)
         params = {key: str(value) for key, value in request.params.items() if key not in ("index_type", "metric_type")}
         return IndexDef(
             IndexId(0), name, target.id, target.name, str(spec.index_type), str(spec.metric), spec.to_dict(), params
         )
+
+
+def _index_name(request: IndexRequest) -> str:
+    name = request.index_name or request.field_name
+    check_name(name, "index")
+    return name
 
 
 def _index_facts(state: CollectionState, index_id: IndexId, upkeep: Upkeep) -> list[Any]:
@@ -749,12 +756,18 @@ def _index_facts(state: CollectionState, index_id: IndexId, upkeep: Upkeep) -> l
     return [index_id, total, indexed, building, failure]
 
 
+def _sealed_rows(state: CollectionState) -> int:
+    return sum(stored.segment.rows for stored in state.stored.values())
+
+
 def _index_info(index: IndexDef, shards: Sequence[Mapping[str, Any]]) -> IndexInfo:
     """Return the index with its progress over sealed segments; growing rows are not counted, as in Milvus."""
     mine = [facts for shard in shards for facts in shard["indexes"] if facts[0] == index.index_id]
     total, indexed = sum(facts[1] for facts in mine), sum(facts[2] for facts in mine)
     failure = next((facts[4] for facts in mine if facts[4]), "")
     building = any(facts[3] for facts in mine)
+    if index.is_scalar:  # each segment makes it when a filter asks for it
+        total = indexed = sum(shard["rows"] for shard in shards)
     return IndexInfo(
         index_name=index.name,
         field_name=index.field_name,

@@ -182,7 +182,7 @@ class Reader:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._fresh = Freshness(node)
-        self._filters: OrderedDict[tuple[CollectionId, int, str], CompiledFilter] = OrderedDict()
+        self._filters: OrderedDict[Hashable, CompiledFilter] = OrderedDict()
         self._plans: OrderedDict[Hashable, _Plan] = OrderedDict()
         self._gathering: OrderedDict[Hashable, _Gathering] = OrderedDict()
         if node.mesh is not None:
@@ -731,10 +731,12 @@ class Reader:
     def _compiled(
         self, collection_id: CollectionId, schema: CollectionSchema, text: str, templates: Mapping[str, Any]
     ) -> CompiledFilter:
-        key = (collection_id, schema.version, text)
+        owner = self._node.catalog.collections.get(collection_id)
+        indexed = frozenset[FieldId]() if owner is None else owner.indexed_scalars
+        key = (collection_id, schema.version, text, indexed)
         known = None if templates else self._filters.get(key)
         if known is None:
-            known = compile_filter(text, schema, templates)
+            known = compile_filter(text, schema, templates, indexed)
             if not templates and len(text) <= FILTER_CHARS_KEPT_MAX:
                 self._filters[key] = known
                 if len(self._filters) > FILTERS_KEPT:

@@ -279,6 +279,10 @@ def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick,
         offsets = view.find(_typed(view, keys.values), tick, expire_before)
         if len(offsets):
             passing[offsets] = True if keys.exact else row_filter.evaluate(view.fetch(offsets, fields))
+    elif (chosen := view.candidates(row_filter)) is not None:
+        passing = np.zeros(view.rows, np.bool_)
+        chosen = chosen[visible[chosen]]
+        passing[chosen] = row_filter.evaluate(view.fetch(chosen, fields))
     else:
         masks = [part.passing(row_filter) for part in view.columns(fields)]
         passing = masks[0] if len(masks) == 1 else np.concatenate(masks)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -44,6 +45,7 @@ from storage.deletes import Deletes, Ticks
 from storage.errors import SchemaMismatch
 from storage.filter import CompiledFilter, FieldStats
 from storage.key_lookup import KeyLookup, Keys, KeySet
+from storage.scalar_index import ROWS_MIN, SHARE_MAX, SortedColumn, candidates
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, PartitionId, SegmentId, Tick
@@ -130,7 +132,7 @@ def absent_column(one: FieldSchema, rows: int) -> Column:
 class Part:
     """Some consecutive rows of a segment in one batch, from offset `start` on."""
 
-    __slots__ = ("_passing", "_prepared", "batch", "start")
+    __slots__ = ("_passing", "_prepared", "_sorted", "batch", "start")
 
     def __init__(self, batch: Batch, start: int) -> None:
         self.batch = batch
@@ -138,6 +140,7 @@ class Part:
         self._prepared: dict[tuple[FieldId, Metric], tuple[Vectors, Distances | None]] = {}
         # by the filter itself, whose text may have templates; and not to keep it alive, as it may hold many constants
         self._passing: dict[weakref.ref[CompiledFilter], Mask] = {}
+        self._sorted: dict[FieldId, SortedColumn] = {}
 
     @classmethod
     def joined(cls, parts: Sequence[Part]) -> Part:
@@ -168,6 +171,17 @@ class Part:
             else:
                 known = (matrix, squared_lengths(matrix))
             self._prepared[(field_id, metric)] = known
+        return known
+
+    def candidates(self, row_filter: CompiledFilter) -> Offsets | None:
+        """Return rows, ascending, among which are all that pass, visible or not, if scalar indexes tell of few."""
+        rows_max = int(SHARE_MAX * self.batch.rows)
+        return candidates(row_filter.predicate, partial(self._index_on, row_filter.indexed), rows_max)
+
+    def _index_on(self, indexed: Collection[FieldId], field_id: FieldId) -> SortedColumn | None:
+        known = self._sorted.get(field_id)
+        if known is None and field_id in indexed and field_id in self.batch.columns:
+            known = self._sorted[field_id] = SortedColumn(self.batch.columns[field_id])
         return known
 
     def knows(self, row_filter: CompiledFilter) -> bool:
@@ -254,6 +268,20 @@ class SegmentView:
         if len(offsets):
             offsets = offsets[self.visible(tick, expire_before)[offsets]]
         return offsets
+
+    def candidates(self, row_filter: CompiledFilter) -> Offsets | None:
+        """Return rows, ascending, among which are all that pass, visible or not, if scalar indexes tell of few."""
+        if row_filter.indexed.isdisjoint(row_filter.field_ids) or not self.sealed or self.rows < ROWS_MIN:
+            return None
+        if all(part.knows(row_filter) for part in self.parts):
+            return None
+        found: list[Offsets] = []
+        for part in self.parts:
+            some = part.candidates(row_filter)
+            if some is None:
+                return None
+            found.append(some + part.start)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     # rows
 

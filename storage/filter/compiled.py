@@ -31,6 +31,8 @@ class CompiledFilter:
     source: str
     predicate: Predicate
     schema: CollectionSchema
+    indexed: frozenset[FieldId] = frozenset()
+    """Fields with a scalar index."""
 
     @cached_property
     def always_true(self) -> bool:
@@ -70,10 +72,16 @@ class CompiledFilter:
         return may_be_true(self.predicate, stats)
 
 
-def compile_filter(text: str, schema: CollectionSchema, params: Mapping[str, object] | None = None) -> CompiledFilter:
+def compile_filter(
+    text: str,
+    schema: CollectionSchema,
+    params: Mapping[str, object] | None = None,
+    indexed: frozenset[FieldId] = frozenset(),
+) -> CompiledFilter:
     """Return the filter that the text says; blank text is the filter that is always true.
 
-    params  values of the templates `{name}` in the text
+    params   values of the templates `{name}` in the text
+    indexed  fields with a scalar index
     Raises FilterError, whose message points at the place, for whatever is wrong with text or params.
     """
     if not isinstance(text, str):
@@ -84,7 +92,7 @@ def compile_filter(text: str, schema: CollectionSchema, params: Mapping[str, obj
     if not text.strip():
         return CompiledFilter(text, Always(True), schema)
     try:
-        return CompiledFilter(text, check(parse(text), schema, params or {}), schema)
+        return CompiledFilter(text, check(parse(text), schema, params or {}), schema, indexed)
     except Complaint as complaint:
         raise filter_error(text, complaint) from None
 
