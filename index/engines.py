@@ -75,7 +75,9 @@ def load(spec: IndexSpec, blob: bytes, vectors: Any) -> VectorIndex:
 
 def _engine(spec: IndexSpec, vectors: Any) -> Engine:
     """Return the engine that serves the spec: no rows need none, and the libraries differ in what they make of them."""
-    return spec.engine if len(vectors) or spec.form is not Form.DENSE else Engine.EXACT
+    if spec.form is not Form.DENSE:
+        return spec.engine
+    return spec.engine if len(vectors) > spec.has_product_codes else Engine.EXACT  # one row has no two centroids
 
 
 def _check(spec: IndexSpec, vectors: Any) -> None:

@@ -1,15 +1,17 @@
-"""Engines of faiss: HNSW graphs, inverted lists, and both over rows of 8 bits a component.
+"""Engines of faiss: HNSW graphs, inverted lists, and both over rows of 8 bits a component, or coded part by part.
 
 Memory. A flat graph's storage is the one copy of the rows: `vectors()` is a view of it, and whoever gave the matrix may
 drop it. The other kinds rank what they find by the given matrix, which they keep: their codes are lossy, or (IVF_FLAT)
 ordered by list.
 
 Disk. A dump holds what cannot be computed from the rows: the links of a graph, the centroids and the list of each row,
-the ranges of the 8-bit codes. Loading copies or encodes the rows again, which takes a thousandth of building.
+the ranges of the 8-bit codes, the centroids of parts. Loading copies or encodes the rows again, which takes a
+thousandth of building.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -54,6 +56,10 @@ _TRAINING_ROWS_PER_LIST_MAX: Final = 256
 _SEED: Final = 1234
 _REFINED: Final = 2
 """How many times k candidates of a lossy engine are ranked by exact distance."""
+_REFINED_PRODUCT: Final = 10
+"""The same where codes are those of parts of vectors, which lose more."""
+_SCANN_BITS: Final = 4
+_LOSSY: Final = frozenset({IndexType.HNSW_SQ, IndexType.HNSW_PQ, IndexType.IVF_SQ8, IndexType.IVF_PQ, IndexType.SCANN})
 _LINK_COST: Final = 1.5
 """Cost of following one link of a graph, in rows compared by exact search, which reads memory in order."""
 
@@ -83,7 +89,7 @@ class GraphIndex:
     def __init__(self, spec: IndexSpec, graph: Any, given: Matrix) -> None:
         self._spec = spec
         self._graph = graph
-        self._is_lossy = spec.index_type is IndexType.HNSW_SQ
+        self._is_lossy = spec.index_type in _LOSSY
         self._vectors = given if self._is_lossy else _storage_view(graph)
         links = graph.hnsw.neighbors
         ask_for_huge_pages(int(links.data()), int(links.byte_size()))
@@ -106,7 +112,7 @@ class GraphIndex:
     @property
     def memory_bytes(self) -> int:
         hnsw = self._graph.hnsw
-        codes = self.rows * self.dim * (1 if self._is_lossy else 4)
+        codes = self.rows * int(self._graph.storage.sa_code_size())
         # links, level and first link of each row
         return codes + int(hnsw.neighbors.byte_size()) + self.rows * 12 + _nbytes(self._squares)
 
@@ -117,7 +123,7 @@ class GraphIndex:
         def find(some: Matrix, wanted: int, passing: Mask | None, share: float) -> Offsets:
             # The walk stops after `ef` rows, of which only a share passes.
             kept = min(self.rows, int(ef / share))
-            fetched = min(_REFINED * wanted, kept, int(share * self.rows)) if self._is_lossy else wanted
+            fetched = min(_refined(self._spec) * wanted, kept, int(share * self.rows)) if self._is_lossy else wanted
             return _search(self._graph, some, max(wanted, fetched), passing, faiss.SearchParametersHNSW(efSearch=kept))
 
         return complete(
@@ -135,9 +141,12 @@ class GraphIndex:
         return self._vectors
 
     def dump(self) -> bytes:
+        if self._spec.has_product_codes:  # which faiss does not read without the codes
+            parts = [_serialised(self._graph)]
+            return pack(_kind(self._spec), self._spec.metric, rows=self.rows, dim=self.dim, parts=parts)
         parts = [_serialised(self._graph, faiss.IO_FLAG_SKIP_STORAGE)]
         if self._is_lossy:
-            parts.append(_trained(faiss.downcast_index(self._graph.storage).sq))
+            parts.append(_trained(self._spec, faiss.downcast_index(self._graph.storage)))
         return pack(_kind(self._spec), self._spec.metric, rows=self.rows, dim=self.dim, parts=parts)
 
 
@@ -148,7 +157,7 @@ class ListsIndex:
         self._spec = spec
         self._lists = lists
         self._list_of_row = list_of_row
-        self._is_lossy = spec.index_type is IndexType.IVF_SQ8
+        self._is_lossy = spec.index_type in _LOSSY
         self._vectors = given
         self._squares = _squares(spec.metric, given)
 
@@ -174,7 +183,7 @@ class ListsIndex:
 
         def find(some: Matrix, wanted: int, passing: Mask | None, share: float) -> Offsets:
             nprobe = params.nprobe_for(nlist, share)
-            fetched = min(_REFINED * wanted, int(share * self.rows)) if self._is_lossy else wanted
+            fetched = min(_refined(self._spec) * wanted, int(share * self.rows)) if self._is_lossy else wanted
             return _search(self._lists, some, max(wanted, fetched), passing, faiss.SearchParametersIVF(nprobe=nprobe))
 
         return complete(
@@ -194,7 +203,7 @@ class ListsIndex:
     def dump(self) -> bytes:
         parts = [_serialised(self._lists.quantizer), self._list_of_row.tobytes()]
         if self._is_lossy:
-            parts.append(_trained(self._lists.sq))
+            parts.append(_trained(self._spec, self._lists))
         return pack(_kind(self._spec), self._spec.metric, rows=self.rows, dim=self.dim, parts=parts)
 
 
@@ -205,6 +214,11 @@ def _build_graph(
     degree, metric = spec.graph_degree, _METRICS[spec.metric]
     if spec.index_type is IndexType.HNSW_SQ:
         graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, degree, metric)
+        graph.train(vectors)
+    elif spec.index_type is IndexType.HNSW_PQ:
+        parts, bits = _codes(spec, rows, dim)
+        graph = faiss.IndexHNSWPQ(dim, parts, degree, bits, metric)
+        _calm(faiss.downcast_index(graph.storage).pq)
         graph.train(vectors)
     else:
         graph = faiss.IndexHNSWFlat(dim, degree, metric)
@@ -219,15 +233,19 @@ def _build_graph(
 
 def _load_graph(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex:
     rows, dim = vectors.shape
-    is_lossy = spec.index_type is IndexType.HNSW_SQ
-    parts = unpack(blob, _kind(spec), spec.metric, rows=rows, dim=dim, parts=2 if is_lossy else 1)
+    is_lossy = spec.index_type in _LOSSY
+    has_ranges = is_lossy and not spec.has_product_codes
+    parts = unpack(blob, _kind(spec), spec.metric, rows=rows, dim=dim, parts=2 if has_ranges else 1)
     graph = faiss.deserialize_index(np.frombuffer(parts[0], dtype=np.uint8))
-    if not isinstance(graph, faiss.IndexHNSWSQ if is_lossy else faiss.IndexHNSWFlat):
+    wanted = {IndexType.HNSW_SQ: faiss.IndexHNSWSQ, IndexType.HNSW_PQ: faiss.IndexHNSWPQ}
+    if not isinstance(graph, wanted.get(spec.index_type, faiss.IndexHNSWFlat)):
         raise IndexDamaged(f"a {type(graph).__name__}")
     _check_graph(graph, rows, dim, _METRICS[spec.metric])
+    if spec.has_product_codes:
+        return GraphIndex(spec, graph, vectors)
     if is_lossy:
         storage = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, _METRICS[spec.metric])
-        _train(storage, storage.sq, parts[1])
+        _train(spec, storage, parts[1])
     else:
         storage = faiss.IndexFlat(dim, _METRICS[spec.metric])
     storage.add(vectors)
@@ -250,7 +268,7 @@ def _build_lists(spec: IndexSpec, vectors: Matrix, progress: Progress, cancelled
     rows = len(vectors)
     nlist = max(1, min(int(spec.params["nlist"]), rows // _TRAINING_ROWS_PER_LIST_MIN))
     quantizer = _trained_quantizer(spec.metric, vectors, nlist, cancelled)
-    lists = _empty_lists(spec, quantizer, nlist)
+    lists = _empty_lists(spec, quantizer, nlist, rows)
     lists.train(vectors)  # the quantizer is trained already; this fits the ranges of the 8-bit codes, if any
     list_of_row = np.empty(rows, dtype=np.int32)
     for start in _slices(rows, _LIST_SLICE_ROWS, progress, cancelled):
@@ -263,16 +281,16 @@ def _build_lists(spec: IndexSpec, vectors: Matrix, progress: Progress, cancelled
 
 def _load_lists(spec: IndexSpec, blob: bytes, vectors: Matrix) -> ListsIndex:
     rows, dim = vectors.shape
-    is_lossy = spec.index_type is IndexType.IVF_SQ8
+    is_lossy = spec.index_type in _LOSSY
     parts = unpack(blob, _kind(spec), spec.metric, rows=rows, dim=dim, parts=3 if is_lossy else 2)
     quantizer = faiss.deserialize_index(np.frombuffer(parts[0], dtype=np.uint8))
     list_of_row = np.frombuffer(parts[1], dtype=np.int32)
     nlist = int(quantizer.ntotal)
     if quantizer.d != dim or len(list_of_row) != rows or list_of_row.min() < 0 or list_of_row.max() >= nlist:
         raise IndexDamaged("rows in lists that do not exist")
-    lists = _empty_lists(spec, quantizer, nlist)
+    lists = _empty_lists(spec, quantizer, nlist, rows)
     if is_lossy:
-        _train(lists, lists.sq, parts[2])
+        _train(spec, lists, parts[2])
     lists.is_trained = True
     for start in range(0, rows, _LIST_SLICE_ROWS):
         stop = start + _LIST_SLICE_ROWS
@@ -311,10 +329,13 @@ def binary_centroids(rows: npt.NDArray[np.uint8], count: int, *, threads: int) -
     return centroids.copy()
 
 
-def _empty_lists(spec: IndexSpec, quantizer: Any, nlist: int) -> Any:
+def _empty_lists(spec: IndexSpec, quantizer: Any, nlist: int, rows: int) -> Any:
     dim, metric = quantizer.d, _METRICS[spec.metric]
     if spec.index_type is IndexType.IVF_SQ8:
         lists = faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, faiss.ScalarQuantizer.QT_8bit, metric)
+    elif spec.has_product_codes:
+        lists = faiss.IndexIVFPQ(quantizer, dim, nlist, *_codes(spec, rows, dim), metric)
+        _calm(lists.pq)
     else:
         lists = faiss.IndexIVFFlat(quantizer, dim, nlist, metric)
     return lists
@@ -371,17 +392,41 @@ def _serialised(index: Any, flags: int = 0) -> bytes:
     return plain.tobytes()
 
 
-def _trained(quantizer: Any) -> bytes:
-    ranges: Matrix = faiss.vector_to_array(quantizer.trained)
-    return ranges.tobytes()
+def _trained(spec: IndexSpec, index: Any) -> bytes:
+    """Return what encodes rows: the centroids of their parts, or the ranges of their components."""
+    learnt: Matrix = faiss.vector_to_array(index.pq.centroids if spec.has_product_codes else index.sq.trained)
+    return learnt.tobytes()
 
 
-def _train(index: Any, quantizer: Any, trained: memoryview) -> None:
-    ranges = np.frombuffer(trained, dtype=np.float32)
-    if len(ranges) != 2 * index.d:
-        raise IndexDamaged(f"{len(ranges)} ranges for {index.d} dimensions")
-    faiss.copy_array_to_vector(ranges, quantizer.trained)
+def _train(spec: IndexSpec, index: Any, trained: memoryview) -> None:
+    learnt = np.frombuffer(trained, dtype=np.float32)
+    expected = int(index.pq.ksub) * index.d if spec.has_product_codes else 2 * index.d
+    if len(learnt) != expected:
+        raise IndexDamaged(f"{len(learnt)} values of the codes for {index.d} dimensions")
+    faiss.copy_array_to_vector(learnt, index.pq.centroids if spec.has_product_codes else index.sq.trained)
     index.is_trained = True
+    if isinstance(index, faiss.IndexIVFPQ):
+        index.precompute_table()
+
+
+def _codes(spec: IndexSpec, rows: int, dim: int) -> tuple[int, int]:
+    """Return (parts of a vector, bits of the code of each), as far as there are rows to learn centroids from.
+
+    A dimension that is no multiple of the parts has as many as divide both.
+    """
+    is_scann = spec.index_type is IndexType.SCANN
+    parts = max(1, dim // 2) if is_scann else int(spec.params["m"])
+    bits = _SCANN_BITS if is_scann else int(spec.params["nbits"])
+    return math.gcd(parts, dim), max(1, min(bits, rows.bit_length() - 1))
+
+
+def _calm(product: Any) -> None:
+    """Let few rows be learnt from without a warning on stderr."""
+    product.cp.min_points_per_centroid = 1
+
+
+def _refined(spec: IndexSpec) -> int:
+    return _REFINED_PRODUCT if spec.has_product_codes else _REFINED
 
 
 def _squares(metric: Metric, vectors: Matrix) -> Distances | None:

@@ -35,6 +35,9 @@ class IndexType(StrEnum):
     HNSW_SQ = "HNSW_SQ"
     IVF_FLAT = "IVF_FLAT"
     IVF_SQ8 = "IVF_SQ8"
+    IVF_PQ = "IVF_PQ"
+    HNSW_PQ = "HNSW_PQ"
+    SCANN = "SCANN"
     BIN_FLAT = "BIN_FLAT"
     BIN_IVF_FLAT = "BIN_IVF_FLAT"
     SPARSE_INVERTED_INDEX = "SPARSE_INVERTED_INDEX"
@@ -76,6 +79,8 @@ _AUTO: Final[Mapping[str, Number]] = {"M": 16, "efConstruction": 200}
 
 _GRAPH: Final = {"M": (M_MIN, M_MAX, M_DEFAULT), "efConstruction": (1, EF_CONSTRUCTION_MAX, EF_CONSTRUCTION_DEFAULT)}
 _LISTS: Final = {"nlist": (1, NLIST_MAX, NLIST_DEFAULT)}
+_CODES: Final = {"m": (1, 65_536, 4), "nbits": (1, 12, 8)}
+"""Parts that a vector is cut in, of which the dimension is a multiple, and bits of the code of each."""
 _PARAMS: Final[Mapping[IndexType, Mapping[str, tuple[int, int, int]]]] = {
     IndexType.AUTOINDEX: {},
     IndexType.FLAT: {},
@@ -83,6 +88,9 @@ _PARAMS: Final[Mapping[IndexType, Mapping[str, tuple[int, int, int]]]] = {
     IndexType.HNSW_SQ: _GRAPH,
     IndexType.IVF_FLAT: _LISTS,
     IndexType.IVF_SQ8: _LISTS,
+    IndexType.IVF_PQ: {**_LISTS, **_CODES},
+    IndexType.HNSW_PQ: {**_GRAPH, **_CODES},
+    IndexType.SCANN: _LISTS,
     IndexType.BIN_FLAT: {},
     IndexType.BIN_IVF_FLAT: _LISTS,
     IndexType.SPARSE_INVERTED_INDEX: {},
@@ -95,6 +103,9 @@ _ENGINES: Final[Mapping[IndexType, tuple[Engine, ...]]] = {  # the first is the 
     IndexType.HNSW_SQ: (Engine.FAISS,),
     IndexType.IVF_FLAT: (Engine.FAISS,),
     IndexType.IVF_SQ8: (Engine.FAISS,),
+    IndexType.IVF_PQ: (Engine.FAISS,),
+    IndexType.HNSW_PQ: (Engine.FAISS,),
+    IndexType.SCANN: (Engine.FAISS,),
     IndexType.BIN_FLAT: (Engine.BINARY,),
     IndexType.BIN_IVF_FLAT: (Engine.BINARY,),
     IndexType.SPARSE_INVERTED_INDEX: (Engine.SPARSE,),
@@ -163,7 +174,7 @@ class IndexSpec:
     index_type: IndexType
     metric: Metric
     params: Mapping[str, Number]
-    """M and efConstruction for graphs, nlist for inverted lists of whole vectors; read-only."""
+    """M and efConstruction for graphs, nlist for inverted lists, m and nbits for product codes; read-only."""
     engine: Engine
 
     def __post_init__(self) -> None:
@@ -176,6 +187,11 @@ class IndexSpec:
     def form(self) -> Form:
         """What it is built of."""
         return _FORMS.get(self.engine, Form.DENSE)
+
+    @property
+    def has_product_codes(self) -> bool:
+        """True where parts of each vector are kept as the number of a centroid."""
+        return "m" in self.params or self.index_type is IndexType.SCANN
 
     @property
     def is_graph(self) -> bool:
@@ -382,6 +398,13 @@ def _integer(param: str, value: object, low: int, high: int) -> int:
             raise BadParam(param, value, allowed)
     if not low <= number <= high:
         raise BadParam(param, value, allowed)
+    return number
+
+
+def _share(param: str, value: object, high: float) -> float:
+    number = _optional_float({param: value}, param)
+    if number is None or not 0.0 <= number <= high:
+        raise BadParam(param, value, f"a number in range [0, {high:g}]")
     return number
 
 

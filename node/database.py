@@ -723,6 +723,16 @@ class Database:
             raise InvalidParameter(f"field {target.name} of type {target.type}: {error}") from error
         except SpecError as error:
             raise InvalidParameter(f"invalid index params: {error}") from error
+        if (spec.metric is Metric.BM25) != (target.id in schema.computed):
+            raise InvalidParameter(
+                f"index metric type {spec.metric} does not go with field {target.name}: only BM25 metric type is "
+                "supported for BM25 function output field, and for no other"
+            )
+        if target.dim % int(spec.params.get("m", 1)):
+            raise InvalidParameter(
+                f"dimension must be able to be divided by `m`, dimension: {target.dim}, m: {spec.params['m']}, "
+                f"field {target.name}: invalid parameter"
+            )
         name = _index_name(request)
         params = {key: str(value) for key, value in request.params.items() if key not in ("index_type", "metric_type")}
         return IndexDef(

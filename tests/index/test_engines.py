@@ -29,6 +29,9 @@ ENGINES: dict[str, tuple[str, dict[str, object]]] = {
     "hnsw_sq": ("HNSW_SQ", {}),
     "ivf_flat": ("IVF_FLAT", {"nlist": 32}),
     "ivf_sq8": ("IVF_SQ8", {"nlist": 32}),
+    "ivf_pq": ("IVF_PQ", {"nlist": 32, "m": 8}),
+    "hnsw_pq": ("HNSW_PQ", {"m": 16}),
+    "scann": ("SCANN", {"nlist": 32}),
 }
 THOROUGH = SearchParams(ef=300, nprobe=24)
 engines = pytest.mark.parametrize("engine", list(ENGINES))
@@ -86,7 +89,9 @@ def test_never_short_and_always_sound(engine: str, metric: Metric, own_search: b
         assert_sound(hits, queries, vectors_of(metric), metric, mask)
         np.testing.assert_array_equal(hits.counts, truth.counts)
         # A graph that is no metric space (IP) has hollows: the nearest by inner product are often no one's neighbour.
-        assert recall(hits, truth) >= (0.9 if metric is Metric.IP and own_search else 0.95)
+        # One of codes is built of what it searches, and walks past some.
+        coarse = 0.75 if engine == "hnsw_pq" else 0.9 if metric is Metric.IP else 0.95
+        assert recall(hits, truth) >= (coarse if own_search else min(coarse + 0.05, 0.95))
 
 
 @engines
