@@ -401,13 +401,6 @@ def _integer(param: str, value: object, low: int, high: int) -> int:
     return number
 
 
-def _share(param: str, value: object, high: float) -> float:
-    number = _optional_float({param: value}, param)
-    if number is None or not 0.0 <= number <= high:
-        raise BadParam(param, value, f"a number in range [0, {high:g}]")
-    return number
-
-
 def _optional_integer(mapping: Mapping[str, object], param: str, high: int) -> int | None:
     value = mapping.get(param)
     return None if value is None else _integer(param, value, 1, high)

@@ -723,11 +723,6 @@ class Database:
             raise InvalidParameter(f"field {target.name} of type {target.type}: {error}") from error
         except SpecError as error:
             raise InvalidParameter(f"invalid index params: {error}") from error
-        if (spec.metric is Metric.BM25) != (target.id in schema.computed):
-            raise InvalidParameter(
-                f"index metric type {spec.metric} does not go with field {target.name}: only BM25 metric type is "
-                "supported for BM25 function output field, and for no other"
-            )
         if target.dim % int(spec.params.get("m", 1)):
             raise InvalidParameter(
                 f"dimension must be able to be divided by `m`, dimension: {target.dim}, m: {spec.params['m']}, "
