@@ -281,8 +281,8 @@ def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick,
             passing[offsets] = True if keys.exact else row_filter.evaluate(view.fetch(offsets, fields))
     elif (chosen := view.candidates(row_filter)) is not None:
         passing = np.zeros(view.rows, np.bool_)
-        chosen = chosen[visible[chosen]]
-        passing[chosen] = row_filter.evaluate(view.fetch(chosen, fields))
+        offsets = chosen.offsets[visible[chosen.offsets]]
+        passing[offsets] = True if chosen.exact else row_filter.evaluate(view.fetch(offsets, fields))
     else:
         masks = [part.passing(row_filter) for part in view.columns(fields)]
         passing = masks[0] if len(masks) == 1 else np.concatenate(masks)

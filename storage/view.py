@@ -45,7 +45,7 @@ from storage.deletes import Deletes, Ticks
 from storage.errors import SchemaMismatch
 from storage.filter import CompiledFilter, FieldStats
 from storage.key_lookup import KeyLookup, Keys, KeySet
-from storage.scalar_index import ROWS_MIN, SHARE_MAX, SortedColumn, candidates
+from storage.scalar_index import ROWS_MIN, SHARE_MAX, Candidates, SortedColumn, candidates
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, PartitionId, SegmentId, Tick
@@ -173,8 +173,8 @@ class Part:
             self._prepared[(field_id, metric)] = known
         return known
 
-    def candidates(self, row_filter: CompiledFilter) -> Offsets | None:
-        """Return rows, ascending, among which are all that pass, visible or not, if scalar indexes tell of few."""
+    def candidates(self, row_filter: CompiledFilter) -> Candidates | None:
+        """Return the rows, visible or not, that scalar indexes leave to look at, if they are few."""
         rows_max = int(SHARE_MAX * self.batch.rows)
         return candidates(row_filter.predicate, partial(self._index_on, row_filter.indexed), rows_max)
 
@@ -269,19 +269,22 @@ class SegmentView:
             offsets = offsets[self.visible(tick, expire_before)[offsets]]
         return offsets
 
-    def candidates(self, row_filter: CompiledFilter) -> Offsets | None:
-        """Return rows, ascending, among which are all that pass, visible or not, if scalar indexes tell of few."""
+    def candidates(self, row_filter: CompiledFilter) -> Candidates | None:
+        """Return the rows, visible or not, that scalar indexes leave to look at, if they are few."""
         if row_filter.indexed.isdisjoint(row_filter.field_ids) or not self.sealed or self.rows < ROWS_MIN:
             return None
         if all(part.knows(row_filter) for part in self.parts):
             return None
-        found: list[Offsets] = []
+        found: list[Candidates] = []
         for part in self.parts:
             some = part.candidates(row_filter)
             if some is None:
                 return None
-            found.append(some + part.start)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            found.append(some)
+        if len(found) == 1:
+            return found[0]
+        offsets = [one.offsets + part.start for one, part in zip(found, self.parts, strict=True)]
+        return Candidates(np.concatenate(offsets), all(one.exact for one in found))
 
     # rows
 
