@@ -24,8 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.bench.builds import cpu_s
+from tools.bench.client import wait_until
 from tools.bench.data import Dataset, load_dataset
 from tools.bench.node import NodeProcess
+from tools.bench.run import INDEXED_S_MAX
 from tools.bench.wire import Address
 from tools.nodes import free_port
 
@@ -134,7 +136,9 @@ def measure(node: NodeProcess, interfaces: Sequence[Interface], data: Dataset, s
             rate, times = per_second(lambda rows: one.insert(collection, rows), batches[1:], threads)  # noqa: B023
             used_s = cpu_s([node.pid]) - before_s
             shown.append(_line(f"insert, rows, {threads} threads", one, [rate * BATCH_ROWS], times, used_s))
-    node.client.call("/collections/flush", collectionName="insert_0_1")
+    for number in (1, 2):
+        for which in range(len(interfaces)):
+            _wait_indexed(node, f"insert_{which}_{number}")
     queries = [data.queries[i % len(data.queries)].tolist() for i in range(searches)]
     for threads in (1, 4):
         rates: dict[str, list[float]] = {one.name: [] for one in interfaces}
@@ -153,6 +157,16 @@ def measure(node: NodeProcess, interfaces: Sequence[Interface], data: Dataset, s
     answers = [one.search("insert_0_1", queries[0]) for one in interfaces]
     assert all(answer == answers[0] for answer in answers), "the interfaces answer differently"
     return shown
+
+
+def _wait_indexed(node: NodeProcess, collection: str) -> None:
+    node.client.call("/collections/flush", collectionName=collection)
+
+    def is_over() -> bool:
+        (found,) = node.client.call("/indexes/describe", collectionName=collection, indexName="vector")
+        return bool(found["indexState"] == "Finished")
+
+    wait_until(lambda: is_over() or None, timeout_s=INDEXED_S_MAX, what=f"index of {collection}")
 
 
 def _line(what: str, one: Interface, rates: list[float], times: list[float], used_s: float) -> tuple[str, ...]:
