@@ -26,8 +26,10 @@ from typing import Any, Final
 import uvloop
 from aiohttp import web
 
+from cluster.access import Access
 from node.admission import Memory
 from node.api.server import make_app
+from node.audit import Audit
 from node.chunk_gate import GatedChunks
 from node.clock import SystemClock
 from node.cluster_status import ReplicaRole, role_of
@@ -35,6 +37,7 @@ from node.connections import GuardedSite, connections_max, raise_descriptor_limi
 from node.database import Database
 from node.disk import OsDisk
 from node.grpc.server import GrpcServer
+from node.guard import WELL_KNOWN, Guard
 from node.identity import IDENTITY_KEY, settle
 from node.joining import CannotJoin, admit, join
 from node.memory import available_bytes, reclaim, resident_bytes, tame_allocator
@@ -194,6 +197,7 @@ async def _listen(
     listener: socket.socket, node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
 ) -> tuple[web.AppRunner, GrpcServer]:
     database = Database(node)
+    guard = guard_of(node, settings, clock, workers)
     app = make_app(
         database,
         settings.api,
@@ -203,6 +207,7 @@ async def _listen(
         ready=lambda: why_not_ready(node),
         standard_status=settings.api.standard_error_status,
         admission=node.admission,
+        guard=guard,
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
@@ -214,6 +219,7 @@ async def _listen(
         executor=workers,
         admission=node.admission,
         ready=lambda: why_not_ready(node),
+        guard=guard,
     )
     await grpc.start()
     address = settings.node.listen
@@ -223,6 +229,24 @@ async def _listen(
         "listening address=%s protocols=http,grpc node=%s data=%s", address, settings.node.name, settings.node.data
     )
     return runner, grpc
+
+
+def guard_of(node: Node, settings: Settings, clock: SystemClock, workers: Workers) -> Guard | None:
+    """Return what looks at who asks; None where nobody is asked who they are and nothing is written down."""
+    auth = settings.auth
+    if not auth.enabled and not auth.audit_file:
+        return None
+    if auth.enabled and auth.root_password == WELL_KNOWN:
+        log.warning(
+            "root has the password that everybody knows until it is changed: set auth.root_password_file on every "
+            "node, or use users/update_password"
+        )
+    audit = Audit(auth, clock)
+
+    def access() -> Access | None:
+        return node.control.machine.access if node.takes_part else None
+
+    return Guard(settings, clock, workers, audit, access, lambda: node.catalog)
 
 
 def _bind(settings: Settings) -> socket.socket:

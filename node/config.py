@@ -84,7 +84,8 @@ CONFIG_VARIABLE = "ANNULUS_CONFIG"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 NAME_RULE = "use letters, digits, '_', '.' and '-', at most 63, a letter or digit first"
-PRIVATE_FILES = ("cluster_secret_file", "cluster.tls_key_file")
+SECRETS_IN_FILES = {"cluster_secret_file": "cluster_secret", "auth.root_password_file": "auth.root_password"}
+PRIVATE_FILES = (*SECRETS_IN_FILES, "cluster.tls_key_file")
 FILES = (*PRIVATE_FILES, "cluster.tls_certificate_file", "cluster.tls_ca_file")
 SECRET_BYTES_MAX = 4 << 10
 
@@ -144,7 +145,8 @@ def load(*, flags: Mapping[str, Any], environment: Mapping[str, str], config_fil
             except ValueError as error:
                 shown = "" if option.secret else f"{_show_raw(raw)} "
                 problems.append(Problem(key, f"{shown}{error}", f"from {source}"))
-    problems += _from_secret_file(values, sources)
+    for named, secret in SECRETS_IN_FILES.items():
+        problems += _from_secret_file(values, sources, named, secret)
     problems += _unreadable(values, sources)
     sections = {
         section: settings_type(
@@ -345,14 +347,16 @@ def _from_environment(environment: Mapping[str, str], warnings: list[str]) -> It
             warnings.append(f"environment variable {variable} is not a setting{_suggest(variable, set(by_variable))}")
 
 
-def _from_secret_file(values: dict[str, Any], sources: dict[str, str]) -> Iterator[Problem]:
-    """Put the secret of `cluster_secret_file` where one given directly would be."""
-    path = values.get("cluster_secret_file")
+def _from_secret_file(
+    values: dict[str, Any], sources: dict[str, str], named: str, secret: str
+) -> Iterator[Problem]:
+    """Put the secret in the file that the setting `named` names where one given directly would be."""
+    path = values.get(named)
     if not path:
         return
-    source = f"from {sources['cluster_secret_file']}"
-    if values.get("cluster_secret"):
-        yield Problem("cluster_secret_file", "and cluster_secret are both given; leave one of them out", source)
+    source = f"from {sources[named]}"
+    if values.get(secret):
+        yield Problem(named, f"and {secret} are both given; leave one of them out", source)
         return
     try:
         with open(path, "rb") as file:
@@ -362,9 +366,9 @@ def _from_secret_file(values: dict[str, Any], sources: dict[str, str]) -> Iterat
     except UnicodeDecodeError:
         text = ""
     if not text or len(text) > SECRET_BYTES_MAX:
-        yield Problem("cluster_secret_file", f"{path} holds no secret: a line of text was expected", source)
+        yield Problem(named, f"{path} holds no secret: a line of text was expected", source)
     else:
-        values["cluster_secret"], sources["cluster_secret"] = text, f"file {path}"
+        values[secret], sources[secret] = text, f"file {path}"
 
 
 def _unreadable(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ from cluster.message import Seal
 from cluster.shard import CollectionState, Shard
 from index.protocol import Form
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
+from node.access import AccessService
 from node.broadcaster import COMPACT_METHOD
 from node.node import Node
 from node.nodes import Nodes
@@ -109,6 +110,7 @@ class Database:
         self._router = node.router
         self._reader = Reader(node)
         self._writer = Writer(node, self._reader)
+        self._access = AccessService(node)
         for method, function in (
             (FACTS_METHOD, self._facts_here),
             (FLUSH_METHOD, self._flush_here),
@@ -146,7 +148,7 @@ class Database:
 
     async def list_databases(self) -> list[str]:
         await self._router.refresh_catalog()
-        return list(self._node.catalog.databases)
+        return [one for one in self._node.catalog.databases if _is_shown(one)]
 
     async def describe_database(self, name: str) -> tuple[int, Mapping[str, str]]:
         await self._router.refresh_catalog()
@@ -201,7 +203,7 @@ class Database:
 
     async def list_collections(self, database: str) -> list[str]:
         await self._router.refresh_catalog()
-        return [one.name for one in self._node.catalog.in_database(database)]
+        return [one.name for one in self._node.catalog.in_database(database) if _is_shown(database, one.name)]
 
     async def has_collection(self, database: str, name: str) -> bool:
         is_newest = await self._router.refresh_catalog()
@@ -562,6 +564,10 @@ class Database:
     def nodes(self) -> Nodes:
         return Nodes(self._node)
 
+    @property
+    def access(self) -> AccessService:
+        return self._access
+
     async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
         assert self._node.control is not None, "or it has said that the node has yet to find its place"
         check = self._node.cluster_check
@@ -797,6 +803,12 @@ def _plain_index(index: IndexDef) -> dict[str, Any]:
     plain = asdict(index)
     del plain["index_id"]
     return plain
+
+
+def _is_shown(database: str, collection: str = "") -> bool:
+    """Return whether a list shows whoever asks a database, or a collection in it."""
+    scope = current.get()
+    return scope is None or scope.sees is None or scope.sees(database, collection)
 
 
 def _ids(found: Any) -> list[int]:

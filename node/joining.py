@@ -24,6 +24,7 @@ import aiohttp
 
 from cluster.membership import SetMember
 from node.clock import Clock, SystemClock
+from node.guard import entry_token
 from node.handshake import INCARNATION_BYTES, NONCE_BYTES, Handshake, Proven, Refused, Verdict, dial
 from node.handshake import Identity as Proof
 from node.identity import Identity
@@ -146,7 +147,7 @@ async def _ask(settings: Settings, clock: Clock, ticket: str) -> Mapping[str, An
     """Return a member's answer. Raises Refused, Unavailable for what may pass, or whatever the member refuses with."""
     node, cluster = settings.node, settings.cluster
     assert node.join is not None
-    member, peer = await _find_entry(node.join)
+    member, peer = await _find_entry(node.join, entry_token(node.cluster_secret))
     if member == node.name:
         raise InvalidParameter(f"the node there is {member} too: give this one another --name")
     tls = None
@@ -184,12 +185,13 @@ async def _ask(settings: Settings, clock: Clock, ticket: str) -> Mapping[str, An
     raise InvalidParameter(f"node {member} answers what this program does not understand: run the same version on both")
 
 
-async def _find_entry(address: Address) -> tuple[str, Address]:
+async def _find_entry(address: Address, credentials: str) -> tuple[str, Address]:
     """Return name and peer address of the node that serves clients at an address."""
+    headers = {"Authorization": credentials} if credentials else {}
     limit = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
     try:
         async with (
-            aiohttp.ClientSession(timeout=limit) as client,
+            aiohttp.ClientSession(timeout=limit, headers=headers) as client,
             client.post(f"http://{address}{ENTRY}", json={}) as answer,
         ):
             found, may_pass = await answer.json(content_type=None), "Retry-After" in answer.headers

@@ -8,7 +8,7 @@ exactly as of these ticks". Clients send back what they got and look at nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -49,6 +49,13 @@ class Scope:
     """How many of them it has asked for."""
     is_repeat: bool = False
     """Whether the answer is that to an earlier request of the same key."""
+    who: str = ""
+    """The user that asks; nobody in particular while authentication is off."""
+    sees: Callable[[str, str], bool] | None = None
+    """Whether lists show the user a database ("" for its collection) or a collection; None: they show all."""
+    database: str = ""
+    objects: tuple[str, ...] = ()
+    """What the request is about, for the audit log."""
 
     def saw(self, shard_id: ShardId, tick: Tick) -> None:
         """Note what the client now knows of a shard."""

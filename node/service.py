@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from storage.fusion import Ranker
 from storage.schema import CollectionSchema, FieldSchema
 from storage.types import Tick
 from storage.vectors import Vectors
+
+if TYPE_CHECKING:
+    from node.access import AccessService
 
 
 class Consistency(StrEnum):
@@ -381,6 +384,9 @@ class Service(Protocol):
 
     @property
     def nodes(self) -> Operation: ...
+
+    @property
+    def access(self) -> AccessService: ...
 
     async def check_cluster(self, *, begin: bool) -> Mapping[str, Any]:
         """Return how far the round of healing is that was asked for here (`node/cluster_check.py`), or was the last.

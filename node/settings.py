@@ -402,6 +402,35 @@ class ApiSettings:
 
 
 @dataclass(frozen=True)
+class AuthSettings:
+    """Who may ask, and what is written down of it. The same on every node of a cluster."""
+
+    enabled: bool = setting(
+        False, "", "nothing but health is answered without credentials; off unless told otherwise, as in Milvus"
+    )
+    root_password: str = setting(
+        "Milvus", "", "of the user root until it is changed; Milvus's, which everybody knows", secret=True
+    )
+    root_password_file: str = setting("", "path", "file with that password, which only its owner may read")
+    token_s: float = setting(
+        86_400.0, "s", "an API key lives so long if whoever makes it does not say how long", least=1
+    )
+    cache_s: float = setting(
+        300.0, "s", "credentials that were right are not looked at again for so long, unless they change", least=0
+    )
+    hash_cost: int = setting(
+        15, "power", "looking at a password takes 2 to this power KiB of memory, and time to match", least=4, most=20
+    )
+    delay_s_max: float = setting(
+        30.0, "s", "who fails again and again waits twice as long each time, at most this long", least=0.1, most=3600
+    )
+    audit_file: str = setting("", "path", "audit log, one JSON object a line; none if empty")
+    audit_reads: bool = setting(False, "", "it has reads and writes of rows too, not only changes and refusals")
+    audit_bytes_max: int = setting(64 * MIB, "bytes", "an audit file of this size is followed by another", least=4 * KIB)
+    audit_files_max: int = setting(8, "files", "older audit files that are kept", least=1, most=1000)
+
+
+@dataclass(frozen=True)
 class LogSettings:
     """What is written down about the node's life."""
 
@@ -425,6 +454,7 @@ class Settings:
     workers: WorkerSettings = WorkerSettings()
     admission: AdmissionSettings = AdmissionSettings()
     api: ApiSettings = ApiSettings()
+    auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Key -> where the value came from, for every setting that is not a default."""
@@ -511,6 +541,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "workers": WorkerSettings,
     "admission": AdmissionSettings,
     "api": ApiSettings,
+    "auth": AuthSettings,
     "log": LogSettings,
 }
 

@@ -37,6 +37,8 @@ class Lane(StrEnum):
     """Searches and queries over segments: short, a client waits."""
     PARSE = "parse"
     """Large request bodies and replies. It holds the interpreter, so more than one thread would only slow searches."""
+    CREDENTIALS = "credentials"
+    """Passwords made into what is kept of them: a good part of a second each, one after the other."""
     BUILD = "build"
     """Index builds and compactions: long, nobody waits; they yield the cores to everything else."""
 
@@ -94,6 +96,7 @@ class Workers:
         threads: Mapping[Lane, int] = {
             Lane.LOG: 1,
             Lane.PARSE: 1,
+            Lane.CREDENTIALS: 1,
             Lane.DISK: disk_threads,
             Lane.SEARCH: search_threads,
             Lane.BUILD: build_threads,

@@ -15,7 +15,7 @@
     │   ├── NoLeader               ├── Overloaded            ├── RequestTimeout
     │   ├── OutcomeUnknown         ├── NotFresh              ├── PeerUnreachable
     │   ├── Conflict               ├── SchemaMismatch        ├── Busy
-    │   ├── MemoryShort            (an Overloaded)
+    │   ├── MemoryShort            ├── TooManyAttempts       (both an Overloaded)
     │   └── ReadOnly               (the disk is full)
     └── StorageFault               this replica cannot trust its own disk; it stops loudly
         ├── ChunkDamaged           ├── JournalDamaged        └── DirectoryInUse
@@ -231,6 +231,12 @@ class MemoryShort(Overloaded):
     """Rows are slowed or refused for want of memory; deletes, drops, releases and reads go on."""
 
     code = "memory_short"
+
+
+class TooManyAttempts(Overloaded):
+    """Credentials were wrong too often, from here or for this user; these were not looked at."""
+
+    code = "too_many_attempts"
 
 
 class RequestTimeout(Unavailable):

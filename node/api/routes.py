@@ -45,7 +45,13 @@ class Route:
         return self.mutates and self.handler not in _NOT_OF_THE_CATALOGUE
 
 
-_NOT_OF_THE_CATALOGUE: Final = frozenset({"insert", "upsert", "delete", "flush", "flush_all", "compact"})
+_NOT_OF_THE_CATALOGUE: Final = frozenset(
+    {
+        *("insert", "upsert", "delete", "flush", "flush_all", "compact"),
+        *("create_user", "update_password"),  # what is remembered under a key could be used to guess the password
+        *("create_api_key", "rotate_api_key", "revoke_api_key"),  # which answer a secret, or are repeated safely
+    }
+)
 
 
 def _text(name: str, doc: str, *, required: bool = False, default: str = "") -> Field:
@@ -551,13 +557,6 @@ _UNSUPPORTED: Final[Mapping[str, str]] = {
         "/collections/add_function /collections/alter_function /collections/drop_function "
         "/collections/add_function_field /collections/drop_function_field /common/run_analyzer"
     ),
-    "there are no users, roles or privileges on this server: restrict who can reach its address": (
-        "/users/list /users/describe /users/create /users/update_password /users/drop /users/grant_role "
-        "/users/revoke_role /roles/list /roles/describe /roles/create /roles/drop /roles/alter /roles/grant_privilege "
-        "/roles/revoke_privilege /roles/grant_privilege_v2 /roles/revoke_privilege_v2 /privilege_groups/create "
-        "/privilege_groups/drop /privilege_groups/list /privilege_groups/add_privileges_to_group "
-        "/privilege_groups/remove_privileges_from_group"
-    ),
     "bulk import is not supported by this server: use entities/insert, as CBOR columns for speed": (
         "/jobs/import/create /jobs/import/list /jobs/import/describe /jobs/import/get_progress /jobs/import/commit "
         "/jobs/import/abort"
@@ -579,6 +578,151 @@ _UNSUPPORTED: Final[Mapping[str, str]] = {
     ),
     "there are no quotas on this server: see /metrics for its load": "/quotacenter/describe",
 }
+
+_USER: Final = _text("userName", "name of the user", required=True)
+_ROLE: Final = _text("roleName", "name of the role", required=True)
+_DESCRIPTION: Final = _text("description", "for people")
+_GROUP: Final = _text("privilegeGroupName", "name of the privilege group", required=True)
+_PRIVILEGE: Final = _text("privilege", "name of the privilege, or of a group where the route takes one", required=True)
+_USER_ROLE: Final = Shape("UserRoleReq", (_USER, _ROLE))
+_GRANT: Final = Shape(
+    "GrantReq",
+    (
+        _ROLE,
+        _text("objectType", "Collection, Global or User", required=True),
+        _text("objectName", "collection or user; `*` for any", required=True),
+        _PRIVILEGE,
+        DB,
+    ),
+)
+_GRANT_V2: Final = Shape(
+    "GrantV2Req", (_ROLE, _PRIVILEGE, DB, _text("collectionName", "collection; `*`, or nothing, for any"))
+)
+_GROUP_PRIVILEGES: Final = Shape(
+    "PrivilegeGroupReq", (_GROUP, Field("privileges", Kind.TEXTS, "names of privileges, or of other groups", ()))
+)
+_KEY_ID: Final = _text("keyId", "id of the key", required=True)
+_LIFETIME: Final = Field(
+    "lifetimeSeconds", Kind.INT64, "0 for a key that does not expire; auth.token_s if not given", -1
+)
+_ACCESS: Final = (
+    Route("/users/list", NOTHING, "Names of the users.", "list_users", "[names]"),
+    Route("/users/describe", Shape("UserReq", (_USER,)), "Roles of a user.", "describe_user", "[names]"),
+    Route(
+        "/users/create",
+        Shape("PasswordReq", (_USER, _text("password", "6 to 72 characters", required=True), _DESCRIPTION)),
+        "Create a user.",
+        "create_user",
+        mutates=True,
+    ),
+    Route(
+        "/users/update_password",
+        Shape(
+            "NewPasswordReq",
+            (
+                _USER,
+                _text("password", "the old one; root need not know that of others"),
+                _text("newPassword", "6 to 72 characters", required=True),
+                _DESCRIPTION,
+            ),
+        ),
+        "Change a password; the old one is refused on every node from then on.",
+        "update_password",
+        mutates=True,
+    ),
+    Route("/users/drop", Shape("UserReq", (_USER,)), "Drop a user and its API keys.", "drop_user", mutates=True),
+    Route("/users/grant_role", _USER_ROLE, "Give a user a role.", "grant_role", mutates=True),
+    Route("/users/revoke_role", _USER_ROLE, "Take a role from a user.", "revoke_role", mutates=True),
+    Route("/roles/list", NOTHING, "Names of the roles.", "list_roles", "[names]"),
+    Route(
+        "/roles/describe",
+        Shape("RoleReq", (_ROLE,)),
+        "Grants of a role.",
+        "describe_role",
+        "[{objectType, objectName, privilege, dbName, grantor}]",
+    ),
+    Route("/roles/create", Shape("NewRoleReq", (_ROLE, _DESCRIPTION)), "Create a role.", "create_role", mutates=True),
+    Route("/roles/alter", Shape("NewRoleReq", (_ROLE, _DESCRIPTION)), "Describe a role.", "alter_role", mutates=True),
+    Route(
+        "/roles/drop",
+        Shape("DropRoleReq", (_ROLE, Field("forceDrop", Kind.BOOL, "also if it has grants", False))),
+        "Drop a role.",
+        "drop_role",
+        mutates=True,
+    ),
+    Route("/roles/grant_privilege", _GRANT, "Give a role a privilege.", "grant_privilege", mutates=True),
+    Route("/roles/revoke_privilege", _GRANT, "Take a privilege from a role.", "revoke_privilege", mutates=True),
+    Route(
+        "/roles/grant_privilege_v2",
+        _GRANT_V2,
+        "Give a role a privilege, or a group of them, in a collection, a database or everywhere.",
+        "grant_privilege_v2",
+        mutates=True,
+    ),
+    Route("/roles/revoke_privilege_v2", _GRANT_V2, "Take it away again.", "revoke_privilege_v2", mutates=True),
+    Route(
+        "/privilege_groups/create", Shape("GroupReq", (_GROUP,)), "Create an empty group.", "create_group", mutates=True
+    ),
+    Route("/privilege_groups/drop", Shape("GroupReq", (_GROUP,)), "Drop an unused group.", "drop_group", mutates=True),
+    Route(
+        "/privilege_groups/list",
+        NOTHING,
+        "All groups, built in or not.",
+        "list_groups",
+        "{privilegeGroups: [{privilegeGroupName, privileges}]}",
+    ),
+    Route(
+        "/privilege_groups/add_privileges_to_group",
+        _GROUP_PRIVILEGES,
+        "Put privileges into a group.",
+        "add_to_group",
+        mutates=True,
+    ),
+    Route(
+        "/privilege_groups/remove_privileges_from_group",
+        _GROUP_PRIVILEGES,
+        "Take privileges out of a group.",
+        "remove_from_group",
+        mutates=True,
+    ),
+    Route(
+        "/api_keys/create",
+        Shape("ApiKeyReq", (_text("userName", "whom it acts as; who asks if not given"), _DESCRIPTION, _LIFETIME)),
+        "Make an API key, which is shown this once.",
+        "create_api_key",
+        "{keyId, apiKey, userName, expiresMs}",
+        mutates=True,
+        base=OWN_BASE,
+    ),
+    Route(
+        "/api_keys/list",
+        Shape("ApiKeysReq", (_text("userName", "whose; those of who asks if not given"),)),
+        "API keys, without their secrets.",
+        "list_api_keys",
+        "[{keyId, userName, description, createdMs, expiresMs}]",
+        base=OWN_BASE,
+    ),
+    Route(
+        "/api_keys/rotate",
+        Shape(
+            "RotateApiKeyReq",
+            (_KEY_ID, _LIFETIME, Field("graceSeconds", Kind.INT64, "how long the old secret is good", 0)),
+        ),
+        "Give an API key another secret, which is shown this once.",
+        "rotate_api_key",
+        "{keyId, apiKey, userName, expiresMs}",
+        mutates=True,
+        base=OWN_BASE,
+    ),
+    Route(
+        "/api_keys/revoke",
+        Shape("ApiKeyIdReq", (_KEY_ID,)),
+        "End an API key.",
+        "revoke_api_key",
+        mutates=True,
+        base=OWN_BASE,
+    ),
+)
 
 _NODE: Final = _text("nodeName", "name of the node", required=True)
 _NODES: Final = tuple(
@@ -635,6 +779,7 @@ _NODES: Final = tuple(
 
 ROUTES: Final[tuple[Route, ...]] = (
     *_SERVED,
+    *_ACCESS,
     *_NODES,
     *(
         Route(path, NOTHING, "Not supported.", unsupported=sentence)

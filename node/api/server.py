@@ -20,7 +20,7 @@ from aiohttp import ClientError, hdrs, web
 
 from cluster.idempotency import KEY_CHARS_MAX
 from node.admission import Admission, Gate
-from node.api import collections, entities, hybrid, nodes
+from node.api import collections, entities, hybrid, nodes, users
 from node.api.calls import Call, Handler
 from node.api.deadlines import Deadlines
 from node.api.faults import Refusal, crash, refusal
@@ -31,10 +31,12 @@ from node.api.replies import Style, encode, encode_large, is_large, success
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
 from node.api.routes import ROUTES, VECTORS, Route
 from node.clock import Clock
+from node.guard import Guard, names_in
 from node.keyed import InsertKey
 from node.logs import request_id
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
 from node.metrics import Metrics
+from node.rules import ROUTE_RULES, UNLISTED
 from node.scope import Scope, current, from_token, to_token
 from node.service import Service
 from node.settings import ApiSettings, Settings
@@ -67,6 +69,7 @@ _HANDLERS: Final[Mapping[str, Handler]] = {
     **entities.HANDLERS,
     **hybrid.HANDLERS,
     **nodes.HANDLERS,
+    **users.HANDLERS,
 }
 _ROWS: Final = frozenset({"insert", "upsert"})
 _RESERVED_FROM: Final = frozenset(entities.HANDLERS) - {"delete"}
@@ -88,6 +91,9 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 
+Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
 class TooLarge(Exception):
     """The body is larger than the limit."""
 
@@ -102,25 +108,27 @@ def make_app(
     ready: Callable[[], str] = lambda: "",
     standard_status: bool = False,
     admission: Admission | None = None,
+    guard: Guard | None = None,
 ) -> web.Application:
     """Return the application. `ready` says why the node does not serve yet, or "" when it does.
 
-    `standard_status` shows errors with their own HTTP status instead of Milvus's 200.
+    `standard_status` shows errors with their own HTTP status instead of Milvus's 200. Without a guard anybody may do
+    everything, and nothing is written down of it.
     """
     admission = admission or Admission(Settings(api=settings), clock, metrics)
-    server = _Server(service, settings, metrics, clock, executor, ready, standard_status, admission)
+    server = _Server(service, settings, metrics, clock, executor, ready, standard_status, admission, guard)
     # The body limit is kept by `_read`, which can say so in the API's own words.
     app = web.Application(client_max_size=2 * settings.body_bytes_max)
     for route in ROUTES:
         app.router.add_post(route.full_path, server.endpoint(route))
     app.router.add_get("/healthz", server.healthz)
     app.router.add_get("/readyz", server.readyz)
-    app.router.add_get("/metrics", server.metrics_page)
-    app.router.add_get("/status", server.status_page)
-    app.router.add_get("/cluster/check", server.check_page)
-    app.router.add_post("/cluster/check", server.check_page)
-    app.router.add_get("/openapi.json", server.openapi)
-    app.router.add_route("*", "/{path:.*}", server.elsewhere)
+    app.router.add_get("/metrics", server.guarded(server.metrics_page))
+    app.router.add_get("/status", server.guarded(server.status_page))
+    app.router.add_get("/cluster/check", server.guarded(server.check_page))
+    app.router.add_post("/cluster/check", server.guarded(server.check_page))
+    app.router.add_get("/openapi.json", server.guarded(server.openapi))
+    app.router.add_route("*", "/{path:.*}", server.guarded(server.elsewhere))
     app.on_cleanup.append(server.drain)
     return app
 
@@ -136,8 +144,10 @@ class _Server:
         ready: Callable[[], str],
         standard_status: bool,
         admission: Admission,
+        guard: Guard | None,
     ) -> None:
         self.service = service
+        self.guard = guard
         self.settings = settings
         self.metrics = metrics
         self.clock = clock
@@ -210,6 +220,9 @@ class _Server:
         finally:
             self.running -= 1
             self.metrics.request_ended(route=route.path, code=code, seconds=self.clock.monotonic_s() - began_s)
+            if self.guard is not None:
+                privilege = ROUTE_RULES.get(route.full_path, UNLISTED)
+                self.guard.note(route.full_path, privilege, scope, request.remote or "", code, identity)
             request_id.reset(token)
             current.reset(scope_token)
 
@@ -226,6 +239,13 @@ class _Server:
                 "try again soon"
             )
         headers = request.headers
+        rights = None
+        if self.guard is not None:  # before anything of the body is looked at
+            shown = headers.get(hdrs.AUTHORIZATION)
+            if route.handler != "find_entry" or not self.guard.is_newcomer(shown):
+                rights = await self.guard.admit(shown, request.remote or "", scope)
+                if route.handler == "find_entry":
+                    self.guard.check(rights, ROUTE_RULES[route.full_path], scope, "")
         timeout_s = self._timeout_s(headers.get("Request-Timeout"))
         # A little less than the client's, so that an answer which says what is wrong comes first.
         scope.deadline_s += timeout_s - min(ANSWER_S_MAX, ANSWER_RATIO_MAX * timeout_s)
@@ -253,6 +273,9 @@ class _Server:
                         values = await self._offload(decode, body, route.shape)
                     form = Form(values)
                 database = values.get("dbName") or headers.get("DB-Name") or "default"
+                if self.guard is not None and route.handler != "find_entry":
+                    privilege = ROUTE_RULES.get(route.full_path, UNLISTED)
+                    self.guard.check(rights, privilege, scope, database, **names_in(values))
                 admission = self.admission
                 call = Call(self.service, route, values, database, style, self._offload, form, admission, len(body))
                 if route.handler in _ROWS:
@@ -357,31 +380,59 @@ class _Server:
 
     # --- pages ---------------------------------------------------------------------------------------------------
 
+    def guarded(self, page: Page) -> Page:
+        """Return the page for those who may see it."""
+        if self.guard is None:
+            return page
+        guard = self.guard
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            if request.method == "OPTIONS":  # a browser asks without credentials whether it may ask with them
+                return await page(request)
+            scope, code = Scope(0.0), 0
+            resource = request.match_info.route.resource
+            what = f"{request.method}:{'*' if resource is None else resource.canonical}"
+            privilege = ROUTE_RULES.get(what.replace("HEAD:", "GET:"), ROUTE_RULES["*"])
+            try:
+                rights = await guard.admit(request.headers.get(hdrs.AUTHORIZATION), request.remote or "", scope)
+                guard.check(rights, privilege, scope, "")
+            except AnnulusError as error:
+                refused = refusal(error)
+                code = refused.code
+                return _page(refused.status, {"code": code, "message": refused.message})
+            finally:
+                guard.note(what, privilege, scope, request.remote or "", code)
+            return await page(request)
+
+        return serve
+
     async def healthz(self, request: web.Request) -> web.Response:
         return _page(200, {"status": "ok"})
 
     async def readyz(self, request: web.Request) -> web.Response:
         reason = self.ready()
+        if reason and self.guard is not None and self.guard.is_on:
+            reason = "not ready"  # anybody may ask: names of nodes are none of their business
         return _page(503, {"status": "not ready", "reason": reason}) if reason else _page(200, {"status": "ready"})
 
-    async def metrics_page(self, request: web.Request) -> web.Response:
+    async def metrics_page(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
 
-    async def status_page(self, request: web.Request) -> web.Response:
+    async def status_page(self, request: web.Request) -> web.StreamResponse:
         return _page(200, dict(await self.service.status()))
 
-    async def check_page(self, request: web.Request) -> web.Response:
+    async def check_page(self, request: web.Request) -> web.StreamResponse:
         try:
             return _page(200, dict(await self.service.check_cluster(begin=request.method == "POST")))
         except AnnulusError as error:
             return _page(503, {"code": refusal(error).code, "message": error.message})
 
-    async def openapi(self, request: web.Request) -> web.Response:
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
         if not self.described:
             self.described = orjson.dumps(document())
         return web.Response(body=self.described, headers={hdrs.CONTENT_TYPE: JSON_TYPE, **_CORS})
 
-    async def elsewhere(self, request: web.Request) -> web.Response:
+    async def elsewhere(self, request: web.Request) -> web.StreamResponse:
         """Answer what no route serves: a browser's preflight anywhere, else 404."""
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=_CORS)

@@ -34,13 +34,23 @@ from node.grpc.calls import Call, Method
 from node.grpc.methods import REFUSED, SERVED
 from node.grpc.protocol import DAMAGED, SERVICE, Message, Shape, methods
 from node.grpc.status import refuse
+from node.guard import Guard
 from node.logs import request_id
 from node.metrics import Metrics
+from node.rules import METHOD_RULES, UNLISTED
 from node.scope import Scope, current
 from node.service import Service
 from node.settings import ApiSettings
 from node.workers import Executor, Lane
-from storage.errors import AnnulusError, BadRequest, InvalidParameter, Overloaded, RequestTimeout
+from storage.errors import (
+    AnnulusError,
+    BadRequest,
+    InvalidParameter,
+    NotPermitted,
+    Overloaded,
+    RequestTimeout,
+    Unauthenticated,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +80,7 @@ class GrpcServer:
         executor: Executor,
         admission: Admission,
         ready: Callable[[], str] = lambda: "",
+        guard: Guard | None = None,
     ) -> None:
         self._service = service
         self._settings = settings
@@ -78,6 +89,7 @@ class GrpcServer:
         self._executor = executor
         self._admission = admission
         self._ready = ready
+        self._guard = guard
         self._running = 0
         self._deadlines = Deadlines()
         self._abandoned: set[asyncio.Future[Any]] = set()
@@ -104,7 +116,7 @@ class GrpcServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
-        self._server.add_generic_rpc_handlers((_Handlers(self._serve),))
+        self._server.add_generic_rpc_handlers((_Handlers(self._serve, self._refuse_unknown),))
         self._server.add_insecure_port(f"unix:{self.path}")
         await self._server.start()
 
@@ -130,7 +142,11 @@ class GrpcServer:
         try:
             response = shape.response()
             try:
-                await self._answer(shape, method, body, context, metadata, response, scope)
+                await self._answer(name, shape, method, body, context, metadata, response, scope)
+            except (Unauthenticated, NotPermitted) as error:
+                code = refusal(error).code
+                status = grpc.StatusCode.UNAUTHENTICATED if code == 1800 else grpc.StatusCode.PERMISSION_DENIED
+                await context.abort(status, error.message)
             except AnnulusError as error:
                 refused = refusal(error, plan=method.plan)
             except Exception:
@@ -146,11 +162,28 @@ class GrpcServer:
         finally:
             self._running -= 1
             self._metrics.request_ended(route=name, code=code, seconds=self._clock.monotonic_s() - began_s)
+            if self._guard is not None:
+                self._guard.note(name, METHOD_RULES.get(name, UNLISTED), scope, "", code, identity)
             request_id.reset(token)
             current.reset(scope_token)
 
+    async def _refuse_unknown(self, text: str, context: Context) -> None:
+        """Say that a method is not served, to those who may hear it."""
+        if self._guard is not None:
+            scope, code = Scope(0.0), 0
+            metadata = dict(context.invocation_metadata() or ())
+            try:
+                await self._guard.admit(_shown(metadata), "", scope)
+            except AnnulusError as error:
+                code = refusal(error).code
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.message)
+            finally:
+                self._guard.note(text.split(":")[0][:100], UNLISTED, scope, "", code)
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+
     async def _answer(
         self,
+        name: str,
         shape: Shape,
         method: Method,
         body: bytes,
@@ -160,6 +193,7 @@ class GrpcServer:
         scope: Scope,
     ) -> None:
         """Fill the response. Raises errors of `storage.errors`."""
+        rights = None if self._guard is None else await self._guard.admit(_shown(metadata), "", scope)
         limit = self._settings.requests_running_max
         if method.rows:
             limit -= int(RESERVED_RATIO * limit)
@@ -184,6 +218,10 @@ class GrpcServer:
                     self._admission,
                     len(body),
                 )
+                if self._guard is not None:
+                    privilege = METHOD_RULES.get(name, UNLISTED)
+                    database = getattr(call.request, "dbName", "") or call.database
+                    self._guard.check(rights, privilege, scope, database, **_named(call.request))
                 if not method.mutates:
                     await method.handler(call)
                     return
@@ -254,26 +292,52 @@ def _sweep() -> None:
                 shutil.rmtree(directory)
 
 
+def _shown(metadata: dict[str, Any]) -> str | None:
+    """Return the credentials of a request, as an HTTP header would have them."""
+    shown = metadata.get("authorization")
+    return None if not isinstance(shown, str) else shown if " " in shown else f"Basic {shown}"
+
+
+def _named(request: Message) -> dict[str, Any]:
+    """Return what a request names, as `Guard.check` takes it; Milvus has several fields for one thing."""
+    names: list[str] = []
+    for field in ("collection_name", "collection_names", "collectionName", "oldName"):
+        found = getattr(request, field, "")
+        names += [found] if isinstance(found, str) else list(found)
+    ids = getattr(request, "collectionID", 0)
+    user = getattr(request, "username", "") or getattr(request, "user_name", "")
+    if not user and hasattr(request, "user"):
+        user = request.user.name
+    return {
+        "names": [name for name in names if name],
+        "alias": getattr(request, "alias", ""),
+        "collection_ids": [one for one in ([ids] if isinstance(ids, int) else ids) if one],
+        "users": [user] if user else [],
+    }
+
+
 Serve = Callable[[str, Shape, Method, bytes, Context], Awaitable[bytes]]
+Refuse = Callable[[str, Context], Awaitable[None]]
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
     """The methods by their paths. Messages stay bytes here: what is wrong with them is answered like the rest."""
 
-    def __init__(self, serve: Serve) -> None:
+    def __init__(self, serve: Serve, refuse: Refuse) -> None:
+        self._refuse = refuse
         self._known: dict[str, Any] = {}
         for name, shape in methods().items():
             if name in SERVED:
                 function = _function(serve, name, shape, SERVED[name])
             else:
-                function = _refusing(f"{name}: {REFUSED[name]}")
+                function = _refusing(f"{name}: {REFUSED[name]}", refuse)
             self._known[f"/{SERVICE}/{name}"] = grpc.unary_unary_rpc_method_handler(function)
 
     def service(self, details: Any) -> Any:
         found = self._known.get(details.method)
         if found is None:
             text = f"{details.method[:100]} is no method of {SERVICE}"
-            return grpc.unary_unary_rpc_method_handler(_refusing(text))
+            return grpc.unary_unary_rpc_method_handler(_refusing(text, self._refuse))
         return found
 
 
@@ -284,9 +348,9 @@ def _function(serve: Serve, name: str, shape: Shape, method: Method) -> Callable
     return function
 
 
-def _refusing(text: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
+def _refusing(text: str, refuse: Refuse) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def refusing(body: bytes, context: Context) -> bytes:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+        await refuse(text, context)
         return b""
 
     return refusing

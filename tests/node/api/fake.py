@@ -103,6 +103,7 @@ class FakeService:
         self.queried: list[tuple[ReadOptions, int, int]] = []
         self.finished = 0
         self.keys: dict[str, str] = {}
+        self.access: Any = None
 
     def find(self, database: str, name: str) -> Kept:
         if database not in self.databases:
