@@ -1,4 +1,4 @@
-"""The ways to say how far two vectors are: L2, IP, COSINE of dense ones, IP of sparse ones, HAMMING, JACCARD of bits.
+"""How far two vectors are: L2, IP, COSINE of dense ones, IP, BM25 of sparse ones, HAMMING, JACCARD of bits.
 
 Inside Annulus a *distance* is always smaller for the nearer row, so that one top-k, one merge and one interval serve
 every metric. A *score* is what Milvus's API returns. The two meet only here:
@@ -8,6 +8,7 @@ every metric. A *score* is what Milvus's API returns. The two meet only here:
 | L2     | squared Euclidean | the same          | smaller      |
 | IP     | -(q . x)          | q . x             | larger       |
 | COSINE | -(q . x), unit rows | q . x in [-1, 1] | larger       |
+| BM25   | -(sum over terms, see `index.sparse`) | the sum | larger     |
 | HAMMING | bits that differ | the same          | smaller      |
 | JACCARD | 1 - both / either | the same         | smaller      |
 
@@ -50,6 +51,7 @@ class Metric(StrEnum):
     L2 = "L2"
     IP = "IP"
     COSINE = "COSINE"
+    BM25 = "BM25"
     HAMMING = "HAMMING"
     JACCARD = "JACCARD"
 
@@ -98,12 +100,12 @@ class Metric(StrEnum):
         )
 
 
-_SIMILARITIES: Final = frozenset({Metric.IP, Metric.COSINE})
+_SIMILARITIES: Final = frozenset({Metric.IP, Metric.COSINE, Metric.BM25})
 DENSE_METRICS: Final = (Metric.L2, Metric.IP, Metric.COSINE)
 METRICS: Final[Mapping[Form, tuple[Metric, ...]]] = {
     Form.DENSE: DENSE_METRICS,
     Form.BINARY: (Metric.HAMMING, Metric.JACCARD),
-    Form.SPARSE: (Metric.IP,),
+    Form.SPARSE: (Metric.IP, Metric.BM25),
 }
 DEFAULT_METRICS: Final[Mapping[Form, Metric]] = {
     Form.DENSE: Metric.COSINE,

@@ -5,6 +5,12 @@ inner product, the sum over the terms that it shares with the query; a row that 
 all there is to find is found by adding up the lists of the query's terms, which is exact, and takes time proportional
 to their length. Milvus's index types for sparse vectors differ in which parts of lists they skip; here both are this.
 
+**BM25.** Rows of a text's terms have as weights how often the text has each, whose sum is the row's length. The metric
+BM25 lets the weights w of a row count less the more there are: a term adds q * w / (w + damping + damping_per_term *
+length). With damping k1 * (1 - b), damping_per_term k1 * b / average length, and q, which the query has for the term,
+idf * (k1 + 1), that is the formula of Robertson and Zaragoza (2009). What depends on all rows, idf and average length,
+so comes with the query, and rows of different pieces, indexes and machines have comparable scores.
+
 Sums are float64 in the order of the terms, wherever a row stands, and rounded once: equal rows are equally far.
 """
 
@@ -27,6 +33,7 @@ TERM_MAX: Final = (1 << 32) - 2
 """The greatest number of a term: Milvus keeps 2^32 - 1 for itself."""
 _BLOB: Final = b"annulus sparse 1\n"
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+PLAIN: Final = SearchParams()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +104,12 @@ class SparseRows:
     def has_lists(self) -> bool:
         return "lists" in self.__dict__
 
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.float64]:
+        """The sum of each row's weights, (rows,)."""
+        owners = np.repeat(np.arange(len(self)), self.offsets[1:] - self.offsets[:-1])
+        return np.asarray(np.bincount(owners, self.weights, len(self)), np.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class Lists:
@@ -112,8 +125,23 @@ class Lists:
     def nbytes(self) -> int:
         return int(self.terms.nbytes + self.bounds.nbytes + self.owners.nbytes + self.weights.nbytes)
 
-    def scores(self, terms: npt.NDArray[np.uint32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Return the inner product of one query with every row, (rows,)."""
+    def rows_with(self, term: int) -> npt.NDArray[np.int32]:
+        """Return the rows that have the term, ascending."""
+        place = int(np.searchsorted(self.terms, term))
+        if place == len(self.terms) or self.terms[place] != term:
+            return self.owners[:0]
+        return self.owners[self.bounds[place] : self.bounds[place + 1]]
+
+    def scores(
+        self,
+        terms: npt.NDArray[np.uint32],
+        weights: npt.NDArray[np.float32],
+        damping: npt.NDArray[np.float64] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Return the inner product of one query with every row, (rows,).
+
+        damping  of each row, if its weights are to count as in BM25
+        """
         if not len(self.terms) or not len(terms):
             return np.zeros(self.rows, np.float64)
         places = np.minimum(np.searchsorted(self.terms, terms), len(self.terms) - 1)
@@ -121,8 +149,11 @@ class Lists:
         owners, shares = [], []
         for place, weight in zip(places[shared].tolist(), weights[shared].tolist(), strict=True):
             first, last = self.bounds[place], self.bounds[place + 1]
-            owners.append(self.owners[first:last])
-            shares.append(self.weights[first:last] * np.float64(weight))
+            rows, share = self.owners[first:last], self.weights[first:last].astype(np.float64)
+            if damping is not None:
+                share /= share + damping[rows]
+            owners.append(rows)
+            shares.append(share * weight)
         if not owners:
             return np.zeros(self.rows, np.float64)
         return np.asarray(np.bincount(np.concatenate(owners), np.concatenate(shares), self.rows), np.float64)
@@ -135,15 +166,19 @@ def nearest_sparse(
     *,
     mask: Mask | None = None,
     bounds: Bounds = EVERYTHING,
+    params: SearchParams = PLAIN,
 ) -> Hits:
     """Return for each query the k rows of all pieces, one after the other, with the greatest inner products above 0.
 
     Ties go to the lower offset. Cost: the lists of the query's terms, and 8 bytes of scratch a row.
     """
     hits = Hits.none(len(queries), k)
+    dampings: list[npt.NDArray[np.float64] | None] = [None] * len(pieces)
+    if params.damping is not None and params.damping_per_term is not None:
+        dampings = [params.damping + params.damping_per_term * piece.lengths for piece in pieces]
     for line in range(len(queries)):
         query = queries.row(line)
-        found = [piece.lists.scores(*query) for piece in pieces]
+        found = [piece.lists.scores(*query, damping) for piece, damping in zip(pieces, dampings, strict=True)]
         scores = found[0] if len(found) == 1 else np.concatenate(found)
         passing = scores > 0.0
         if mask is not None:
@@ -185,7 +220,8 @@ class SparseIndex:
         return self._lists.nbytes + self._rows.nbytes
 
     def search(self, queries: SparseRows, k: int, *, params: SearchParams, mask: Mask | None = None) -> Hits:
-        return nearest_sparse([self._rows], queries, k, mask=mask, bounds=params.bounds(self._spec.metric))
+        bounds = params.bounds(self._spec.metric)
+        return nearest_sparse([self._rows], queries, k, mask=mask, bounds=bounds, params=params)
 
     def vectors(self) -> Any:
         return self._rows

@@ -96,6 +96,8 @@ _PARAMS: Final[Mapping[IndexType, Mapping[str, tuple[int, int, int]]]] = {
     IndexType.SPARSE_INVERTED_INDEX: {},
     IndexType.SPARSE_WAND: {},
 }
+_BM25: Final[Mapping[str, tuple[float, float]]] = {"bm25_k1": (3.0, 1.2), "bm25_b": (1.0, 0.75)}
+"""Parameters of the metric BM25, which are from 0: (the greatest value, the default)."""
 _ENGINES: Final[Mapping[IndexType, tuple[Engine, ...]]] = {  # the first is the default
     IndexType.AUTOINDEX: (Engine.FAISS,),  # of dense vectors
     IndexType.FLAT: (Engine.EXACT,),
@@ -227,7 +229,11 @@ class IndexSpec:
                 raise SpecError(f"engine {engine} does not build {index_type}")
             if metric not in METRICS[_FORMS.get(engine, Form.DENSE)]:
                 raise SpecError(f"engine {engine} does not measure by {metric}")
-            resolved = {name: _integer(name, params[name], low, high) for name, (low, high, _) in ranges.items()}
+            resolved: dict[str, Number] = {
+                name: _integer(name, params[name], low, high) for name, (low, high, _) in ranges.items()
+            }
+            if metric is Metric.BM25:
+                resolved |= {name: _share(name, params[name], high) for name, (high, _) in _BM25.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise SpecError(f"not an index spec: {error}") from error
         return IndexSpec(index_type, metric, resolved, engine)
@@ -247,6 +253,10 @@ class SearchParams:
     """The outer limit of scores, exclusive."""
     range_filter: float | None = None
     """The inner limit of scores, inclusive."""
+    damping: float | None = None
+    """Of a BM25 search, k1 * (1 - b): see `index.sparse`. Not for clients to give, as the next one."""
+    damping_per_term: float | None = None
+    """k1 * b / the average length of a row."""
 
     def ef_for(self, spec: IndexSpec, k: int) -> int:
         """Return the candidates to keep for k hits: as asked, never fewer than k; else by k and (AUTOINDEX) level."""
@@ -294,6 +304,8 @@ def parse_index_spec(
     resolved = dict(_AUTO) if kind is IndexType.AUTOINDEX and form is Form.DENSE else {}
     for name, (low, high, default) in _PARAMS[kind].items():
         resolved[name] = _integer(name, params.get(name, default), low, high)
+    if metric is Metric.BM25:
+        resolved |= {name: _share(name, params.get(name, default), high) for name, (high, default) in _BM25.items()}
     engine = _OWN_ENGINES.get(form) or _engine(kind, params.get("engine"))
     return IndexSpec(kind, metric, resolved, engine)
 
@@ -398,6 +410,13 @@ def _integer(param: str, value: object, low: int, high: int) -> int:
             raise BadParam(param, value, allowed)
     if not low <= number <= high:
         raise BadParam(param, value, allowed)
+    return number
+
+
+def _share(param: str, value: object, high: float) -> float:
+    number = _optional_float({param: value}, param)
+    if number is None or not 0.0 <= number <= high:
+        raise BadParam(param, value, f"a number in range [0, {high:g}]")
     return number
 
 

@@ -35,6 +35,7 @@ from cluster.idempotency import CloseKey, OpenKey
 from cluster.jobs import BeginCompaction
 from cluster.message import Seal
 from cluster.shard import CollectionState, Shard
+from index.metric import Metric
 from index.protocol import Form
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
 from node.access import AccessService
@@ -169,7 +170,7 @@ class Database:
             )
         if not 1 <= request.shards <= SHARDS_MAX:
             raise InvalidParameter(f"invalid shards number: {request.shards}, should be in range [1, {SHARDS_MAX}]")
-        schema = make_schema(list(request.fields), dynamic=request.dynamic)
+        schema = make_schema(list(request.fields), dynamic=request.dynamic, functions=request.functions)
         indexes = [self._index_def(schema, one) for one in request.indexes]
         partitions = [DEFAULT_PARTITION]
         if schema.partition_key is not None:
@@ -719,7 +720,10 @@ class Database:
             return IndexDef(IndexId(0), _index_name(request), target.id, target.name, kind, "", {SPEC_KEY: kind})
         try:
             form = target.type.form
-            spec: IndexSpec = parse_index_spec(request.index_type, request.metric_type, request.params, form=form)
+            default = Metric.BM25 if target.id in schema.computed else None
+            spec: IndexSpec = parse_index_spec(
+                request.index_type, request.metric_type, request.params, default_metric=default, form=form
+            )
         except UnsupportedMetric as error:
             words = f"{form} vector index does not support metric type"
             if form is Form.SPARSE:
@@ -729,6 +733,11 @@ class Database:
             raise InvalidParameter(f"field {target.name} of type {target.type}: {error}") from error
         except SpecError as error:
             raise InvalidParameter(f"invalid index params: {error}") from error
+        if (spec.metric is Metric.BM25) != (target.id in schema.computed):
+            raise InvalidParameter(
+                f"index metric type {spec.metric} does not go with field {target.name}: only BM25 metric type is "
+                "supported for BM25 function output field, and for no other"
+            )
         if target.dim % int(spec.params.get("m", 1)):
             raise InvalidParameter(
                 f"dimension must be able to be divided by `m`, dimension: {target.dim}, m: {spec.params['m']}, "

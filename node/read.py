@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.catalog import Collection
+from index.metric import Metric
 from index.protocol import Form
 from index.sparse import SparseRows
 from index.spec import IndexSpec, SearchParams, SpecError, parse_search_params
@@ -39,6 +40,7 @@ from node.scope import Ticks, current
 from node.service import Consistency, HybridRequest, Order, ReadOptions, Rows, SearchRequest, SearchResult
 from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, SubQuestion, merge_answers
 from storage.aggregation import Aggregate, Aggregation, Groups, Operator, aggregate, finished
+from storage.bm25 import Statistics, statistics, weighted
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
@@ -193,7 +195,7 @@ class Reader:
     async def search(self, collection: Collection, request: SearchRequest, options: ReadOptions) -> SearchResult:
         """Return the nearest rows of each query vector."""
         plan = self._plan(collection, request, options)
-        vectors = await self._query_vectors(collection, plan.anns_field, request, options)
+        near = await self._near(collection, plan, request, options)
         grouping, orders, columns = None, orders_of(collection.schema, options.order_by), plan.field_ids
         if request.group_by_field:
             grouping = Grouping(group_field(collection.schema, request.group_by_field).id, request.group_size)
@@ -210,7 +212,7 @@ class Reader:
             columns,
             request.limit,
             request.offset,
-            near=Nearness(vectors, plan.anns_field.id, plan.spec.metric, plan.params),
+            near=near,
             grouping=grouping,
         )
         answer = await self._ask(collection, question, plan.row_filter, options)
@@ -233,8 +235,7 @@ class Reader:
         for one in request.searches:
             mine = replace(options, filter=one.filter, params=one.params)
             plan = self._plan(collection, one.request, mine)
-            vectors = await self._query_vectors(collection, plan.anns_field, one.request, mine)
-            near = Nearness(vectors, plan.anns_field.id, plan.spec.metric, plan.params)
+            near = await self._near(collection, plan, one.request, mine)
             searches.append(SubQuestion(near, one.request.limit, one.request.offset, one.filter, one.params))
         if plan is None:
             raise MissingParameter("missing required parameters, error: a hybrid search has one search or more")
@@ -292,6 +293,28 @@ class Reader:
             if len(self._plans) > PLANS_KEPT:
                 self._plans.popitem(last=False)
         return plan
+
+    async def _near(
+        self, collection: Collection, plan: _Plan, request: SearchRequest, options: ReadOptions
+    ) -> Nearness:
+        """Return what is searched for, weighted by the statistics of all rows where the metric wants that."""
+        vectors, params = await self._query_vectors(collection, plan.anns_field, request, options), plan.params
+        if plan.spec.metric is Metric.BM25:
+            assert isinstance(vectors, SparseRows), "BM25 is of sparse vectors"
+            terms = np.unique(vectors.terms).astype(np.int64)
+            question = Question(
+                Kind.TERMS,
+                collection.collection_id,
+                collection.loaded,
+                not options.ignore_growing,
+                field_ids=(plan.anns_field.id,),
+                keys=terms,
+            )
+            answer = await self._ask(collection, question, None, options)
+            total, *with_term = answer.inserted.tolist() or [0] * (1 + len(terms))
+            known = Statistics(answer.count, total, np.array(with_term, np.int64))
+            vectors, params = weighted(vectors, terms.tolist(), known, plan.spec, params)
+        return Nearness(vectors, plan.anns_field.id, plan.spec.metric, params)
 
     async def _query_vectors(
         self, collection: Collection, anns_field: FieldSchema, request: SearchRequest, options: ReadOptions
@@ -591,6 +614,8 @@ class Reader:
         if question.kind is Kind.COUNT:
             counted = await self._node.read(_count, seen, row_filter)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), count=counted)
+        if question.kind is Kind.TERMS:
+            return await self._node.read(_count_terms, seen, question)
         columns: Sequence[FieldId] = question.field_ids
         if question.grouping is not None:
             name = schema.by_id[question.grouping.field_id].name
@@ -898,6 +923,14 @@ def _find_and_fetch(
     return seen.fetch(refs, field_ids), inserted_ticks(seen.views, refs) if inserted else NO_TICKS
 
 
+def _count_terms(seen: Snapshot, question: Question) -> Answer:
+    assert isinstance(question.keys, np.ndarray), "terms are numbers"
+    terms = question.keys.tolist()
+    found = statistics(seen.views, question.field_ids[0], terms, seen.tick, seen.expire_before)
+    numbers = np.concatenate([np.array([found.terms], np.int64), found.with_term])
+    return replace(Answer.of_rows(Batch({}, 0), seen.ticks, numbers), count=found.rows)
+
+
 def _count(seen: Snapshot, row_filter: CompiledFilter | None) -> int:
     return count(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
 
@@ -921,8 +954,13 @@ def resolve_output(schema: CollectionSchema, names: Sequence[str]) -> Output:
     dynamic: list[str] | None = []
     for name in names:
         if name == "*":
-            chosen.update((one.name, one) for one in schema.user_fields)
+            chosen.update((one.name, one) for one in schema.user_fields if one.id not in schema.computed)
             dynamic = None
+        elif name in schema.by_name and schema.by_name[name].id in schema.computed:
+            raise InvalidParameter(
+                f"not allowed to retrieve raw data of field {name}, which a function computes: ask for its input, "
+                f"{schema.computed[schema.by_name[name].id].name}: invalid parameter"
+            )
         elif name in schema.by_name and not schema.by_name[name].dynamic:
             chosen[name] = schema.by_name[name]
         elif schema.dynamic is None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from storage.columns import Batch
 from storage.fusion import Ranker
-from storage.schema import CollectionSchema, FieldSchema
+from storage.schema import CollectionSchema, FieldSchema, FunctionSchema
 from storage.types import Tick
 from storage.vectors import Vectors
 
@@ -64,6 +64,7 @@ class CollectionRequest:
 
     name: str
     fields: Sequence[FieldSchema]
+    functions: Sequence[FunctionSchema] = ()
     dynamic: bool = False
     description: str = ""
     shards: int = 1

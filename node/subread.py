@@ -48,6 +48,8 @@ class Kind(StrEnum):
     QUERY = "query"
     GET = "get"
     COUNT = "count"
+    TERMS = "terms"
+    """How many rows there are, and how many of them have each of the terms that are its keys: `bm25.Statistics`."""
     HYBRID = "hybrid"
 
 
@@ -232,7 +234,7 @@ class Answer:
     count: int = 0
     """Of a count."""
     inserted: npt.NDArray[np.int64] = field(default_factory=lambda: NO_TICKS)
-    """Of a get: the tick at which each row was inserted."""
+    """Of a get: the tick at which each row was inserted. Of terms: how many there are, and each one's rows."""
     groups: Groups = ()
     """Of an aggregation."""
     is_known: bool = True
@@ -301,8 +303,10 @@ def merge_answers(question: Question, schema: CollectionSchema, answers: Sequenc
     if not some:
         return Answer.nothing(question, None, ticks)
     primary = schema.primary.id
-    if question.kind is Kind.COUNT:
-        return Answer((), _NO_SCORES, some[0].batch, ticks=ticks, count=sum(one.count for one in some))
+    if question.kind in (Kind.COUNT, Kind.TERMS):
+        numbers = np.asarray(np.sum([one.inserted for one in some], axis=0), np.int64)
+        rows = sum(one.count for one in some)
+        return Answer((), _NO_SCORES, some[0].batch, ticks=ticks, count=rows, inserted=numbers)
     if question.near is not None:
         assert question.limit is not None, "a search has a limit"
         if question.grouping is not None:

@@ -28,6 +28,7 @@ from node.node import Node
 from node.read import Reader
 from node.scope import current
 from node.service import WriteResult
+from storage.bm25 import with_computed
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, concat_columns
 from storage.errors import (
     BadRow,
@@ -45,6 +46,8 @@ from storage.types import PartitionId, ShardId
 from storage.view import absent_column
 
 CONFLICT_RETRIES_MAX = 16
+COMPUTED_ON_LOOP_MAX = 8
+"""Rows whose texts are taken apart on the loop: 65,535 bytes take 4 ms, and most have few."""
 
 
 class Writer:
@@ -143,6 +146,7 @@ class Writer:
         name: InsertKey | None = None,
     ) -> list[Mapping[str, Any]]:
         """Propose one message per virtual channel that has rows; return their outcomes."""
+        batch = await self._computed(batch, collection.schema)
         owner = channels_of(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
         proposals: list[tuple[ShardId, Message, Blob]] = []
         producers: dict[int, str] = {}
@@ -169,6 +173,14 @@ class Writer:
         if name is None:
             return await self._insert_all(collection, proposals, again)
         return await self._insert_named(proposals, producers, name.number)
+
+    async def _computed(self, batch: Batch, schema: CollectionSchema) -> Batch:
+        """Return the rows with what functions compute of them; on a thread where that takes long."""
+        if not schema.functions:
+            return batch
+        if batch.rows <= COMPUTED_ON_LOOP_MAX:
+            return with_computed(batch, schema)
+        return await self._node.read(with_computed, batch, schema)
 
     async def _insert_named(
         self, proposals: list[tuple[ShardId, Message, Blob]], producers: Mapping[int, str], sequence: int
@@ -335,7 +347,7 @@ def _merge_partial(
     places = np.array([at.get(key, -1) for key in wanted], np.int64)
     is_new = places < 0
     expected = np.append(inserted, 0)[places]
-    missing = [one for one in schema.fields if one.id not in batch.columns]
+    missing = [one for one in schema.fields if one.id not in batch.columns and one.id not in schema.computed]
     required = [one.name for one in missing if not one.nullable and one.default is None and not one.dynamic]
     if required and is_new.any():
         fresh = wanted[int(np.flatnonzero(is_new)[0])]
@@ -375,7 +387,7 @@ def fitted(batch: Batch, schema: CollectionSchema) -> Batch:
     batch = _without_unknown(batch, schema)
     columns = dict(batch.columns)
     for one in schema.fields:
-        if one.id not in columns and not one.auto_id:
+        if one.id not in columns and not one.auto_id and one.id not in schema.computed:
             if not one.nullable and one.default is None:
                 raise BadRow(f"the rows have no field {one.name}")
             columns[one.id] = absent_column(one, batch.rows)
@@ -385,7 +397,7 @@ def fitted(batch: Batch, schema: CollectionSchema) -> Batch:
 def _refitted(message: Message, body: Blob, collection: Collection) -> tuple[Message, Blob]:
     """Return the insert with its rows as the collection's schema has them."""
     assert isinstance(message, Insert), "only an insert has rows"
-    rows = fitted(Batch.from_bytes(body), collection.schema)
+    rows = with_computed(fitted(Batch.from_bytes(body), collection.schema), collection.schema)
     return replace(message, schema_version=collection.schema.version), rows.to_bytes()
 
 

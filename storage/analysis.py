@@ -208,8 +208,10 @@ def _folded(letter: str) -> str:
     """Return a letter without its accents if it is an ASCII one then, else as it is."""
     if letter in _FOLDED:
         return _FOLDED[letter]
+    if "\u0300" <= letter <= "\u036f":  # an accent by itself
+        return ""
     plain = "".join([one for one in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(one)])
-    return plain if plain.isascii() else letter
+    return plain if plain and plain.isascii() else letter
 
 
 _PLAIN: Final[Mapping[str, Filter]] = {

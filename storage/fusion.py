@@ -78,6 +78,8 @@ def normalised(scores: Floats, metric: Metric) -> Floats:
         return np.asarray(1.0 - 2.0 * np.arctan(scores) / np.pi)
     if metric is Metric.COSINE:
         return np.asarray((1.0 + scores) / 2.0)
+    if metric is Metric.BM25:
+        return np.asarray(2.0 * np.arctan(scores) / np.pi)
     return np.asarray(0.5 + np.arctan(scores) / np.pi)
 
 

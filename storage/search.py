@@ -346,7 +346,7 @@ def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Vec
     bounds = query.params.bounds(query.metric)
     if isinstance(prepared, SparseRows):
         rows = [piece for _, piece, _ in view.matrices(query.field_id, query.metric)]
-        return nearest_sparse(rows, prepared, k, mask=survivors, bounds=bounds)
+        return nearest_sparse(rows, prepared, k, mask=survivors, bounds=bounds, params=query.params)
     if prepared.dtype == np.uint8:
         bits = [piece for _, piece, _ in view.matrices(query.field_id, query.metric)]
         return nearest_binary(bits, prepared, k, metric=query.metric, mask=survivors, bounds=bounds)

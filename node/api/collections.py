@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -19,7 +19,14 @@ from node.api.schemas import (
     texts,
 )
 from node.service import LoadState
-from storage.errors import CollectionNotFound, DatabaseNotFound, MissingParameter
+from storage.analysis import Analyzer, analyzer_of, term_number
+from storage.errors import (
+    CollectionNotFound,
+    DatabaseNotFound,
+    InvalidParameter,
+    MissingParameter,
+    UnsupportedOperation,
+)
 
 Envelope = Mapping[str, Any]
 
@@ -54,6 +61,39 @@ async def server_version(call: Call) -> Envelope:
 async def describe_segments(call: Call) -> Envelope:
     segments = await call.service.describe_segments(call.values["collectionID"], call.values["segmentIDs"])
     return success({"segmentInfos": segments})
+
+
+async def run_analyzer(call: Call) -> Envelope:
+    values = call.values
+    if values["analyzerNames"]:
+        raise UnsupportedOperation("analyzerNames are not supported by this server: fields have one analyzer each")
+    if bool(values["collectionName"]) != bool(values["fieldName"]):
+        raise MissingParameter("missing required parameters, error: collectionName and fieldName go together")
+    if values["collectionName"]:
+        schema = await call.service.collection_schema(call.database, values["collectionName"])
+        field = schema.field(values["fieldName"])
+        if not field.has_analyzer:
+            raise InvalidParameter(f"field {field.name} has no analyzer: set enable_analyzer where it is made")
+        analyzer = field.analyzer
+    else:
+        analyzer = analyzer_of(values["analyzerParams"])
+    results = await call.offload(_analyzed, analyzer, values["text"], values["withDetail"], values["withHash"])
+    return success({"results": results})
+
+
+def _analyzed(analyzer: Analyzer, texts: Sequence[str], detail: bool, hashed: bool) -> list[dict[str, Any]]:
+    results = []
+    for text in texts:
+        tokens = []
+        for one in analyzer.tokens(text):
+            shown: dict[str, Any] = {"token": one.term}
+            if detail:
+                shown |= {"startOffset": one.start, "endOffset": one.end, "position": one.position, "positionLength": 1}
+            if hashed:
+                shown["hash"] = term_number(one.term)
+            tokens.append(shown)
+        results.append({"tokens": tokens})
+    return results
 
 
 # --- databases ---------------------------------------------------------------------------------------------------
@@ -287,6 +327,7 @@ async def drop_alias(call: Call) -> Envelope:
 HANDLERS: Final[Mapping[str, Handler]] = {
     "server_version": server_version,
     "describe_segments": describe_segments,
+    "run_analyzer": run_analyzer,
     "create_database": create_database,
     "list_databases": list_databases,
     "describe_database": describe_database,

@@ -23,6 +23,7 @@ from node.api.rows import Write, rows_from_cbor, rows_from_json
 from node.api.schemas import consistency
 from node.api.values import Misfit, gatherer, shortened
 from node.service import Order, ReadOptions, Rows, SearchRequest, SearchResult, WriteResult
+from storage.bm25 import term_rows
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
@@ -33,7 +34,7 @@ from storage.errors import (
     SchemaMismatch,
     UnsupportedOperation,
 )
-from storage.schema import CollectionSchema, DataType, FieldSchema
+from storage.schema import VARCHAR_BYTES_MAX, CollectionSchema, DataType, FieldSchema
 from storage.vectors import Vectors, searchable
 
 Envelope = Mapping[str, Any]
@@ -342,7 +343,9 @@ def queries_of(values: Mapping[str, Any], schema: CollectionSchema) -> tuple[Vec
         raise MissingParameter("missing required parameters, error: data or ids is required")
     field = _anns_field(values["annsField"], schema)
     vectors: Vectors
-    if field.type is not DataType.FLOAT_VECTOR:
+    if field.id in schema.computed:
+        vectors = _text_queries(data, schema.computed[field.id])
+    elif field.type is not DataType.FLOAT_VECTOR:
         vectors = _other_queries(data, field)
     else:
         vectors = _json_queries(data, field) if isinstance(data, msgspec.Raw) else _cbor_queries(data, field)
@@ -474,6 +477,31 @@ def _other_queries(data: Any, field: FieldSchema) -> Vectors:
             f"can only accept json format request, error: data should be a list of vectors for field {field.name} of "
             f"type {field.type}: vector {number}: {error}: invalid parameter[expected={field.type}]"
         ) from None
+
+
+def _text_queries(data: Any, source: FieldSchema) -> Vectors:
+    """Return the terms of texts that are searched for in a field that a function computes."""
+    if isinstance(data, msgspec.Raw):
+        check_marks("data", bytes(data), SEARCHES_MARKS_MAX)
+        try:
+            data = [loads(bytes(one)) for one in split_list(data)]
+        except NotExact as error:
+            raise BadJson(
+                f"can only accept json format request, error: data should be a list of texts: {error}"
+            ) from None
+    if type(data) is not list or not all(type(one) is str for one in data):
+        raise BadJson(
+            f"can only accept json format request, error: data should be a list of texts, as they are in field "
+            f"{source.name}: please provide text for BM25 function based search"
+        )
+    if not data:
+        raise MissingParameter("missing required parameters, error: data is required and holds no text")
+    if len(data) > WINDOW_MAX:
+        raise _too_many(len(data))
+    for one in data:
+        if len(one.encode()) > VARCHAR_BYTES_MAX:
+            raise InvalidParameter(f"a text to search for has more than {VARCHAR_BYTES_MAX} bytes: invalid parameter")
+    return term_rows(data, source.analyzer)
 
 
 def _unequal(dim: int, got: float) -> BadJson:

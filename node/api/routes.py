@@ -139,6 +139,17 @@ NEW_FIELD = Shape(
     "FieldSchema",
     tuple(replace(one, required=one.name in ("fieldName", "dataType")) for one in FIELD_SCHEMA.fields),
 )
+FUNCTION = Shape(
+    "FunctionSchema",
+    (
+        _text("name", "name of the function"),
+        _text("type", "BM25"),
+        Field("inputFieldNames", Kind.TEXTS, "one field: VarChar with enable_analyzer", ()),
+        Field("outputFieldNames", Kind.TEXTS, "one field: SparseFloatVector, which rows do not give", ()),
+        _text("description", "for people"),
+        Field("params", Kind.MAP, "kept for description", {}),
+    ),
+)
 SCHEMA = Shape(
     "CollectionSchema",
     (
@@ -146,7 +157,7 @@ SCHEMA = Shape(
         Field("enableDynamicField", Kind.BOOL, "rows may have keys that are no field", False),
         Field("fields", Kind.OBJECTS, "the fields", (), shape=FIELD_SCHEMA),
         Field("structFields", Kind.ANY, "not supported"),
-        Field("functions", Kind.ANY, "not supported"),
+        Field("functions", Kind.OBJECTS, "what fields are computed of others", (), shape=FUNCTION),
         _text("externalSource", "not supported"),
         _text("externalSpec", "not supported"),
     ),
@@ -175,6 +186,19 @@ CREATE = Shape(
         PROPERTIES,
         Field("schema", Kind.OBJECT, "schema mode: the fields", shape=SCHEMA),
         Field("indexParams", Kind.OBJECTS, "schema mode: indexes; with them it is loaded too", (), shape=INDEX_PARAM),
+    ),
+)
+RUN_ANALYZER = Shape(
+    "RunAnalyzerReq",
+    (
+        DB,
+        Field("text", Kind.TEXTS, "the texts", required=True),
+        _text("analyzerParams", "the analyzer, as JSON: standard if not given"),
+        Field("withDetail", Kind.BOOL, "offsets, in bytes, and positions too", False),
+        Field("withHash", Kind.BOOL, "the number that sparse vectors have for each token too", False),
+        _text("collectionName", "instead of analyzerParams, with fieldName: the analyzer of a field"),
+        _text("fieldName", "the field"),
+        Field("analyzerNames", Kind.TEXTS, "not supported", ()),
     ),
 )
 _SEARCH_UNSUPPORTED: Final = (
@@ -549,13 +573,20 @@ _SERVED: Final = (
         Route(path, HYBRID, "Best rows of several searches, ranked anew.", "hybrid_search", "[row]", plan="query")
         for path in ("/entities/hybrid_search", "/entities/advanced_search")
     ),
+    Route(
+        "/common/run_analyzer",
+        RUN_ANALYZER,
+        "The terms that an analyzer makes of texts.",
+        "run_analyzer",
+        "{results: [{tokens: [{token, startOffset, endOffset, position, positionLength, hash}]}]}",
+    ),
 )
 
 _UNSUPPORTED: Final[Mapping[str, str]] = {
     "struct fields are not supported by this server: use a field of type JSON": "/collections/struct_fields/add",
-    "functions are not supported by this server: compute vectors before inserting them": (
+    "functions come with the schema of a new collection and stay as they are": (
         "/collections/add_function /collections/alter_function /collections/drop_function "
-        "/collections/add_function_field /collections/drop_function_field /common/run_analyzer"
+        "/collections/add_function_field /collections/drop_function_field"
     ),
     "bulk import is not supported by this server: use entities/insert, as CBOR columns for speed": (
         "/jobs/import/create /jobs/import/list /jobs/import/describe /jobs/import/get_progress /jobs/import/commit "

@@ -207,9 +207,10 @@ class _Table:
 
 def _taken(schema: CollectionSchema, write: Write, named: Any) -> list[FieldSchema]:
     """Return the fields for which the write carries columns."""
+    given = [one for one in schema.user_fields if one.id not in schema.computed]
     if write is Write.PARTIAL:
-        return [one for one in schema.user_fields if one.primary or one.name in named]
-    return [one for one in schema.user_fields if write is Write.UPSERT or not one.auto_id]
+        return [one for one in given if one.primary or one.name in named]
+    return [one for one in given if write is Write.UPSERT or not one.auto_id]
 
 
 def _refused(schema: CollectionSchema, taken: Sequence[FieldSchema]) -> Mapping[str, str]:
@@ -217,7 +218,9 @@ def _refused(schema: CollectionSchema, taken: Sequence[FieldSchema]) -> Mapping[
     reasons = {}
     names = {one.name for one in taken}
     for one in schema.user_fields:
-        if one.name not in names:
+        if one.id in schema.computed:
+            reasons[one.name] = f"a function computes this field of {schema.computed[one.id].name}; it can not be given"
+        elif one.name not in names:
             reasons[one.name] = (
                 "the primary key is generated (autoID is on) and can not be given"
                 if one.auto_id

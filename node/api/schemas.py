@@ -10,8 +10,9 @@ from index.metric import DEFAULT_METRICS
 from node.api.limits import check_properties
 from node.api.requests import as_text, parse_bool, parse_int
 from node.service import CollectionInfo, CollectionRequest, Consistency, IndexInfo, IndexRequest, IndexState
+from storage import analysis
 from storage.errors import InvalidParameter, MissingParameter, UnsupportedOperation
-from storage.schema import SHARDS_MAX, DataType, FieldSchema, data_type
+from storage.schema import SHARDS_MAX, DataType, FieldSchema, FunctionSchema, data_type, is_on
 
 PARTITIONS_MAX: Final = 1024
 DESCRIPTION_BYTES_MAX: Final = 1024
@@ -21,6 +22,8 @@ _DENSE_METRICS: Final = frozenset({"L2", "IP", "COSINE"})
 _BINARY_METRICS: Final = frozenset({"HAMMING", "JACCARD", "SUBSTRUCTURE", "SUPERSTRUCTURE", "MHJACCARD"})
 _SPARSE_METRICS: Final = frozenset({"IP", "BM25"})
 _PARAM_PROPERTIES: Final = {"partitionkeyisolation": "partitionkey.isolation", "mmap.enabled": "mmap.enabled"}
+BM25: Final = 1
+"""The number of the type of function."""
 _DATA_KINDS: Final = {
     DataType.BOOL: "Bool", DataType.INT8: "Int", DataType.INT16: "Int", DataType.INT32: "Int", DataType.INT64: "Long",
     DataType.FLOAT: "Float", DataType.DOUBLE: "Double", DataType.VARCHAR: "String",
@@ -45,13 +48,13 @@ def collection_request(given: Mapping[str, Any]) -> CollectionRequest:
     schema = given["schema"] or {}
     params = {key.lower(): value for key, value in (given["params"] or {}).items()}
     quick = not schema.get("fields")
-    for name in ("functions", "structFields"):
-        if schema.get(name):
-            raise UnsupportedOperation(f"{name} in a schema are not supported by this server")
+    if schema.get("structFields"):
+        raise UnsupportedOperation("structFields in a schema are not supported by this server")
     if schema.get("externalSource"):
         raise UnsupportedOperation("external collections are not supported by this server")
     if len(given["description"].encode()) > DESCRIPTION_BYTES_MAX:
         raise InvalidParameter(f"the description is longer than {DESCRIPTION_BYTES_MAX} bytes: invalid parameter")
+    functions = [] if quick else [function_of(one) for one in schema["functions"] or ()]
     if quick:
         fields, indexes = _quick(given, params)
         dynamic = parse_bool(params.get("enabledynamicfield", True), "params.enableDynamicField")
@@ -67,6 +70,7 @@ def collection_request(given: Mapping[str, Any]) -> CollectionRequest:
     return CollectionRequest(
         name=given["collectionName"],
         fields=fields,
+        functions=functions,
         dynamic=dynamic,
         description=given["description"],
         shards=_within(params.get("shardsnum", 1), 1, SHARDS_MAX, "shardsNum"),
@@ -170,7 +174,22 @@ def field_of(given: Mapping[str, Any]) -> FieldSchema:
         capacity=_param(name, params, "max_capacity") if kind is DataType.ARRAY else 0,
         description=given["description"],
         params=kept,
+        analyzer_version=analysis.VERSION if is_on(kept, "enable_analyzer") else 0,
     )
+
+
+def function_of(given: Mapping[str, Any]) -> FunctionSchema:
+    """Return the function that a schema of a request describes. Raises errors of bad requests."""
+    name, kind = given["name"] or "", given["type"] or ""
+    where = f"function {name[:80]}"
+    if kind.upper() not in ("BM25", "1"):
+        raise UnsupportedOperation(f"{where}: type {kind[:80]} is not supported by this server; BM25 is")
+    inputs, outputs = given["inputFieldNames"] or [], given["outputFieldNames"] or []
+    for what, names in (("input", inputs), ("output", outputs)):
+        if len(names) != 1:
+            raise InvalidParameter(f"{where}: BM25 function should have exactly one {what} field, got {len(names)}")
+    params = texts(f"params of {where}", given["params"] or {})
+    return FunctionSchema(name, inputs[0], outputs[0], description=given["description"] or "", params=params)
 
 
 def _with_auto_id(fields: list[FieldSchema], auto_id: bool) -> list[FieldSchema]:
@@ -260,9 +279,20 @@ def describe_collection(info: CollectionInfo) -> dict[str, Any]:
         "collectionID": info.collection_id,
         "description": info.description,
         "autoId": schema.primary.auto_id,
-        "fields": [_describe_field(one) for one in schema.user_fields],
+        "fields": [_describe_field(one, one.id in schema.computed) for one in schema.user_fields],
         "structFields": [],
-        "functions": [],
+        "functions": [
+            {
+                "name": one.name,
+                "description": one.description,
+                "type": BM25,
+                "id": one.id,
+                "inputFieldNames": [one.input],
+                "outputFieldNames": [one.output],
+                "params": pairs(one.params),
+            }
+            for one in schema.functions
+        ],
         "aliases": list(info.aliases),
         "indexes": [
             {"indexName": one.index_name, "fieldName": one.field_name, "metricType": one.metric_type or "COSINE"}
@@ -279,7 +309,7 @@ def describe_collection(info: CollectionInfo) -> dict[str, Any]:
     }
 
 
-def _describe_field(one: FieldSchema) -> dict[str, Any]:
+def _describe_field(one: FieldSchema, computed: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "name": one.name,
         "id": one.id,
@@ -292,6 +322,8 @@ def _describe_field(one: FieldSchema) -> dict[str, Any]:
         "nullable": one.nullable,
         "params": pairs(one.params),
     }
+    if computed:
+        shown["isFunctionOutput"] = True
     if one.element is not None:
         shown["elementType"] = str(one.element)
     if one.default is not None:

@@ -345,7 +345,10 @@ def _placeholders(data: bytes) -> Any:
     one = group.placeholders[0]
     kind = PLACEHOLDERS.get(one.type, str(one.type))
     if kind == "VarChar":
-        raise UnsupportedOperation("searching by text is not supported by this server: compute vectors first")
+        try:
+            return [value.decode() for value in one.values]
+        except UnicodeDecodeError as error:
+            raise InvalidParameter(f"a text to search for is no UTF-8: {error}: invalid parameter") from None
     if kind.startswith("EmbList") or one.element_level:
         raise UnsupportedOperation("searching by lists of vectors is not supported by this server")
     return list(one.values)

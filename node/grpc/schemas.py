@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from node.api import routes
-from node.api.schemas import collection_request, field_of, index_requests
+from node.api.schemas import BM25, collection_request, field_of, index_requests
 from node.grpc.calls import pairs, set_pairs
 from node.grpc.columns import TYPE_NAMES, TYPES
 from node.grpc.protocol import DAMAGED, Message, enum, enum_names, message
@@ -73,7 +73,7 @@ def creation_of(request: Message) -> CollectionRequest:
                 "autoID": schema.autoID or any(one.autoID for one in schema.fields),
                 "enableDynamicField": schema.enable_dynamic_field,
                 "fields": [_field_values(one) for one in schema.fields if not one.is_dynamic],
-                "functions": [one.name for one in schema.functions],
+                "functions": [_function_values(one) for one in schema.functions],
                 "structFields": [one.name for one in schema.struct_array_fields],
                 "externalSource": schema.external_source,
             },
@@ -89,6 +89,18 @@ def field_in(data: bytes) -> FieldSchema:
 def added_field(given: Message) -> FieldSchema:
     """Return the field that a FieldSchema describes. Raises errors of bad requests."""
     return field_of(_field_values(given))
+
+
+def _function_values(one: Message) -> dict[str, Any]:
+    """Return a function in the words of the REST API."""
+    return {
+        "name": one.name,
+        "type": str(one.type),
+        "inputFieldNames": list(one.input_field_names),
+        "outputFieldNames": list(one.output_field_names),
+        "description": one.description,
+        "params": pairs(one.params),
+    }
 
 
 def _field_values(one: Message) -> dict[str, Any]:
@@ -175,6 +187,16 @@ def show_collection(info: CollectionInfo, into: Message) -> None:
     set_pairs(schema.properties, info.properties)
     for one in info.schema.user_fields:
         show_field(one, schema.fields.add())
+        schema.fields[-1].is_function_output = one.id in info.schema.computed
+    for function in info.schema.functions:
+        shown = schema.functions.add()
+        shown.name, shown.id, shown.description = function.name, function.id, function.description
+        shown.type = BM25
+        shown.input_field_names.append(function.input)
+        shown.output_field_names.append(function.output)
+        shown.input_field_ids.append(info.schema.field(function.input).id)
+        shown.output_field_ids.append(info.schema.field(function.output).id)
+        set_pairs(shown.params, function.params)
 
 
 def schema_timestamp(info: CollectionInfo) -> int:

@@ -191,7 +191,7 @@ SCHEMA_REFUSED = [
     (schema(field("a", "Int64", isPartitionKey=True, nullable=True)), 1100, "partition key field not support nullable"),
     (schema(enableDynamicField=1), 1801, "CollectionReq.schema.enableDynamicField of type bool"),
     (schema(field("a", "Int8", nullable="x")), 1801, "CollectionReq.schema.fields.nullable of type bool"),
-    (schema(functions=[{"name": "f"}]), 3000, "functions"),
+    (schema(functions=[{"name": "f", "type": "MinHash"}]), 3000, "function f: type MinHash"),
     (schema() | {"indexParams": [{"fieldName": "x"}]}, 1802, "`x` hasn't defined in schema"),
     (schema() | {"indexParams": {}}, 1801, "indexParams"),
     ({"collectionName": "c", "schema": {"fields": [ID]}}, 1100, "vector field"),
