@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from node.api.entities import (
     read_options,
     search_asked,
 )
+from node.api.forms import FORM_BYTES_MAX, FORMS_KEPT
 from node.api.hybrid import check_hybrid_hits, hybrid_request
 from node.api.limits import check_list, check_output
 from node.api.replies import LARGE_REPLY_ROWS
@@ -43,7 +45,7 @@ from node.grpc.columns import TYPES, batch_of, show_groups, show_rows
 from node.grpc.protocol import DAMAGED, Message, enum_names, message
 from node.grpc.schemas import consistency_name, schema_timestamp
 from node.scope import EVERY_SHARD, Scope, current
-from node.service import HybridRequest, Rows, SearchRequest, SearchResult, WriteResult
+from node.service import HybridRequest, ReadOptions, Rows, SearchRequest, SearchResult, WriteResult
 from storage.errors import (
     BadRow,
     InvalidParameter,
@@ -58,6 +60,7 @@ from storage.types import TICK_MAX, Tick
 T = TypeVar("T")
 PLACEHOLDERS: Final = enum_names("common.PlaceholderType")
 _GROUP: Final = message("common.PlaceholderGroup")
+_SEARCH: Final = message("milvus.SearchRequest")
 SESSION_MIN: Final = 3
 """Smaller guarantee timestamps stand for levels: 0 Strong, 1 Eventually, 2 Bounded."""
 COUNT: Final = "count(*)"
@@ -207,9 +210,14 @@ async def search(call: Call) -> None:
     if request.sub_reqs:
         raise UnsupportedOperation("searches within a search are not supported: send a HybridSearch")
     schema = await call.service.collection_schema(call.database, call.collection)
-    params = _search_params(request.search_params)
-    values = _search_values(request, params)
-    asked, options = search_asked(values)
+    values, timestamp = {}, request.guarantee_timestamp
+    if request.WhichOneof("search_input") == "placeholder_group":
+        values["data"] = _placeholders(request.placeholder_group)
+        request.ClearField("placeholder_group")
+    request.guarantee_timestamp = 0
+    form = request.SerializeToString()
+    asked, options, params, rest = (_form if len(form) <= FORM_BYTES_MAX else _form.__wrapped__)(form)
+    values = {**rest, **values}
     if call.size_bytes > OFFLOAD_BYTES_MIN:
         vectors, ids = await call.offload(queries_of, values, schema)
     else:
@@ -224,8 +232,21 @@ async def search(call: Call) -> None:
             return await _page(call, wanted, options, params, schema)
         return await call.service.search(call.database, call.collection, wanted, options)
 
-    result = await _as_of(request.guarantee_timestamp, pages, read)
+    result = await _as_of(timestamp, pages, read)
     await _shown(call, _show_search, result, result.rows, count, request.output_fields)
+
+
+@lru_cache(FORMS_KEPT)
+def _form(form: bytes) -> tuple[dict[str, Any], ReadOptions, dict[str, Any], dict[str, Any]]:
+    """Return what a search asks for beside its vectors and its moment, which differ from one of its kind to the next.
+
+    fields of SearchRequest, the options, all parameters, and what else `queries_of` looks at
+    """
+    request = _SEARCH.FromString(form)
+    params = _search_params(request.search_params)
+    values = _search_values(request, params)
+    rest = {name: values[name] for name in ("data", "ids", "annsField")}
+    return *search_asked(values), params, rest
 
 
 async def hybrid_search(call: Call) -> None:

@@ -54,7 +54,7 @@ PARTLY: Final = {
     "LoadPartitions": "the same",
     "GetReplicas": "one replica, which stands for the nodes that hold the shards",
     "ShowPartitions": "ids are places in the list",
-    "CreateIndex": "on vector fields",
+    "CreateIndex": "none on fields of type JSON or Array, no NGRAM",
     "Upsert": "`field_ops`: REPLACE",
     "Search": f"no highlighter, search by text, {', '.join(SEARCH_UNSUPPORTED)}",
     "HybridSearch": f"no {', '.join(HYBRID_UNSUPPORTED)}",
