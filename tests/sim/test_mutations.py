@@ -12,14 +12,17 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest import mock
 
 import pytest
 
+from cluster import planner
 from cluster.idempotency import KeyedStep, Keys
 from cluster.machine import StateMachine
+from cluster.membership import Membership, MemberState, SetMember
+from cluster.shard import Shard
 from node.broadcaster import Broadcaster
 from node.group import GroupHost
 from node.route import Router
@@ -43,6 +46,10 @@ class Mutation:
     plant: Patches
     kinds: tuple[str, ...]
     seeds: range
+    churn: bool = False
+    """Whether nodes come and go."""
+    says: str = ""
+    """What notices it, by its name."""
 
 
 def _replaced(target: Any, name: str, replacement: Any) -> Patches:
@@ -82,6 +89,44 @@ async def _tell_but_one(self: Broadcaster, shard_id: Any, message: Any, task: An
         await _tell(self, shard_id, message, task)
 
 
+def _forget_who_is_replaced(self: Membership, message: SetMember) -> None:
+    self.members[message.replaces] = replace(self.members[message.replaces], state=MemberState.DRAINING)
+
+
+_targets = planner._targets
+
+
+def _ignore_zones(view: Any) -> Any:
+    members = {name: replace(one, zone="") for name, one in view.membership.members.items()}
+    with mock.patch.object(view.membership, "members", members):
+        return _targets(view)
+
+
+def _leave_uneven(view: Any) -> Any:
+    wanted = _targets(view)
+    placed = view.membership.placements
+    return {
+        shard: names if set(placed[shard].members) - view.active else placed[shard].members
+        for shard, names in wanted.items()
+    }
+
+
+_from_plain = Membership.from_plain
+
+
+def _reload_without_plans(plain: Any) -> Membership:
+    found = _from_plain(plain)
+    found.placements = {shard: replace(one, position=Position(0)) for shard, one in found.placements.items()}
+    return found
+
+
+_load_machine = StateMachine.load_machine
+
+
+def _reload_as_founded(self: StateMachine, data: Any) -> None:
+    _load_machine(self, {**data, "generation": (0, (), 0)})
+
+
 def _every_step(self: Keys, message: KeyedStep, execute: Callable[[Any], Any]) -> Any:
     return {"outcome": execute(message.message)}
 
@@ -106,6 +151,26 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "steps under a key are made again": Mutation(
         _replaced(Keys, "step", _every_step), ("crash", "cut", "die-at-step"), range(22, 42)
     ),
+    "who is replaced is not removed": Mutation(
+        _replaced(Membership, "_drain_replaced", _forget_who_is_replaced), (), range(3), churn=True
+    ),
+    "zones are ignored": Mutation(
+        _replaced(planner, "_targets", _ignore_zones), (), range(3), churn=True, says="full replication"
+    ),
+    "loads stay uneven": Mutation(_replaced(planner, "_targets", _leave_uneven), (), range(3), churn=True),
+    "placements reload by halves": Mutation(
+        _replaced(Membership, "from_plain", staticmethod(_reload_without_plans)),
+        (),
+        range(3),
+        churn=True,
+        says="I-CT-2",
+    ),
+    "generations are forgotten": Mutation(
+        _replaced(StateMachine, "load_machine", _reload_as_founded), ("crash",), range(3), churn=True
+    ),
+    "merges miss late deletes": Mutation(
+        _replaced(Shard, "_delete_again", staticmethod(lambda *args: None)), (), range(10), says="I-CP-2"
+    ),
     "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(19, 49)),
 }
 
@@ -120,7 +185,7 @@ def planted(name: str) -> Iterator[None]:
 def first_seed(name: str, seeds: range) -> tuple[int, str] | None:
     """Return the first seed that notices a mutation, and only the mutation, and what it says; None if none does."""
     for seed in seeds:
-        plan = plan_of(seed, nodes=3, kinds=MUTATIONS[name].kinds)
+        plan = plan_of(seed, nodes=3, kinds=MUTATIONS[name].kinds, churn=MUTATIONS[name].churn)
         try:
             with planted(name):
                 play(plan)
@@ -132,14 +197,15 @@ def first_seed(name: str, seeds: range) -> tuple[int, str] | None:
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_is_noticed(name: str) -> None:
-    """Each of these is noticed within the seeds that are stated for it."""
-    assert first_seed(name, MUTATIONS[name].seeds) is not None
+    """Each of these is noticed within the seeds that are stated for it, and by what is to notice it."""
+    found = first_seed(name, MUTATIONS[name].seeds)
+    assert found is not None and MUTATIONS[name].says in found[1]
 
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
     for name in sys.argv[1:] or MUTATIONS:
-        found = first_seed(name, range(100))
+        found = first_seed(name, MUTATIONS[name].seeds if len(sys.argv) > 1 else range(100))
         print(f"{name:36s} {'not noticed' if found is None else f'seed {found[0]}: {found[1][:200]}'}", flush=True)
 
 
