@@ -29,7 +29,7 @@ from node.status_tables import tables, troubles
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
-BULK = ("import",)
+BULK = ("import", "export")
 try:
     VERSION = version("annulus")
 except PackageNotFoundError:

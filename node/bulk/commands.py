@@ -15,6 +15,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from node.bulk.exporting import FORMATS, Exporter
 from node.bulk.importing import Importer, ImportStopped, State, batch_rows_for, new_state
 from node.bulk.parquet import ParquetFile
 from node.bulk.remote import Refused, Remote, Unreachable
@@ -214,15 +215,22 @@ def _bar(title: str, state: State) -> Iterator[Any]:
     total = 0
     for one in sources_of([path for _, paths in state.files for path, *_ in paths]):
         total = -1 if one.rows is None or total < 0 else total + one.rows
+    with _progress(title, total) as noted:
+        noted(sum(state.done))
+        yield noted
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int) -> Iterator[Any]:
+    """Show how many rows are done, on a terminal. A total below 0 is not known."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows {task.fields[rate]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task: TaskID = progress.add_task(title, total=None if total < 0 else total, rate="")
-        progress.update(task, completed=sum(state.done))
 
-        def noted(read: int, imported: int, rejected: int) -> None:
+        def noted(read: int, imported: int = 0, rejected: int = 0) -> None:
             speed = progress.tasks[0].speed
             rate = f"{speed:,.0f}/s" if speed else ""
             progress.update(task, completed=read, rate=f"{rate} {rejected} rejected" if rejected else rate)
@@ -243,4 +251,55 @@ def _quoted(word: str) -> str:
     return word if word and all(letter.isalnum() or letter in "-_./:=," for letter in word) else f"'{word}'"
 
 
-COMMANDS: Final[Mapping[str, click.Command]] = {"import": import_}
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--collection", required=True, help="collection to read")
+@_server
+@click.option("--format", type=click.Choice(FORMATS), default="parquet", show_default=True, help="kind of files")
+@click.option("--filter", default="", help="only rows that it keeps")
+@click.option("--partition", default="", help="only rows of this partition")
+@click.option("--file-rows", default=1_000_000, show_default=True, type=click.IntRange(1), help="rows of a file, about")
+@click.option("--live", is_flag=True, help="read what is there, not one snapshot, which may be gone after a while")
+@click.option("--resume", is_flag=True, help="go on with an export that was broken off")
+def export(
+    folder: str,
+    collection: str,
+    address: str,
+    database: str,
+    token: str,
+    user: str,
+    patience: float,
+    format: str,
+    filter: str,
+    partition: str,
+    file_rows: int,
+    live: bool,
+    resume: bool,
+) -> None:
+    """Export a collection into files of FOLDER, rows by primary key, as of one moment.
+
+    `annulus import FOLDER/*.parquet --collection NAME` makes it again, with its schema and indexes; for JSON lines give
+    `--schema FOLDER/collection.json`. Where the database gives the primary keys, rows get new ones.
+    """
+    remote = _remote(address, database, token, user, patience)
+    is_new = not os.path.isdir(folder) or not os.listdir(folder)
+    if not resume and not is_new:
+        raise click.ClickException(f"{folder} is not empty: give another folder, or --resume if an export broke off")
+    with _failures(), _progress(collection, -1) as noted:
+        exporter = Exporter(
+            remote, folder, database=database, collection=collection, format=format, filter=filter,
+            partition=partition, file_rows=file_rows, live=live, noted=noted,
+        )  # fmt: skip
+        if exporter.partitions > 1 and not partition:
+            click.echo("the files do not say of which partition a row is: export each with --partition", err=True)
+        if resume:
+            exporter.resume()
+        try:
+            exporter.run()
+        except (Refused, Unreachable, KeyboardInterrupt) as error:
+            click.echo(f"stopped: {error or 'it was interrupted'}; go on with\n  {_again(resume)}", err=True)
+            sys.exit(EXIT_STOPPED)
+    click.echo(f"{exporter.state.rows} rows exported into {exporter.state.files} files of {folder}")
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {"import": import_, "export": export}

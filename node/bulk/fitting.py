@@ -51,7 +51,7 @@ def as_columns(chunk: Chunk, schema: CollectionSchema) -> dict[str, Any] | None:
         if one is not None and one.auto_id:
             continue
         try:
-            columns[name] = _plain_list(values) if one is None else _column(one, values, chunk.is_text)
+            columns[name] = _plain_list(values) if one is None else _column(one, values, chunk)
         except (Unfit, ValueError, TypeError, OverflowError):
             return None
     return columns
@@ -74,7 +74,7 @@ def as_rows(chunk: Chunk, schema: CollectionSchema) -> tuple[list[dict[str, Any]
                     if values[i] is not None:  # a row of a file of objects that does not have this key
                         row[name] = values[i]
                 elif not one.auto_id:
-                    value = _value(one, values[i], chunk.is_text)
+                    value = _value(one, values[i], chunk)
                     if value is not None or one.nullable or one.default is not None:
                         row[name] = value
             name = ""
@@ -88,7 +88,7 @@ def as_rows(chunk: Chunk, schema: CollectionSchema) -> tuple[list[dict[str, Any]
     return good, bad
 
 
-def _column(one: FieldSchema, values: Values, is_text: bool) -> Any:
+def _column(one: FieldSchema, values: Values, chunk: Chunk) -> Any:
     """Return the column in the shortest form that the API takes. Raises Unfit and alike if a value does not fit."""
     if isinstance(values, np.ndarray):
         if one.type in _WIDTHS and values.ndim == 1:
@@ -96,14 +96,14 @@ def _column(one: FieldSchema, values: Values, is_text: bool) -> Any:
         if one.type.is_vector and values.ndim == 2:
             return _vectors(one, values).tobytes()
         values = values.tolist()
-    if one.type is DataType.FLOAT_VECTOR and not is_text and isinstance(values[0], list):
+    if one.type is DataType.FLOAT_VECTOR and not chunk.is_text and isinstance(values[0], list):
         matrix = np.array(values, "<f4")
         if matrix.shape != (len(values), one.dim) or set(map(type, values[0])) - {int, float}:
             raise Unfit(f"vectors of {one.dim} numbers are expected")
         return matrix.tobytes()
-    if one.type is DataType.VARCHAR and not is_text:
+    if one.type is DataType.VARCHAR and not chunk.is_text:
         return values
-    return [_value(one, value, is_text) for value in values]
+    return [_value(one, value, chunk) for value in values]
 
 
 def _numbers(kind: DataType, values: Any) -> Any:
@@ -148,16 +148,16 @@ def _plain_list(values: Values) -> list[Any]:
     return list(_row_values(values))
 
 
-def _value(one: FieldSchema, value: Any, is_text: bool) -> Any:
+def _value(one: FieldSchema, value: Any, chunk: Chunk) -> Any:
     """Return one value as the API takes it in CBOR. Raises Unfit, ValueError."""
     kind = one.type
-    if value is None or (is_text and value == "" and (one.nullable or kind is not DataType.VARCHAR)):
+    if value is None or (chunk.is_text and value == "" and (one.nullable or kind is not DataType.VARCHAR)):
         return None
-    if is_text:
+    if chunk.is_text:
         return _of_text(one, value)
     if isinstance(value, float) and kind.is_integer and value.is_integer():
         return int(value)
-    if kind is DataType.JSON and isinstance(value, str):
+    if kind is DataType.JSON and isinstance(value, str) and not chunk.is_json:
         return _json_or_text(value)
     if kind is DataType.SPARSE_FLOAT_VECTOR and isinstance(value, str):
         return orjson.loads(value)

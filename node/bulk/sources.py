@@ -37,6 +37,8 @@ class Chunk:
     bad: dict[int, str] = field(default_factory=dict)
     is_text: bool = False
     """Whether all values are text that stands for what the field has, as in CSV."""
+    is_json: bool = False
+    """Whether values are what JSON has, so that text is text and stands for nothing else."""
 
 
 class Source(Protocol):
@@ -207,7 +209,7 @@ def _of_objects(first: int, given: Sequence[Any]) -> Chunk:
     for row in rows:
         names.update(dict.fromkeys(row))
     columns: dict[str, Values] = {name: [row.get(name) for row in rows] for name in names}
-    return Chunk(first, len(given), columns, numbers, bad)
+    return Chunk(first, len(given), columns, numbers, bad, is_json=True)
 
 
 class _Csv:

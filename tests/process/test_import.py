@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,3 +168,113 @@ def test_the_same_rows_from_every_kind_of_file(node: Running, tmp_path: Path) ->
     for i, files in enumerate((["a.jsonl"], ["b.json"], ["c.json"], ["d.csv"], [f"{key}.npy" for key in made[0]])):
         run(tmp_path, node, "import", *files, "--collection", f"kind_{i}", "--batch-rows", 10)
         assert node.ask("/entities/query", collectionName=f"kind_{i}", filter="id >= 0", limit=100) == made, files
+
+
+TYPES: list[dict[str, Any]] = [
+    {"fieldName": "flag", "dataType": "Bool", "nullable": True},
+    {"fieldName": "i8", "dataType": "Int8"},
+    {"fieldName": "i16", "dataType": "Int16", "nullable": True},
+    {"fieldName": "i32", "dataType": "Int32", "defaultValue": 7},
+    {"fieldName": "i64", "dataType": "Int64"},
+    {"fieldName": "single", "dataType": "Float", "nullable": True},
+    {"fieldName": "double", "dataType": "Double"},
+    {"fieldName": "text", "dataType": "VarChar", "elementTypeParams": {"max_length": 100}, "nullable": True},
+    {"fieldName": "doc", "dataType": "JSON", "nullable": True},
+    {"fieldName": "ints", "dataType": "Array", "elementDataType": "Int32", "elementTypeParams": {"max_capacity": 9}},
+    {"fieldName": "words", "dataType": "Array", "elementDataType": "VarChar", "nullable": True,
+     "elementTypeParams": {"max_capacity": 9, "max_length": 50}},
+    {"fieldName": "vector", "dataType": "FloatVector", "elementTypeParams": {"dim": 3}},
+    {"fieldName": "half", "dataType": "Float16Vector", "elementTypeParams": {"dim": 3}},
+    {"fieldName": "brain", "dataType": "BFloat16Vector", "elementTypeParams": {"dim": 3}},
+    {"fieldName": "bits", "dataType": "BinaryVector", "elementTypeParams": {"dim": 16}},
+    {"fieldName": "tiny", "dataType": "Int8Vector", "elementTypeParams": {"dim": 3}},
+    {"fieldName": "sparse", "dataType": "SparseFloatVector"},
+]  # fmt: skip
+
+
+def a_row(key: int | str, dice: random.Random) -> dict[str, Any]:
+    """Return a row of TYPES, with values of all sorts."""
+
+    def sometimes(value: Any) -> Any:
+        return None if dice.random() < 0.3 else value
+
+    text = "".join(dice.choice('aé"\\,\n{}[]1 ☃') for _ in range(dice.randrange(20)))
+    return {
+        "id": key,
+        "flag": sometimes(dice.random() < 0.5),
+        "i8": dice.randrange(-128, 128),
+        "i16": sometimes(dice.randrange(-(1 << 15), 1 << 15)),
+        "i32": dice.randrange(-(1 << 31), 1 << 31),
+        "i64": dice.choice([-(1 << 63), (1 << 63) - 1, dice.getrandbits(60)]),
+        "single": sometimes(dice.uniform(-1e30, 1e30)),
+        "double": dice.choice([dice.random(), 1e300, -0.0, 5e-324]),
+        "text": sometimes(text),
+        "doc": sometimes(dice.choice(["123", "null", text.replace("{", ""), 1.5, True, [1, None], {"a": {"b": []}}])),
+        "ints": [dice.randrange(100) for _ in range(dice.randrange(5))],
+        "words": sometimes([text, "x"][: dice.randrange(3)]),
+        "vector": [dice.random() for _ in range(3)],
+        "half": [dice.random() for _ in range(3)],
+        "brain": [dice.random() for _ in range(3)],
+        "bits": base64.b64encode(dice.randbytes(2)).decode(),
+        "tiny": [dice.randrange(-128, 128) for _ in range(3)],
+        "sparse": {str(dice.randrange(1 << 31)): dice.random() for _ in range(dice.randrange(1, 4))},
+        **({"extra": dice.choice([1, "t", [None], {"k": 1}]), "other key": text} if dice.random() < 0.5 else {}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize("key", ["Int64", "VarChar"])
+def test_what_is_exported_is_imported_as_it_was(node: Running, tmp_path: Path, form: str, key: str) -> None:
+    """Every type, nulls, dynamic keys, schema and indexes: the copy answers as the collection that it is of."""
+    dice = random.Random(f"{form} {key}")
+    name = f"trip_{form}_{key}"
+    primary = {"fieldName": "id", "dataType": key, "isPrimary": True, "elementTypeParams": {"max_length": 40}}
+    indexes = [{"fieldName": one["fieldName"]} for one in TYPES if one["dataType"].endswith("Vector")]
+    indexes[0] |= {"metricType": "L2", "indexType": "HNSW", "params": {"M": 8, "efConstruction": 50}}
+    node.ask(
+        "/collections/create", collectionName=name, schema={"enableDynamicField": True, "fields": [primary, *TYPES]},
+        indexParams=indexes, properties={"collection.ttl.seconds": 86400}, consistencyLevel="Strong",
+        description="as it was", params={"shardsNum": 2},
+    )  # fmt: skip
+    keys: list[Any] = dice.sample(range(-500, 500), 300)
+    keys = keys if key == "Int64" else [f"k{one}☃" for one in keys]
+    node.ask("/entities/insert", collectionName=name, data=[a_row(one, dice) for one in keys])
+    run(tmp_path, node, "export", "out", "--collection", name, "--format", form, "--file-rows", 120)
+    files = sorted(str(one.relative_to(tmp_path)) for one in (tmp_path / "out").glob("part-*"))
+    assert files and not (tmp_path / "out" / "export.json").exists()
+    schema = ["--schema", "out/collection.json"] if form == "jsonl" else []
+    run(tmp_path, node, "import", *files, "--collection", f"{name}_copy", "--batch-rows", 70, *schema)
+
+    def shown(collection: str) -> list[Any]:
+        facts = node.ask("/collections/describe", collectionName=collection)
+        indexes = [
+            node.ask("/indexes/describe", collectionName=collection, indexName=one)[0]
+            for one in node.ask("/indexes/list", collectionName=collection)
+        ]
+        rows = node.ask("/entities/query", collectionName=collection, limit=1000, outputFields=["*"])
+        different = ("collectionName", "collectionID", "aliases")
+        parts = ("indexName", "fieldName", "indexType", "metricType", "indexParams")
+        kept = {part: value for part, value in facts.items() if part not in different}
+        return [kept, [{part: one[part] for part in parts} for one in indexes], rows]
+
+    assert shown(f"{name}_copy") == shown(name)
+
+
+def test_an_export_goes_on_where_it_was_broken_off(node: Running, tmp_path: Path) -> None:
+    """Killed and resumed, the files hold each row of the snapshot once, whatever is written meanwhile."""
+    rows = [{"id": i, "vector": [i, 1.0]} for i in range(9_000)]
+    node.ask("/collections/create", collectionName="e", dimension=2)
+    node.ask("/entities/insert", collectionName="e", data=rows)
+    words = ["export", "out", "--collection", "e", "--format", "jsonl", "--file-rows", 1]
+    process = annulus(tmp_path, node, *words)
+    out = tmp_path / "out"
+    until(lambda: (out / "part-00000.jsonl").exists(), what="a file")
+    process.kill()
+    process.communicate()
+    node.ask("/entities/delete", collectionName="e", filter="id >= 8000")
+    if (out / "export.json").exists():
+        run(tmp_path, node, *words, "--resume")
+    found = [
+        json.loads(line)["id"] for part in sorted(out.glob("part-*.jsonl")) for line in part.read_text().splitlines()
+    ]
+    assert found == list(range(9_000))
