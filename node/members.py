@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.membership import Membership, SetMember
+from node.background import Background
 from node.settings import Address, parse_address
 from storage.errors import AnnulusError, Conflict, Unavailable
 
@@ -30,14 +31,13 @@ LOOK_S: Final = 1.0
 ASK_S_MAX: Final = 2.0
 
 
-class Members:
+class Members(Background):
     """One per node; runs while the node does."""
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        super().__init__(node)
         self._epoch = 0
         self._addresses: Mapping[str, str] = {}
-        self._task: asyncio.Task[None] | None = None
         self._is_removed = False
         self._complaint = ""
         if node.mesh is not None:
@@ -70,15 +70,6 @@ class Members:
         identity = self._node.identity
         self._epoch, self._addresses = identity.epoch, identity.peers
         self._meet()
-
-    def start(self) -> None:
-        if self._node.mesh is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     def applied(self, membership: Membership) -> None:
         """The control state here has changed, and perhaps this part of it."""

@@ -28,6 +28,7 @@ from cluster.control import CONTROL_GROUP
 from cluster.machine import Generation
 from cluster.membership import VOTERS_MAX, Membership, MemberState, Moved, Placement, voters_of
 from cluster.message import Handover
+from node.background import Background
 from node.group import GroupHost
 from node.replicas import group_of
 from storage.errors import AnnulusError
@@ -53,13 +54,12 @@ def control_voters(membership: Membership, voters: Sequence[str]) -> tuple[str, 
     return tuple((kept + [name for name in able if name not in kept])[:VOTERS_MAX])
 
 
-class Placing:
+class Placing(Background):
     """One per node; runs while the node does."""
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        super().__init__(node)
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._ends: dict[int, tuple[int, int]] = {}
         """Slot -> (generation, where the log ended when it was last looked at): who has that much is near."""
         self._called_s: dict[int, float] = {}
@@ -67,15 +67,6 @@ class Placing:
         if node.mesh is not None:
             node.mesh.serve(AHEAD, self._hear_ahead)
             node.mesh.serve(APPLIED, self._tell_applied)
-
-    def start(self) -> None:
-        if self._node.mesh is not None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     def wake(self) -> None:
         self._changed.set()
