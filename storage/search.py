@@ -59,6 +59,7 @@ COMPONENTS_BRIEF_MAX: Final = 4_000_000
 """Components compared where they stand: 2 ms, or 10 ms where they are seen to be unit vectors for the first time."""
 _TERMS_COUNTED: Final = 32
 """What a row counts for where it is sparse: some of a query's terms are in it."""
+NO_ROW_PASSES: Final = "the filter lets no row through"
 UNSEEN_BRIEF_MAX: Final = 2_048
 """Rows a filter has not looked at yet, of which each takes microseconds where it has to parse JSON."""
 
@@ -280,15 +281,18 @@ def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick,
         if len(offsets):
             passing[offsets] = True if keys.exact else row_filter.evaluate(view.fetch(offsets, fields))
     elif (chosen := view.candidates(row_filter)) is not None:
-        passing = np.zeros(view.rows, np.bool_)
         offsets = chosen.offsets[visible[chosen.offsets]]
-        passing[offsets] = True if chosen.exact else row_filter.evaluate(view.fetch(offsets, fields))
+        if not chosen.exact:
+            offsets = offsets[row_filter.evaluate(view.fetch(offsets, fields))]
+        passing = np.zeros(view.rows, np.bool_)
+        passing[offsets] = True
+        return _Survivors(passing, len(offsets), NO_ROW_PASSES)
     else:
         masks = [part.passing(row_filter) for part in view.columns(fields)]
         passing = masks[0] if len(masks) == 1 else np.concatenate(masks)
         if visible_count < view.rows:
             passing = passing & visible
-    return _Survivors(passing, int(np.count_nonzero(passing)), "the filter lets no row through")
+    return _Survivors(passing, int(np.count_nonzero(passing)), NO_ROW_PASSES)
 
 
 def _typed(view: SegmentView, keys: Sequence[int | str]) -> Keys:
