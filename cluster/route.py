@@ -7,11 +7,13 @@ from key to nodes it is one hash and two look-ups in tables, whatever the ring l
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+
+from storage.types import PartitionId
 
 Keys = npt.NDArray[np.int64] | Sequence[str]
 
@@ -42,6 +44,17 @@ def channels_of(keys: Keys, ways: int) -> npt.NDArray[np.int64]:
     if ways == 1:
         return np.zeros(len(keys), np.int64)
     return (hash_keys(keys) % np.uint64(ways)).astype(np.int64)
+
+
+def by_number(partitions: Mapping[str, PartitionId]) -> list[PartitionId]:
+    """Return the hidden partitions of a collection with a partition key, in the order in which `split` counts them."""
+    return [partitions[name] for name in sorted(partitions, key=_number)]
+
+
+def _number(name: str) -> int:
+    """Return the number at the end of a hidden partition's name (`_default_3`)."""
+    _, _, number = name.rpartition("_")
+    return int(number) if number.isdigit() else 0
 
 
 def split(keys: Keys, ways: int) -> list[npt.NDArray[np.int64]]:

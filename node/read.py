@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.catalog import Collection
+from cluster.route import by_number, split
 from index.metric import Metric
 from index.protocol import Form
 from index.sparse import SparseRows
@@ -94,6 +95,8 @@ FILTER_CHARS_KEPT_MAX: Final = 4_096
 PLANS_KEPT: Final = 256
 PLAN_CHARS_KEPT_MAX: Final = 4_096
 COUNT: Final = "count(*)"
+ISOLATION: Final = "partitionkey.isolation"
+"""Property of a collection: each search is of the rows with one value of the partition key."""
 READ_METHOD: Final = "shard/read"
 SMALL_ROWS_MAX: Final = 256
 """Answers of at most so many rows without vectors travel with the small calls, not behind chunks."""
@@ -286,6 +289,7 @@ class Reader:
         except SpecError as error:
             raise InvalidParameter(str(error)) from error
         row_filter = self.compile(collection, options)
+        partitions = _partitions_of_key(collection, row_filter, partitions, isolated=True)
         columns = tuple(output.field_ids(collection.schema))
         plan = _Plan(collection, anns_field, spec, output, params, row_filter, partitions, columns)
         if not options.params and sum(map(len, (key[4], key[5], *key[6], *key[7]))) <= PLAN_CHARS_KEPT_MAX:
@@ -355,6 +359,7 @@ class Reader:
         """Return the rows that match, by primary key ascending; limit 0 means all."""
         partitions = _readable_partitions(collection, options.partitions)
         row_filter = self.compile(collection, options)
+        partitions = _partitions_of_key(collection, row_filter, partitions)
         asked = (collection.collection_id, partitions, not options.ignore_growing, options.filter, options.params)
         aggregation = aggregation_of(collection.schema, options)
         if aggregation is not None:
@@ -1091,3 +1096,32 @@ def _readable_partitions(collection: Collection, names: Sequence[str]) -> frozen
             if collection.partition(name) not in collection.loaded:
                 raise PartitionNotLoaded(name)
     return chosen
+
+
+def _partitions_of_key(
+    collection: Collection,
+    row_filter: CompiledFilter,
+    partitions: frozenset[PartitionId] | None,
+    *,
+    isolated: bool = False,
+) -> frozenset[PartitionId] | None:
+    """Return which of the partitions can have rows that match: a filter may say which values of the partition key.
+
+    isolated  raise InvalidParameter if it must name one value, as the collection's property says, and does not
+    """
+    key = collection.schema.partition_key
+    if key is None:
+        return partitions
+    found = row_filter.keys_of(key)
+    is_one = found is not None and len(found.values) == 1
+    if isolated and not is_one and collection.properties.get(ISOLATION, "").lower() == "true":
+        raise InvalidParameter(
+            "partition key not found in expr or the expr is invalid when validating partition key isolation: "
+            f"the filter should say {key.name} == one value, and more with `and`"
+        )
+    if found is None:
+        return partitions
+    ids = by_number(collection.partitions)
+    owners = [ids[i] for i, rows in enumerate(split(typed_keys(key, found.values), len(ids))) if len(rows)]
+    chosen = frozenset(owners or ids[:1])
+    return chosen if partitions is None else partitions & chosen

@@ -21,7 +21,7 @@ import orjson
 from cluster.catalog import DEFAULT_PARTITION, Collection
 from cluster.membership import MEMBERS_MAX
 from cluster.message import Delete, Insert, Message
-from cluster.route import channels_of, split
+from cluster.route import by_number, channels_of, split
 from node.keyed import InsertKey
 from node.network import Blob
 from node.node import Node
@@ -307,7 +307,7 @@ class Writer:
             return [(collection.partition(partition or DEFAULT_PARTITION), everything)]
         if partition:
             raise InvalidParameter("not support manually specifying the partition names if partition key mode is used")
-        ids = [collection.partitions[name] for name in sorted(collection.partitions, key=partition_number)]
+        ids = by_number(collection.partitions)
         parts = split(batch_keys(batch, key.id), len(ids))
         return [(partition_id, offsets) for partition_id, offsets in zip(ids, parts, strict=True) if len(offsets)]
 
@@ -405,12 +405,6 @@ def _without_unknown(batch: Batch, schema: CollectionSchema) -> Batch:
     """Return the rows without fields that have been dropped."""
     known = [one for one in batch.columns if one in schema.by_id]
     return batch if len(known) == len(batch.columns) else batch.select(known)
-
-
-def partition_number(name: str) -> int:
-    """Return the number at the end of a hidden partition's name (`_default_3`)."""
-    _, _, number = name.rpartition("_")
-    return int(number) if number.isdigit() else 0
 
 
 def _last_of_each_key(batch: Batch, primary: FieldSchema) -> Batch:

@@ -20,7 +20,7 @@ from storage.filter.reads import fields_of, paths_of
 from storage.filter.syntax import Complaint
 from storage.filter.tree import Always, Predicate
 from storage.filter.values import Rows
-from storage.schema import CollectionSchema
+from storage.schema import CollectionSchema, FieldSchema
 from storage.types import FieldId
 
 
@@ -66,6 +66,10 @@ class CompiledFilter:
     @cached_property
     def _primary_keys(self) -> PrimaryKeys | None:
         return primary_keys(self.predicate, self.schema.primary)
+
+    def keys_of(self, one: FieldSchema) -> PrimaryKeys | None:
+        """Return the same of another field of Int64 or VarChar, such as the partition key."""
+        return primary_keys(self.predicate, one)
 
     def may_match(self, stats: Mapping[FieldId, FieldStats]) -> bool:
         """Return False only if no row of a segment with these statistics can match; no statistics: True."""
