@@ -230,43 +230,51 @@ class Admission:
         in_log = min(admission.log_bytes_max, int(LOG_MEMORY_RATIO * total) or admission.log_bytes_max)
         self.log = self._gate("log", in_log, "admission.log_bytes_max", "bytes of rows", rate=self._rate)
 
-    @asynccontextmanager
-    async def request(self, database: str, collection: str, nbytes: int) -> AsyncIterator[None]:
-        """Hold room for an insert or upsert of this size, unless its request does so already.
+    async def take_request(self, database: str, collection: str, nbytes: int) -> int:
+        """Take room for an insert or upsert of this size; return what to `give_request` back: 0 if its request holds
+        room already.
 
         Raises Overloaded, MemoryShort.
         """
         scope = current.get()
         if scope is not None and scope.is_admitted:
-            yield
-            return
+            return 0
         if self._level is not Level.ACCEPT and (found := self._id_of(database, collection)) is not None:
-            self.pressure.ask(found, nbytes, self._clock.monotonic_s())  # here, in case it comes no further
-        async with self.requests.hold((database, collection), max(nbytes, self._request_bytes_min)):
-            if scope is not None:
-                scope.is_admitted = True
-            try:
-                yield
-            finally:
-                if scope is not None:
-                    scope.is_admitted = False
+            self.pressure.ask(found, nbytes)  # here, in case it comes no further
+        key, cost = (database, collection), max(nbytes, self._request_bytes_min)
+        if not self.requests.enter(key, cost):
+            await self.requests.wait(key, cost)
+        if scope is not None:
+            scope.is_admitted = True
+        return cost
 
-    @asynccontextmanager
-    async def rows(
+    def give_request(self, database: str, collection: str, cost: int) -> None:
+        """The request is answered."""
+        if cost:
+            self.requests.leave((database, collection), cost)
+            if (scope := current.get()) is not None:
+                scope.is_admitted = False
+
+    async def take_rows(
         self, collection_id: CollectionId, nbytes: int, *, is_rest: bool = False, is_forwarded: bool = False
-    ) -> AsyncIterator[None]:
-        """Hold room for rows on their way through a log that is led here. Raises Overloaded, MemoryShort.
+    ) -> Hashable:
+        """Take room for rows on their way through a log that is led here; return the key to `give_rows` back.
 
         is_rest       another shard has taken a part of the same request
         is_forwarded  they came from another node
+
+        Raises Overloaded, MemoryShort.
         """
-        now_s = self._clock.monotonic_s()
-        self.pressure.ask(collection_id, nbytes, now_s)
-        self.look(now_s)
+        self.pressure.ask(collection_id, nbytes)
         key = Rest(collection_id) if is_rest else collection_id
-        async with self.log.hold(key, nbytes, wait_s_max=FORWARDED_WAIT_S if is_forwarded else inf):
-            self.pressure.take(nbytes)
-            yield
+        if not self.log.enter(key, nbytes):
+            await self.log.wait(key, nbytes, wait_s_max=FORWARDED_WAIT_S if is_forwarded else inf)
+        self.pressure.take(nbytes)
+        return key
+
+    def give_rows(self, key: Hashable, nbytes: int) -> None:
+        """The rows are applied, or will not be."""
+        self.log.leave(key, nbytes)
 
     def look(self, now_s: float | None = None) -> Level:
         """Measure memory, if that was not done just now; return what those who write most meet."""
@@ -350,10 +358,11 @@ class Admission:
 
     def _may_come(self, key: Hashable) -> float:
         """Return 0 for a collection whose rows would be refused in the end: to decode them takes memory too."""
-        match key:
-            case (str(database), str(collection)) if self.look() is not Level.ACCEPT:
-                found = self._id_of(database, collection)
-                return inf if found is None or self.pressure.rate(found) > 0 else 0.0
+        if self._level is not Level.ACCEPT and self.look() is not Level.ACCEPT:
+            match key:
+                case (str(database), str(collection)):
+                    found = self._id_of(database, collection)
+                    return inf if found is None or self.pressure.rate(found) > 0 else 0.0
         return inf
 
     def _name(self, key: Hashable) -> str:

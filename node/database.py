@@ -457,8 +457,11 @@ class Database:
             _check_version(found, schema_version)
             return await self._writer.insert(found, batch, partition, again=schema_version > 0)
 
-        async with self._node.admission.request(database, collection, batch.nbytes):
+        cost = await self._node.admission.take_request(database, collection, batch.nbytes)
+        try:
             return await self._with(database, collection, insert, GONE)
+        finally:
+            self._node.admission.give_request(database, collection, cost)
 
     async def upsert(
         self,
@@ -474,8 +477,11 @@ class Database:
             _check_version(found, schema_version)
             return await self._writer.upsert(found, batch, partition, partial=partial, again=schema_version > 0)
 
-        async with self._node.admission.request(database, collection, batch.nbytes):
+        cost = await self._node.admission.take_request(database, collection, batch.nbytes)
+        try:
             return await self._with(database, collection, upsert, GONE)
+        finally:
+            self._node.admission.give_request(database, collection, cost)
 
     async def delete(
         self, database: str, collection: str, filter: str, params: Mapping[str, Any], partition: str = ""

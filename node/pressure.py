@@ -97,8 +97,12 @@ class Pressure:
         self.words: dict[str, Word] = {}
         self._asked: dict[Hashable, tuple[float, float]] = {}
         """Collection -> (bytes that it asked for lately, as of when)."""
+        self._fresh: dict[Hashable, int] = {}
+        """What was asked for since the last observation."""
         self._mean = 0.0
         self._taken = 0
+        self._room = 0
+        """So much may be taken before anybody is slowed, until the next observation."""
         self._heard: Word | None = None
 
     @property
@@ -113,6 +117,12 @@ class Pressure:
             self.resident.observe(resident, now_s)
         self.words = {name: word for name, word in self.words.items() if word.until_s > now_s}
         self._heard = max(self.words.values(), key=lambda one: (one.is_refusing, one.fraction), default=None)
+        self._room = -1
+        if self._heard is None and not self.is_refusing:
+            self._room = min(one.slow - one.value for one in self.marks) // COPIES
+        for key, nbytes in self._fresh.items():
+            self._asked[key] = (self._lately(key, now_s) + nbytes, now_s)
+        self._fresh.clear()
         known = {key: lately for key in self._asked if (lately := self._lately(key, now_s)) >= ASKED_BYTES_MIN}
         self._asked = {key: (lately, now_s) for key, lately in known.items()}
         total = sum(known.values())
@@ -123,9 +133,9 @@ class Pressure:
         """Note what another node said of itself; it counts from the next observation on."""
         self.words[node] = Word(min(1.0, max(0.0, fraction)), is_refusing, now_s + WORD_S)
 
-    def ask(self, key: Hashable, nbytes: int, now_s: float) -> None:
-        """Note that a collection wants to write, whether it may or not."""
-        self._asked[key] = (self._lately(key, now_s) + nbytes, now_s)
+    def ask(self, key: Hashable, nbytes: int) -> None:
+        """Note that a collection wants to write, whether it may or not; it counts from the next observation on."""
+        self._fresh[key] = self._fresh.get(key, 0) + nbytes
 
     def take(self, nbytes: int) -> None:
         """Note that so much was admitted: until the next observation it counts on top of what was measured."""
@@ -133,10 +143,9 @@ class Pressure:
 
     def rate(self, key: Hashable) -> float:
         """Return how many bytes a second the collection may write now: inf for any, 0 for none."""
-        marks, heard = self.marks, self._heard
-        taken = COPIES * self._taken
-        if heard is None and all(one.value + taken <= one.slow and not one.is_refusing for one in marks):
+        if self._taken <= self._room:
             return inf
+        marks, heard, taken = self.marks, self._heard, COPIES * self._taken
         if any(one.value + taken >= one.last for one in marks):
             return 0.0
         asked, _ = self._asked.get(key, (0.0, 0.0))

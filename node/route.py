@@ -678,9 +678,12 @@ class Router:
             self._node.check_journal()
             return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
         self._node.check_writable()
-        room = self._node.admission.rows(message.collection_id, len(body), is_rest=is_rest, is_forwarded=is_forwarded)
-        async with room:
+        admission, nbytes = self._node.admission, len(body)
+        key = await admission.take_rows(message.collection_id, nbytes, is_rest=is_rest, is_forwarded=is_forwarded)
+        try:
             return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
+        finally:
+            admission.give_rows(key, nbytes)
 
     async def _carry_out_here(
         self, message: Message, producer: str, sequence: int

@@ -92,7 +92,8 @@ async def delete(call: Call) -> Envelope:
 
 async def _write(call: Call, write: Write, send: Callable[[Batch, int], Awaitable[WriteResult]]) -> WriteResult:
     """Decode the request's rows and send them, with the version of their schema; once more for each newer one."""
-    async with call.admission.request(call.database, call.collection, call.body_bytes):
+    cost = await call.admission.take_request(call.database, call.collection, call.body_bytes)
+    try:
         while True:
             batch, version = await _batch(call, write)
             try:
@@ -101,6 +102,8 @@ async def _write(call: Call, write: Write, send: Callable[[Batch, int], Awaitabl
                 newest = await call.service.collection_schema(call.database, call.collection, newest=True)
                 if newest.version == version:
                     raise
+    finally:
+        call.admission.give_request(call.database, call.collection, cost)
 
 
 async def _batch(call: Call, write: Write) -> tuple[Batch, int]:

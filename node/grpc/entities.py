@@ -125,8 +125,11 @@ async def delete(call: Call) -> None:
 
 
 async def _write(call: Call, write: Write, send: Callable[[Any, int], Awaitable[WriteResult]]) -> WriteResult:
-    async with call.admission.request(call.database, call.collection, call.size_bytes):
+    cost = await call.admission.take_request(call.database, call.collection, call.size_bytes)
+    try:
         return await _admitted(call, write, send)
+    finally:
+        call.admission.give_request(call.database, call.collection, cost)
 
 
 async def _admitted(call: Call, write: Write, send: Callable[[Any, int], Awaitable[WriteResult]]) -> WriteResult:

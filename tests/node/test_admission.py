@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 
@@ -46,9 +47,17 @@ class World:
         )
 
     async def write(self, key: CollectionId, nbytes: int, *, takes_s: float = 0.1) -> None:
-        async with self.admission.rows(key, nbytes):
+        async with self.rows(key, nbytes):
             await asyncio.sleep(takes_s)
             self.growing += nbytes
+
+    @asynccontextmanager
+    async def rows(self, collection_id: CollectionId, nbytes: int, **more: bool) -> AsyncIterator[None]:
+        key = await self.admission.take_rows(collection_id, nbytes, **more)
+        try:
+            yield
+        finally:
+            self.admission.give_rows(key, nbytes)
 
 
 def simulated(script: Callable[[World, SimLoop], Awaitable[None]], settings: Settings = SETTINGS) -> None:
@@ -111,7 +120,7 @@ def test_nobody_waits_longer_than_his_client() -> None:
 
     async def script(world: World, loop: SimLoop) -> None:
         current.set(Scope(deadline_s=0.3))
-        async with world.admission.rows(OTHER, 4 * MIB):
+        async with world.rows(OTHER, 4 * MIB):
             with pytest.raises(Overloaded):
                 await world.write(FLOOD, MIB)
         assert loop.now_s == pytest.approx(0.3)
@@ -125,8 +134,12 @@ def test_a_request_holds_its_room_once() -> None:
     async def script(world: World, loop: SimLoop) -> None:
         current.set(Scope(deadline_s=10))
         admission = world.admission
-        async with admission.request("default", "c", MIB), admission.request("default", "c", 8 * MIB):
-            assert admission.requests.queue.used == MIB
+        cost = await admission.take_request("default", "c", MIB)
+        again = await admission.take_request("default", "c", 8 * MIB)
+        assert (cost, again, admission.requests.queue.used) == (MIB, 0, MIB)
+        admission.give_request("default", "c", again)
+        assert admission.requests.queue.used == MIB
+        admission.give_request("default", "c", cost)
         assert world.admission.requests.queue.used == 0
 
     simulated(script)
@@ -172,7 +185,7 @@ def test_the_rest_of_a_request_is_not_refused_for_memory() -> None:
         world.resident = 1024 * MIB
         with pytest.raises(MemoryShort):
             await world.write(FLOOD, 1000)
-        async with world.admission.rows(FLOOD, 1000, is_rest=True):
+        async with world.rows(FLOOD, 1000, is_rest=True):
             pass
 
     simulated(script)
@@ -182,9 +195,9 @@ def test_another_nodes_rows_wait_briefly() -> None:
     """They hold a place between two nodes, so they go back to be sent again."""
 
     async def script(world: World, loop: SimLoop) -> None:
-        async with world.admission.rows(OTHER, 4 * MIB):
+        async with world.rows(OTHER, 4 * MIB):
             with pytest.raises(Overloaded):
-                async with world.admission.rows(FLOOD, MIB, is_forwarded=True):
+                async with world.rows(FLOOD, MIB, is_forwarded=True):
                     pass
         assert loop.now_s == pytest.approx(0.1)
 

@@ -20,8 +20,8 @@ def make() -> Pressure:
 
 def seen(pressure: Pressure, growing: int = 0, resident: int = 0, now_s: float = 0.0) -> float:
     """Return the rate of a collection that writes most."""
-    pressure.ask("flood", 1 << 30, now_s)
-    pressure.ask("little", 1 << 20, now_s)
+    pressure.ask("flood", 1 << 30)
+    pressure.ask("little", 1 << 20)
     pressure.observe(growing=growing, resident=resident, now_s=now_s)
     return pressure.rate("flood")
 
@@ -53,7 +53,7 @@ def test_who_writes_little_goes_on_until_nothing_goes() -> None:
         seen(pressure, growing)
         assert pressure.rate("little") == rate
     pressure = make()
-    pressure.ask("only", 10_000, 0.0)
+    pressure.ask("only", 10_000)
     pressure.observe(growing=210, resident=0, now_s=0.0)
     assert pressure.rate("only") == 0
 
