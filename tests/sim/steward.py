@@ -36,6 +36,8 @@ class Steward:
         self._count = cluster.plan.nodes
         """Of machines there have ever been."""
         self._doing: list[asyncio.Task[None]] = []
+        self._coming: set[str] = set()
+        """Nodes that have yet to be let in."""
         self._heirs: dict[str, str] = {}
         """Node -> who takes its place."""
         self.done: list[str] = []
@@ -50,12 +52,13 @@ class Steward:
 
         Nothing else may be broken any more.
         """
-        while doing := self._doing or self._missing():
-            self._doing = []
-            await asyncio.gather(*doing)
+        while missing := [*self._missing(), *(one for one in self._doing if not one.done())]:
+            self._doing += [one for one in missing if one not in self._doing]
+            await asyncio.wait(missing, timeout=1.0)  # what goes on may wait for what is missing since
+        await asyncio.gather(*self._doing)
 
     def _missing(self) -> list[asyncio.Task[None]]:
-        """Begin what is still to be done when all that was planned is; nothing in the end."""
+        """Begin what is to be done besides what was planned: in place of what was lost, and for all copies."""
         cluster = self._cluster
         lost = [name for name in cluster.names if cluster.machines[name].is_lost and name not in cluster.leaving]
         works = [self._replace(name, Random(f"end of {name}")) for name in lost]
@@ -70,8 +73,7 @@ class Steward:
 
     def _staying(self) -> int:
         """How many nodes the cluster will have when all that was begun is done."""
-        coming = len(set(self._heirs.values()) - set(self._cluster.names))
-        return coming + sum(self._stays(name) for name in self._cluster.names)
+        return len(self._coming) + sum(self._stays(name) for name in self._cluster.names)
 
     def _stays(self, name: str) -> bool:
         return (
@@ -116,6 +118,7 @@ class Steward:
                 raise ValueError(f"stewards do not know what {other} is")
 
     async def _join(self, name: str, rng: Random, replaces: str = "") -> None:
+        self._coming.add(name)
         zones = self._cluster.plan.zones
         zone = f"z{rng.randrange(zones)}" if zones else ""
         while name not in self._cluster.names:
@@ -123,6 +126,7 @@ class Steward:
                 await self._cluster.join(name, rng.choice(self._cluster.names), zone=zone, replaces=replaces)
             except (Unavailable, NoAnswer, Refused):
                 await asyncio.sleep(rng.uniform(0.2, 1.0))
+        self._coming.discard(name)
 
     async def _replace(self, old: str, rng: Random) -> None:
         """Have a blank node take the place of another, which is removed when it holds nothing any more."""
