@@ -34,8 +34,12 @@ An empty list is no member: `m in []` is false of every value, `m not in []` tru
 ## Text
 Order is by code point. A Bool has no order. `not a == b` means `not (a == b)`.
 
+`text_match(f, "words")` is true where the field has one of the words, as its analyzer takes them apart;
+`minimum_should_match=n` asks for n different ones. `phrase_match(f, "some words", slop)` asks for all of them in this
+order, with `slop` as `words.py` says. Both are false if the analyzer leaves nothing of the words, unknown of null.
+
 ## Not supported
-text_match, phrase_match, text_match_fuzzy, random_sample, times and intervals, geometry, structs: a FilterError says
+text_match_fuzzy, random_sample, times and intervals, geometry, structs: a FilterError says
 so by name.
 """
 

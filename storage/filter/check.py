@@ -56,8 +56,10 @@ from storage.filter.tree import (
     Like,
     Negation,
     PathValue,
+    PhraseMatch,
     Predicate,
     Regex,
+    TextMatch,
     Value,
 )
 from storage.schema import CollectionSchema, DataType, FieldSchema
@@ -68,14 +70,18 @@ _CONTAINS: Final[Mapping[str, ContainsMode]] = {
     for kind in ("json", "array")
     for suffix, mode in cast(Sequence[tuple[str, ContainsMode]], (("", "one"), ("_all", "all"), ("_any", "any")))
 }
-FUNCTIONS: Final = (*_CONTAINS, "array_length")
+_MATCHES: Final = ("text_match", "phrase_match")
+FUNCTIONS: Final = (*_CONTAINS, "array_length", *_MATCHES)
+TERMS_WANTED_MAX: Final = 1000
+"""Milvus's bound of minimum_should_match."""
 UNSUPPORTED: Final = frozenset(
-    "text_match phrase_match text_match_fuzzy random_sample element_filter membership_match match_all match_any "
+    "text_match_fuzzy random_sample element_filter membership_match match_all match_any "
     "match_least match_most match_exact st_equals st_touches st_overlaps st_crosses st_contains st_intersects "
     "st_within st_dwithin st_isvalid".split()
 )
 _PREDICATES: Final = (
     Always, AllOf, AnyOf, Negation, Comparison, FieldComparison, IsIn, Like, Regex, IsNull, Contains,
+    TextMatch, PhraseMatch,
 )  # fmt: skip
 _VALUES: Final = (FieldValue, ElementValue, PathValue, LengthValue, Arithmetic)
 Resolved = Union[Literal, Value, ArrayValue, Predicate]  # noqa: UP007 (a runtime alias)
@@ -456,6 +462,8 @@ class _Checker:
             raise Complaint(f"function {name} is not supported by this server", node.at)
         if name not in FUNCTIONS:
             raise Complaint(f"function {node.name} is not found", node.at, _did_you_mean(name, FUNCTIONS))
+        if name in _MATCHES:
+            return self.text_or_phrase(name, node)
         wanted = 1 if name == "array_length" else 2
         if len(node.arguments) != wanted or node.named:
             raise Complaint(f"{name} takes {wanted} argument{'s' if wanted > 1 else ''}", node.at)
@@ -474,6 +482,45 @@ class _Checker:
             element = cast(DataType, array.field.element)
             wanted_values = tuple([self.element(one, element, array.field, constant.at) for one in wanted_values])
         return Contains(array, mode, wanted_values, constant_set(wanted_values))
+
+    def text_or_phrase(self, name: str, node: Call) -> Predicate:
+        if name == "text_match":
+            options = [value for key, value in node.named if key == "minimum_should_match"]
+            if len(node.arguments) != 2 or len(options) != len(node.named) or len(options) > 1:
+                raise Complaint("text_match takes a field, a text, and minimum_should_match=... if need be", node.at)
+        else:
+            options = list(node.arguments[2:])
+            if not 2 <= len(node.arguments) <= 3 or node.named:
+                raise Complaint("phrase_match takes a field, a text, and a slop if need be", node.at)
+        value = self.resolve(node.arguments[0])
+        if not isinstance(value, FieldValue) or value.type is not DataType.VARCHAR:
+            raise Complaint(f"{name} operation on non-string is unsupported", node.arguments[0].at)
+        if not value.field.has_match:
+            raise Complaint(
+                f"field {value.field.name} does not enable match", node.arguments[0].at,
+                "set enable_analyzer and enable_match where the field is made",
+            )  # fmt: skip
+        text = self.constant(node.arguments[1], f"the second argument of {name} is a text")
+        if not isinstance(text.value, str):
+            raise Complaint(f"the second argument of {name} is a text", text.at)
+        analyzer = value.field.analyzer
+        if name == "text_match":
+            least = self.whole(options, 1, 1, TERMS_WANTED_MAX, "minimum_should_match")
+            return TextMatch(value, text.value, tuple(sorted(set(analyzer.terms(text.value)))), least)
+        slop = self.whole(options, 0, 0, (1 << 31) - 1, "slop")
+        placed = analyzer.placed(text.value)
+        first = placed[0][0] if placed else 0
+        return PhraseMatch(value, text.value, tuple([(place - first, term) for place, term in placed]), slop)
+
+    def whole(self, given: Sequence[Node], default: int, least: int, most: int, what: str) -> int:
+        """Return the number of an option that may be left out."""
+        if not given:
+            return default
+        rule = f"{what} is a whole number in range [{least}, {most}]"
+        found = self.constant(given[0], rule)
+        if not isinstance(found.value, int) or isinstance(found.value, bool) or not least <= found.value <= most:
+            raise Complaint(rule, found.at)
+        return found.value
 
     def array(self, node: Node, name: str) -> ArrayValue:
         found = self.resolve(node)

@@ -35,11 +35,14 @@ from storage.filter.tree import (
     Like,
     Negation,
     PathValue,
+    PhraseMatch,
     Predicate,
     Regex,
+    TextMatch,
     Value,
 )
 from storage.filter.values import Lists, Numbers, Rows, Texts, Values, both, lists_of, value_of
+from storage.filter.words import matched
 from storage.schema import DataType
 
 Mask = npt.NDArray[np.bool_]
@@ -84,6 +87,8 @@ def truth(node: Predicate, rows: Rows) -> Truth:
             return Truth(_is_null(node, rows))
         case Contains():
             return _contains(node, lists_of(node.value, rows))
+        case TextMatch() | PhraseMatch():
+            return _known(matched(node, rows), rows.known(node.value.field))
 
 
 def _cost(node: Predicate) -> int:
@@ -99,7 +104,7 @@ def _cost(node: Predicate) -> int:
             return _value_cost(left)
         case Contains(value=array):
             return 3 if array.keys is None else 4
-        case Like() | Regex():
+        case Like() | Regex() | TextMatch() | PhraseMatch():
             return 5
     return 0
 

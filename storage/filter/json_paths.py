@@ -3,16 +3,11 @@
 `json_values(texts, keys)` parses every document of an immutable `StringArray` with orjson, walks the keys and sorts
 the values by kind into arrays. The result is remembered for as long as the array lives, up to CACHE_BYTES_MAX over
 all arrays, the least recently used going first; so the first filter on a path pays for parsing and the next do not.
-
-Evaluation runs on worker threads, and this cache is the one thing they share. It needs no lock: the table is never
-changed in place but replaced as a whole, so a reader sees one table or the next. Two threads that add at the same
-moment may lose one addition, which costs parsing that path again and nothing else.
 """
 
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,13 +18,11 @@ import numpy.typing as npt
 import orjson
 
 from storage.columns import Offsets
+from storage.filter.column_cache import ColumnCache
 from storage.strings import StringArray
 
 CACHE_BYTES_MAX: Final = 128 << 20
 """One path of 60,000 rows takes about 0.6 MB as numbers, 2 MB as short text."""
-ROWS_KEPT_MIN: Final = 128
-_ENTRY_BYTES: Final = 4096
-"""Charged per entry beside its arrays, so that many small columns do not make a long table."""
 _ROWS_AT_ONCE: Final = 64
 """Documents parsed before any is let go: so few that the garbage collector is not woken, which doubled the time."""
 
@@ -238,70 +231,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass(slots=True)
-class _Entry:
-    array: weakref.ref[StringArray]
-    values: JsonValues | None
-    """None while only single rows have been parsed, `parsed` of them."""
-    bytes: int
-    used: int
-    parsed: int = 0
-
-
-class PathCache:
-    """Remembers extracted paths while their arrays live."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._table: dict[tuple[int, Keys], _Entry] = {}  # never changed in place
-        self._uses = itertools.count()
-
-    @property
-    def bytes(self) -> int:
-        return sum(entry.bytes for entry in self._table.values())
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def get(self, array: StringArray, keys: Keys) -> JsonValues | None:
-        entry = self._entry(array, keys)
-        return None if entry is None else entry.values
-
-    def put(self, array: StringArray, keys: Keys, values: JsonValues) -> None:
-        """Remember the values, unless the array is so short that parsing it again costs less than the entry."""
-        if len(array) >= ROWS_KEPT_MIN:
-            self._add(_Entry(weakref.ref(array, self._forget), values, values.nbytes, next(self._uses)), array, keys)
-
-    def defer(self, array: StringArray, keys: Keys, rows: int) -> bool:
-        """Return whether to parse only these rows: with all such rows so far they are fewer than the array has."""
-        entry = self._entry(array, keys)
-        if entry is None:
-            entry = _Entry(weakref.ref(array, self._forget), None, 0, next(self._uses))
-            self._add(entry, array, keys)
-        entry.parsed += rows
-        return entry.parsed < len(array)
-
-    def _entry(self, array: StringArray, keys: Keys) -> _Entry | None:
-        entry = self._table.get((id(array), keys))
-        if entry is None or entry.array() is not array:  # another array may have had this address
-            return None
-        entry.used = next(self._uses)
-        return entry
-
-    def _add(self, entry: _Entry, array: StringArray, keys: Keys) -> None:
-        entry.bytes += _ENTRY_BYTES
-        table = {key: one for key, one in self._table.items() if one.array() is not None}
-        table[id(array), keys] = entry
-        spare = self._bytes_max - sum(one.bytes for one in table.values())
-        if spare < 0:
-            for key in sorted(table, key=lambda key: table[key].used):
-                spare += table.pop(key).bytes
-                if spare >= 0:
-                    break
-        self._table = table
-
-    def _forget(self, _: object) -> None:
-        self._table = {key: one for key, one in self._table.items() if one.array() is not None}
-
-
-_CACHE: Final = PathCache(CACHE_BYTES_MAX)
+_CACHE: Final[ColumnCache[JsonValues]] = ColumnCache(CACHE_BYTES_MAX)

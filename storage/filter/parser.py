@@ -276,7 +276,7 @@ class _Builder(Transformer[Token, Node]):
         named = [one for one in inside if isinstance(one, _Named)]
         depth = _deeper([*arguments, *(one.value for one in named)])
         at = (_span(name)[0], _span(last)[1])
-        return Call(str(name), tuple(arguments), at, tuple(one.name for one in named), depth)
+        return Call(str(name), tuple(arguments), at, tuple((one.name, one.value) for one in named), depth)
 
     def named(self, items: list[Any]) -> _Named:
         return _Named(str(items[0]), items[1])

@@ -20,8 +20,10 @@ from storage.filter.tree import (
     Like,
     Negation,
     PathValue,
+    PhraseMatch,
     Predicate,
     Regex,
+    TextMatch,
     Value,
 )
 
@@ -60,6 +62,11 @@ def print_predicate(node: Predicate) -> str:
             if mode == "one":
                 return f"{name}({_value(value)}, {printed(constants[0])})"
             return f"{name}_{mode}({_value(value)}, {printed(constants)})"
+        case TextMatch(value, wanted, _, least):
+            more = f", minimum_should_match={least}" if least > 1 else ""
+            return f"text_match({_value(value)}, {printed(wanted)}{more})"
+        case PhraseMatch(value, wanted, _, slop):
+            return f"phrase_match({_value(value)}, {printed(wanted)}{f', {slop}' if slop else ''})"
 
 
 def _inside(node: Predicate) -> str:

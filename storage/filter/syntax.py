@@ -156,7 +156,7 @@ class Call:
     name: str
     arguments: tuple[Node, ...]
     at: Span
-    named: tuple[str, ...] = field(default=())
+    named: tuple[tuple[str, Node], ...] = field(default=())
     depth: int = 1
 
 

@@ -167,7 +167,30 @@ class Contains:
     prepared: ConstantSet
 
 
+@dataclass(frozen=True, slots=True)
+class TextMatch:
+    """The text has at least so many of the terms of another; false if that has none."""
+
+    value: FieldValue
+    text: str
+    terms: tuple[str, ...]
+    """Each once."""
+    least: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseMatch:
+    """The text has the terms of another in their order, with their distances, or `slop` places apart from it."""
+
+    value: FieldValue
+    text: str
+    placed: tuple[tuple[int, str], ...]
+    """Each term with its distance from the first one."""
+    slop: int
+
+
 Value = Union[FieldValue, ElementValue, PathValue, LengthValue, Arithmetic]  # noqa: UP007 (a recursive alias)
 Predicate = Union[  # noqa: UP007 (a recursive alias)
-    Always, AllOf, AnyOf, Negation, Comparison, FieldComparison, IsIn, Like, Regex, IsNull, Contains
-]
+    Always, AllOf, AnyOf, Negation, Comparison, FieldComparison, IsIn, Like, Regex, IsNull, Contains,
+    TextMatch, PhraseMatch,
+]  # fmt: skip

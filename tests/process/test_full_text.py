@@ -95,7 +95,9 @@ def filled(node: Running, name: str) -> dict[int, str]:
     texts = dict(enumerate(TEXTS))
     assert node.call("/entities/delete", collectionName=name, filter="id % 10 == 3")["code"] == 0
     texts = {key: text for key, text in texts.items() if key % 10 != 3}
-    changed = [{"id": i, "text": f"water of chemical number {i}"} for i in range(0, 300, 30) if i in texts]
+    changed: list[dict[str, Any]] = [
+        {"id": i, "text": f"water of chemical number {i}"} for i in range(0, 300, 30) if i in texts
+    ]
     partial = node.call("/entities/upsert", collectionName=name, data=changed, partialUpdate=True)
     assert partial["code"] == 0, partial
     texts |= {one["id"]: one["text"] for one in changed}
@@ -254,3 +256,23 @@ def test_run_analyzer(node: Running) -> None:
     assert node.call("/common/run_analyzer", **of_field)["data"] == plain
     assert "no analyzer" in node.call("/common/run_analyzer", **{**of_field, "fieldName": "year"})["message"]
     assert "is unknown" in node.call("/common/run_analyzer", text=["a"], analyzerParams='{"type": "x"}')["message"]
+
+
+def test_words_in_filters(node: Running, texts: dict[int, str]) -> None:
+    """text_match and phrase_match keep what they should, in queries, searches and deletes, flushed or not."""
+    terms = analyzer_of(json.dumps(ENGLISH)).terms
+    for words, least in (("water chemical", 1), ("water chemical", 2), ("the small mammals", 2)):
+        wanted = [key for key, text in texts.items() if len(set(terms(text)) & set(terms(words))) >= least]
+        for name in ("one", "three"):
+            filter = f'text_match(text, "{words}", minimum_should_match={least})'
+            found = node.call("/entities/query", collectionName=name, filter=filter, limit=5000, outputFields=["id"])
+            assert [one["id"] for one in found["data"]] == sorted(wanted)
+    for phrase in ("water of chemical", "of something"):
+        wanted = [key for key, text in texts.items() if phrase in text.lower()]
+        body = {"collectionName": "three", "filter": f'phrase_match(text, "{phrase}")', "limit": 5000}
+        assert len(wanted) > 0 and {one["id"] for one in node.call("/entities/query", **body)["data"]} >= set(wanted)
+    body = {"data": ["water"], "annsField": "terms", "filter": 'text_match(text, "chemical")', "limit": 1000}
+    answer = node.call("/entities/search", collectionName="one", **body)
+    chemical = {key: text for key, text in texts.items() if "chemic" in terms(text)}
+    wanted_scores = {key: score for key, score in reference(texts, "water").items() if key in chemical}
+    assert_same(answer["data"], wanted_scores, 1000)

@@ -13,7 +13,8 @@ import pytest
 
 from storage.columns import Batch, StringColumn
 from storage.filter import compile_filter
-from storage.filter.json_paths import JsonValues, Keys, Kind, PathCache, extract, extract_all, json_values
+from storage.filter.column_cache import ColumnCache
+from storage.filter.json_paths import JsonValues, Keys, Kind, extract, extract_all, json_values
 from storage.strings import StringArray
 from tests.storage.filter.model import SCHEMA, batch_of
 
@@ -89,7 +90,7 @@ def test_the_cache_forgets_dead_columns_and_the_least_used() -> None:
     """It holds columns weakly, and no more bytes than it may."""
     texts = [texts_of(*range(i, i + 1000)) for i in range(4)]
     values = [extract(one, ("a",)) for one in texts]
-    cache = PathCache(3 * values[0].nbytes + 15_000)
+    cache: ColumnCache[JsonValues] = ColumnCache(3 * values[0].nbytes + 15_000)
     for one, found in zip(texts[:3], values, strict=False):
         cache.put(one, ("a",), found)
     assert cache.get(texts[0], ("a",)) is values[0]
@@ -105,7 +106,7 @@ def test_the_cache_forgets_dead_columns_and_the_least_used() -> None:
 def test_what_the_cache_does_not_keep() -> None:
     """A column larger than all of it, or one that is parsed in no time."""
     large, small = texts_of(*range(10_000)), texts_of(1, 2)
-    cache = PathCache(50_000)
+    cache: ColumnCache[JsonValues] = ColumnCache(50_000)
     for texts in (small, large):
         cache.put(texts, ("a",), extract(texts, ("a",)))
         assert cache.get(texts, ("a",)) is None and cache.bytes == 0
