@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -18,7 +18,7 @@ from node.api.schemas import (
     pairs,
     texts,
 )
-from node.service import LoadState
+from node.service import LoadState, Service
 from storage.analysis import Analyzer, analyzer_of, term_number
 from storage.errors import (
     CollectionNotFound,
@@ -64,21 +64,29 @@ async def describe_segments(call: Call) -> Envelope:
 
 
 async def run_analyzer(call: Call) -> Envelope:
-    values = call.values
+    return success({"results": await analyses(call.service, call.database, call.values, call.offload)})
+
+
+async def analyses(
+    service: Service, database: str, values: Mapping[str, Any], offload: Callable[..., Awaitable[Any]]
+) -> list[dict[str, Any]]:
+    """Return the tokens of each text, as the REST API shows them. Raises errors of bad requests."""
     if values["analyzerNames"]:
         raise UnsupportedOperation("analyzerNames are not supported by this server: fields have one analyzer each")
     if bool(values["collectionName"]) != bool(values["fieldName"]):
         raise MissingParameter("missing required parameters, error: collectionName and fieldName go together")
     if values["collectionName"]:
-        schema = await call.service.collection_schema(call.database, values["collectionName"])
+        schema = await service.collection_schema(database, values["collectionName"])
         field = schema.field(values["fieldName"])
         if not field.has_analyzer:
             raise InvalidParameter(f"field {field.name} has no analyzer: set enable_analyzer where it is made")
         analyzer = field.analyzer
     else:
         analyzer = analyzer_of(values["analyzerParams"])
-    results = await call.offload(_analyzed, analyzer, values["text"], values["withDetail"], values["withHash"])
-    return success({"results": results})
+    found: list[dict[str, Any]] = await offload(
+        _analyzed, analyzer, values["text"], values["withDetail"], values["withHash"]
+    )
+    return found
 
 
 def _analyzed(analyzer: Analyzer, texts: Sequence[str], detail: bool, hashed: bool) -> list[dict[str, Any]]:

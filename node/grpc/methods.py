@@ -23,8 +23,8 @@ _REASONS: Final = {
         "CreateResourceGroup DropResourceGroup UpdateResourceGroups TransferNode TransferReplica LoadBalance"
     ),
     "imports by the server are not supported: insert the rows": "Import GetImportState ListImportTasks",
-    "functions and analyzers are not supported by this server: compute vectors before inserting them": (
-        "AddCollectionFunction AlterCollectionFunction DropCollectionFunction RunAnalyzer ComputePhraseMatchSlop "
+    "functions come with the schema that a collection is made with, and stay": (
+        "AddCollectionFunction AlterCollectionFunction DropCollectionFunction ComputePhraseMatchSlop "
         "AddFileResource RemoveFileResource ListFileResources"
     ),
     "struct fields are not supported by this server: use a field of type JSON": "AddCollectionStructField",

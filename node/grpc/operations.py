@@ -6,7 +6,8 @@ import itertools
 import socket
 from typing import Any, Final
 
-from node.api.collections import VERSION
+from node.api.collections import VERSION, analyses
+from node.api.routes import RUN_ANALYZER
 from node.grpc.calls import Call, Method, Methods
 from node.grpc.protocol import enum
 from node.service import CollectionInfo, LoadState
@@ -55,6 +56,35 @@ async def dummy(call: Call) -> None:
 
 async def alloc_timestamp(call: Call) -> None:
     call.response.timestamp = _now(call)
+
+
+async def run_analyzer(call: Call) -> None:
+    request = call.request
+    try:
+        texts = [one.decode() for one in request.placeholder]
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"a text is no UTF-8: {error}: invalid parameter") from None
+    values = {
+        **RUN_ANALYZER.defaults,
+        "text": texts,
+        "analyzerParams": request.analyzer_params,
+        "withDetail": request.with_detail,
+        "withHash": request.with_hash,
+        "collectionName": request.collection_name,
+        "fieldName": request.field_name,
+        "analyzerNames": list(request.analyzer_names),
+    }
+    for result in await analyses(call.service, call.database, values, call.offload):
+        shown = call.response.results.add()
+        for token in result["tokens"]:
+            shown.tokens.add(
+                token=token["token"],
+                start_offset=token.get("startOffset", 0),
+                end_offset=token.get("endOffset", 0),
+                position=token.get("position", 0),
+                position_length=token.get("positionLength", 0),
+                hash=token.get("hash", 0),
+            )
 
 
 # --- flushing and compaction -------------------------------------------------------------------------------------
@@ -175,6 +205,7 @@ METHODS: Final[Methods] = {
     "GetComponentStates": Method(component_states),
     "Dummy": Method(dummy),
     "AllocTimestamp": Method(alloc_timestamp),
+    "RunAnalyzer": Method(run_analyzer),
     "Flush": Method(flush, mutates=True, patient=True),
     "FlushAll": Method(flush_all, mutates=True, patient=True),
     "GetFlushState": Method(flush_state),

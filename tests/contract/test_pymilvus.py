@@ -420,6 +420,45 @@ def test_async_client(node: Running) -> None:
     asyncio.run(script())
 
 
+HALVES = (VECTORS[:40].view(np.uint32) >> 16).astype(np.uint16)
+VECTOR_TYPES = {
+    DataType.FLOAT16_VECTOR: ({"dim": DIM}, "L2", list(VECTORS[:40].astype(np.float16))),
+    DataType.BFLOAT16_VECTOR: ({"dim": DIM}, "L2", [one.tobytes() for one in HALVES]),
+    DataType.INT8_VECTOR: ({"dim": DIM}, "L2", list((VECTORS[:40] * 20).clip(-128, 127).astype(np.int8))),
+    DataType.BINARY_VECTOR: ({"dim": 32}, "HAMMING", [bytes([i, 255 - i, i * 3 % 256, 7]) for i in range(40)]),
+    DataType.SPARSE_FLOAT_VECTOR: ({}, "IP", [{i: 2.0, i + 1: 0.5, 999: 0.25} for i in range(40)]),
+}
+
+
+def _joined(value: Any) -> Any:
+    """Return a vector of bytes as it is inserted: the client has a list of one around it, or not."""
+    return b"".join(value) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", VECTOR_TYPES, ids=lambda kind: kind.name)
+def test_vectors_of_other_types(client: MilvusClient, node: Running, kind: DataType) -> None:
+    """They go in, are found, come back as they went in, and pages bring every hit once; as REST."""
+    params, metric, vectors = VECTOR_TYPES[kind]
+    schema = client.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("v", kind, **params)
+    index = client.prepare_index_params("v", metric_type=metric, index_type="AUTOINDEX")
+    client.create_collection("kinds", schema=schema, index_params=index, consistency_level="Strong")
+    client.insert("kinds", [{"id": i, "v": vector} for i, vector in enumerate(vectors)])
+    (hits,) = client.search("kinds", data=[vectors[7]], limit=5, output_fields=["v"])
+    shown = node.ask("/entities/search", collectionName="kinds", ids=[7], limit=5)
+    assert [hit["id"] for hit in hits] == [hit["id"] for hit in shown] and hits[0]["id"] == 7
+    (got,) = client.get("kinds", ids=[7], output_fields=["v"])
+    assert _joined(got["v"]) == _joined(hits[0]["entity"]["v"])
+    expected = vectors[7]
+    assert _joined(got["v"]) == (expected.tobytes() if isinstance(expected, np.ndarray) else expected)
+    pages, found = client.search_iterator("kinds", data=[vectors[7]], batch_size=6), []
+    while page := pages.next():
+        found += [hit["id"] for hit in page]
+    assert sorted(found) == list(range(40))
+    client.drop_collection("kinds")
+
+
 def test_hybrid_search(client: MilvusClient) -> None:
     """Two vector fields, ranked by reciprocal rank and by weights, as REST."""
     schema = client.create_schema()
@@ -585,6 +624,25 @@ def test_it_is_counted(node: Running, demo: str) -> None:
     """Requests over gRPC are in the metrics by their method."""
     text = node.get("/metrics")[1].decode()
     assert 'route="Insert"' in text and 'route="DescribeCollection"' in text
+
+
+def test_a_stop_lets_calls_finish(tmp_path: Path) -> None:
+    """At SIGTERM what runs is answered, and a client that is connected does not hold the node up."""
+    with Running(tmp_path / "data", settings={"shards": "2"}) as node:
+        client = MilvusClient(uri=f"http://127.0.0.1:{node.port}")
+        client.create_collection("c", dimension=DIM)
+        Insert = message("milvus.InsertRequest")
+        key = {"field_name": "id", "type": 5, "scalars": {"long_data": {"data": range(20_000)}}}
+        floats = {"dim": DIM, "float_vector": {"data": np.ones(20_000 * DIM).tolist()}}
+        vector = {"field_name": "vector", "type": 101, "vectors": floats}
+        request = Insert(collection_name="c", num_rows=20_000, fields_data=[key, vector])
+        with grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel:
+            call = channel.unary_unary(f"/{SERVICE}/Insert").future(request.SerializeToString(), timeout=60)
+            while node.metric("annulus_requests_running") < 1 and not call.done():
+                pass
+            assert node.stop() == 0
+            assert message("milvus.MutationResult").FromString(call.result()).insert_cnt == 20_000
+        client.close()
 
 
 # --- a cluster ---------------------------------------------------------------------------------------------------
