@@ -22,6 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from node.asking import opened, token_option
 from node.config import config_flags, describe, from_flags
 from node.node_command import node
 from node.settings import Settings, SettingsError
@@ -94,6 +95,7 @@ def config(as_json: bool, **flags: Any) -> None:
 
 @main.command()
 @click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
+@token_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
 def status(address: str, as_json: bool) -> None:
     """Show nodes, shards, collections and sizes, as any node of the cluster sees them.
@@ -101,7 +103,7 @@ def status(address: str, as_json: bool) -> None:
     Exit status 0 if all is well; 1 if a node does not answer or is not ready, or a shard has no leader.
     """
     try:
-        with urllib.request.urlopen(f"http://{address}/status", timeout=10) as answer:  # http by design
+        with opened(f"http://{address}/status", timeout_s=10) as answer:  # http by design
             found = json.load(answer)
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise click.ClickException(f"no node answers on {address} ({error}); is it running there?") from error
@@ -118,6 +120,7 @@ def status(address: str, as_json: bool) -> None:
 @click.argument("directory", type=click.Path(exists=True, file_okay=False), required=False)
 @click.option("--cluster", is_flag=True, help="heal a running cluster now, and say what was found")
 @click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
+@token_option
 @click.option("--json", "as_json", is_flag=True, help="with --cluster: print JSON instead of tables")
 def check(directory: str | None, cluster: bool, address: str, as_json: bool) -> None:
     """Verify the data directory of a stopped node: journal records, digests, references. Exit status 1 if damaged.

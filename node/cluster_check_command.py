@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from node.asking import opened
 from node.status_tables import size
 
 LOOK_S: Final = 0.25
@@ -61,7 +62,7 @@ def run_check(address: str, *, as_json: bool) -> int:
 
 def _ask(address: str, *, begin: bool = False) -> dict[str, Any]:
     body = b"" if begin else None  # which makes it a POST
-    with urllib.request.urlopen(f"http://{address}/cluster/check", body, timeout=10) as answer:  # http by design
+    with opened(f"http://{address}/cluster/check", body, timeout_s=10) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 

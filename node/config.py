@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from node.asking import TOKEN_VARIABLES
 from node.settings import (
     GIB,
     KIB,
@@ -343,13 +344,11 @@ def _from_environment(environment: Mapping[str, str], warnings: list[str]) -> It
     for variable in sorted(environment):
         if variable in by_variable:
             yield by_variable[variable].key, environment[variable], f"environment {variable}"
-        elif variable.startswith(ENVIRONMENT_PREFIX) and variable != CONFIG_VARIABLE:
+        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in (CONFIG_VARIABLE, *TOKEN_VARIABLES):
             warnings.append(f"environment variable {variable} is not a setting{_suggest(variable, set(by_variable))}")
 
 
-def _from_secret_file(
-    values: dict[str, Any], sources: dict[str, str], named: str, secret: str
-) -> Iterator[Problem]:
+def _from_secret_file(values: dict[str, Any], sources: dict[str, str], named: str, secret: str) -> Iterator[Problem]:
     """Put the secret in the file that the setting `named` names where one given directly would be."""
     path = values.get(named)
     if not path:

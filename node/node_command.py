@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from node.asking import opened, token_option
 from node.status_tables import moves_tables, size
 
 LOOK_S: Final = 1.0
@@ -27,9 +28,8 @@ def node() -> None:
 
 
 def _address(command: Any) -> Any:
-    return click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")(
-        command
-    )
+    address = click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
+    return address(token_option(command))
 
 
 def _wait(command: Any) -> Any:
@@ -173,9 +173,7 @@ def _ask(address: str, what: str, **body: Any) -> Any:
     """Return what the node answers. Ends the command with its words if it refuses, or none answers."""
     data = json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(  # http by design
-            f"http://{address}/v2/annulus/nodes/{what}", data, timeout=ANSWER_S
-        ) as answer:
+        with opened(f"http://{address}/v2/annulus/nodes/{what}", data, timeout_s=ANSWER_S) as answer:
             reply = json.load(answer)
     except urllib.error.HTTPError as error:
         try:

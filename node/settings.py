@@ -426,7 +426,9 @@ class AuthSettings:
     )
     audit_file: str = setting("", "path", "audit log, one JSON object a line; none if empty")
     audit_reads: bool = setting(False, "", "it has reads and writes of rows too, not only changes and refusals")
-    audit_bytes_max: int = setting(64 * MIB, "bytes", "an audit file of this size is followed by another", least=4 * KIB)
+    audit_bytes_max: int = setting(
+        64 * MIB, "bytes", "an audit file of this size is followed by another", least=4 * KIB
+    )
     audit_files_max: int = setting(8, "files", "older audit files that are kept", least=1, most=1000)
 
 

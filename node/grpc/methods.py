@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from node.api.routes import HYBRID_UNSUPPORTED, SEARCH_UNSUPPORTED
-from node.grpc import collections, entities, operations
+from node.grpc import collections, entities, operations, users
 from node.grpc.calls import Methods
 from node.grpc.protocol import methods
 
-SERVED: Final[Methods] = {**operations.METHODS, **collections.METHODS, **entities.METHODS}
+SERVED: Final[Methods] = {**operations.METHODS, **collections.METHODS, **entities.METHODS, **users.METHODS}
 
 _REASONS: Final = {
-    "there are no users, roles or privileges on this server: restrict who can reach its address": (
-        "CreateCredential UpdateCredential DeleteCredential ListCredUsers CreateRole AlterRole DropRole "
-        "OperateUserRole SelectRole SelectUser OperatePrivilege OperatePrivilegeV2 SelectGrant BackupRBAC RestoreRBAC "
-        "CreatePrivilegeGroup DropPrivilegeGroup ListPrivilegeGroups OperatePrivilegeGroup AddUserTags DeleteUserTags "
-        "GetUserTags ListUsersWithTag CreateRowPolicy DropRowPolicy ListRowPolicies UpdateRowPolicy "
-        "SetRLSPrincipalTags GetRLSPrincipalTags ListRLSPrincipals DeleteRLSPrincipalTags"
+    "users and roles are copied with the rest of the data on this server: see the backups": "BackupRBAC RestoreRBAC",
+    "rows have no policies on this server: give each kind of user a collection, or a database": (
+        "AddUserTags DeleteUserTags GetUserTags ListUsersWithTag CreateRowPolicy DropRowPolicy ListRowPolicies "
+        "UpdateRowPolicy SetRLSPrincipalTags GetRLSPrincipalTags ListRLSPrincipals DeleteRLSPrincipalTags"
     ),
     "all nodes are alike on this server: there is one resource group, and nothing to move by hand": (
         "CreateResourceGroup DropResourceGroup UpdateResourceGroups TransferNode TransferReplica LoadBalance"
