@@ -6,6 +6,7 @@ Where a claim says "as REST", the same is asked of both interfaces of one node.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -457,6 +458,16 @@ def test_vectors_of_other_types(client: MilvusClient, node: Running, kind: DataT
         found += [hit["id"] for hit in page]
     assert sorted(found) == list(range(40))
     client.drop_collection("kinds")
+
+
+def test_analyzers(client: MilvusClient, node: Running) -> None:
+    """Texts become the same tokens through both interfaces."""
+    params = {"tokenizer": "standard", "filter": ["lowercase"]}
+    (found,) = client.run_analyzer(["Two Words"], params, with_detail=True)
+    asked = {"text": ["Two Words"], "analyzerParams": json.dumps(params), "withDetail": True}
+    (shown,) = node.ask("/common/run_analyzer", **asked)["results"]
+    assert [one["token"] for one in found.tokens] == [one["token"] for one in shown["tokens"]] == ["two", "words"]
+    assert [one["start_offset"] for one in found.tokens] == [one["startOffset"] for one in shown["tokens"]]
 
 
 def test_hybrid_search(client: MilvusClient) -> None:
