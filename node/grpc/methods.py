@@ -44,7 +44,7 @@ _REASONS: Final = {
     "metrics are served over HTTP, under /metrics": "GetMetrics",
 }
 PARTLY: Final = {
-    "CreateCollection": "no functions, struct fields, namespaces or external collections",
+    "CreateCollection": "functions of type BM25; no struct fields, namespaces or external collections",
     "AlterCollectionField": "parameters are set, none is dropped",
     "AlterCollectionSchema": "one field is added or dropped, no functions",
     "DescribeCollection": "by name, not by id",
@@ -54,7 +54,7 @@ PARTLY: Final = {
     "ShowPartitions": "ids are places in the list",
     "CreateIndex": "none on fields of type JSON or Array, no NGRAM",
     "Upsert": "`field_ops`: REPLACE",
-    "Search": f"no highlighter, search by text, {', '.join(SEARCH_UNSUPPORTED)}",
+    "Search": f"no highlighter, {', '.join(SEARCH_UNSUPPORTED)}",
     "HybridSearch": f"no {', '.join(HYBRID_UNSUPPORTED)}",
 }
 """Method -> what of it is refused, or is not what its name says."""
