@@ -35,7 +35,7 @@ from index.protocol import (
     Offsets,
     Progress,
 )
-from index.spec import IndexSpec, IndexType, SearchParams
+from index.spec import SQ, SQ_CODES, SQ_DEFAULT, IndexSpec, IndexType, SearchParams
 
 _METRICS: Final = {
     Metric.L2: faiss.METRIC_L2,
@@ -59,6 +59,12 @@ _REFINED: Final = 2
 _REFINED_PRODUCT: Final = 10
 """The same where codes are those of parts of vectors, which lose more."""
 _SCANN_BITS: Final = 4
+_SCALAR_TYPES: Final = {
+    SQ_CODES["SQ6"]: faiss.ScalarQuantizer.QT_6bit,
+    SQ_CODES["SQ8"]: faiss.ScalarQuantizer.QT_8bit,
+    SQ_CODES["FP16"]: faiss.ScalarQuantizer.QT_fp16,
+    SQ_CODES["BF16"]: faiss.ScalarQuantizer.QT_bf16,
+}
 _LOSSY: Final = frozenset({IndexType.HNSW_SQ, IndexType.HNSW_PQ, IndexType.IVF_SQ8, IndexType.IVF_PQ, IndexType.SCANN})
 _LINK_COST: Final = 1.5
 """Cost of following one link of a graph, in rows compared by exact search, which reads memory in order."""
@@ -213,7 +219,7 @@ def _build_graph(
     rows, dim = vectors.shape
     degree, metric = spec.graph_degree, _METRICS[spec.metric]
     if spec.index_type is IndexType.HNSW_SQ:
-        graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, degree, metric)
+        graph = faiss.IndexHNSWSQ(dim, _scalar_type(spec), degree, metric)
         graph.train(vectors)
     elif spec.index_type is IndexType.HNSW_PQ:
         parts, bits = _codes(spec, rows, dim)
@@ -244,7 +250,7 @@ def _load_graph(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex:
     if spec.has_product_codes:
         return GraphIndex(spec, graph, vectors)
     if is_lossy:
-        storage = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, _METRICS[spec.metric])
+        storage = faiss.IndexScalarQuantizer(dim, _scalar_type(spec), _METRICS[spec.metric])
         _train(spec, storage, parts[1])
     else:
         storage = faiss.IndexFlat(dim, _METRICS[spec.metric])
@@ -399,8 +405,8 @@ def _trained(spec: IndexSpec, index: Any) -> bytes:
 
 
 def _train(spec: IndexSpec, index: Any, trained: memoryview) -> None:
-    learnt = np.frombuffer(trained, dtype=np.float32)
-    expected = int(index.pq.ksub) * index.d if spec.has_product_codes else 2 * index.d
+    learnt = np.frombuffer(trained, dtype=np.float32) if len(trained) else np.empty(0, np.float32)
+    expected = int(index.pq.ksub) * index.d if spec.has_product_codes else _ranges(spec) * index.d
     if len(learnt) != expected:
         raise IndexDamaged(f"{len(learnt)} values of the codes for {index.d} dimensions")
     faiss.copy_array_to_vector(learnt, index.pq.centroids if spec.has_product_codes else index.sq.trained)
@@ -418,6 +424,16 @@ def _codes(spec: IndexSpec, rows: int, dim: int) -> tuple[int, int]:
     parts = max(1, dim // 2) if is_scann else int(spec.params["m"])
     bits = _SCANN_BITS if is_scann else int(spec.params["nbits"])
     return math.gcd(parts, dim), max(1, min(bits, rows.bit_length() - 1))
+
+
+def _scalar_type(spec: IndexSpec) -> int:
+    code: int = _SCALAR_TYPES[int(spec.params.get(SQ, SQ_DEFAULT))]
+    return code
+
+
+def _ranges(spec: IndexSpec) -> int:
+    """Return how many numbers of each dimension a scalar code is made with: halves need none."""
+    return 0 if spec.params.get(SQ) in (SQ_CODES["FP16"], SQ_CODES["BF16"]) else 2
 
 
 def _calm(product: Any) -> None:

@@ -79,6 +79,10 @@ _AUTO: Final[Mapping[str, Number]] = {"M": 16, "efConstruction": 200}
 
 _GRAPH: Final = {"M": (M_MIN, M_MAX, M_DEFAULT), "efConstruction": (1, EF_CONSTRUCTION_MAX, EF_CONSTRUCTION_DEFAULT)}
 _LISTS: Final = {"nlist": (1, NLIST_MAX, NLIST_DEFAULT)}
+SQ: Final = "sq"
+"""In a spec of HNSW_SQ: how a component is kept, where that is not in 8 bits."""
+SQ_CODES: Final[Mapping[str, int]] = {"SQ6": 6, "SQ8": 8, "FP16": 16, "BF16": 17}
+SQ_DEFAULT: Final = SQ_CODES["SQ8"]
 _CODES: Final = {"m": (1, 65_536, 4), "nbits": (1, 12, 8)}
 """Parts that a vector is cut in, of which the dimension is a multiple, and bits of the code of each."""
 _PARAMS: Final[Mapping[IndexType, Mapping[str, tuple[int, int, int]]]] = {
@@ -115,7 +119,7 @@ _ENGINES: Final[Mapping[IndexType, tuple[Engine, ...]]] = {  # the first is the 
 }
 _OWN_ENGINES: Final = {Form.BINARY: Engine.BINARY, Form.SPARSE: Engine.SPARSE}
 _FORMS: Final = {engine: form for form, engine in _OWN_ENGINES.items()}
-_BUILD_NAMES: Final = ("M", "efConstruction", "nlist", "engine", "m", "nbits", "index_type", "metric_type")
+_BUILD_NAMES: Final = ("M", "efConstruction", "nlist", "engine", "m", "nbits", "sq_type", "index_type", "metric_type")
 _SEARCH_NAMES: Final = ("ef", "nprobe", "level", "radius", "range_filter")
 
 
@@ -232,6 +236,8 @@ class IndexSpec:
             resolved: dict[str, Number] = {
                 name: _integer(name, params[name], low, high) for name, (low, high, _) in ranges.items()
             }
+            if index_type is IndexType.HNSW_SQ and SQ in params:
+                resolved[SQ] = _integer(SQ, params[SQ], min(SQ_CODES.values()), max(SQ_CODES.values()))
             if metric is Metric.BM25:
                 resolved |= {name: _share(name, params[name], high) for name, (high, _) in _BM25.items()}
         except (KeyError, TypeError, ValueError) as error:
@@ -306,6 +312,8 @@ def parse_index_spec(
         resolved[name] = _integer(name, params.get(name, default), low, high)
     if metric is Metric.BM25:
         resolved |= {name: _share(name, params.get(name, default), high) for name, (high, default) in _BM25.items()}
+    if kind is IndexType.HNSW_SQ and (code := _scalar_code(params.get("sq_type"))) != SQ_DEFAULT:
+        resolved[SQ] = code
     engine = _OWN_ENGINES.get(form) or _engine(kind, params.get("engine"))
     return IndexSpec(kind, metric, resolved, engine)
 
@@ -371,6 +379,14 @@ def _index_type(name: object, form: Form) -> IndexType:
         if kind == str(name):
             return kind
     raise UnsupportedIndexType(_short(name), form)
+
+
+def _scalar_code(given: object) -> int:
+    """Return what stands in a spec for Milvus's name of a scalar code."""
+    code = SQ_DEFAULT if given is None else SQ_CODES.get(str(given).upper())
+    if code is None:
+        raise BadParam("sq_type", given, f"one of [{', '.join(SQ_CODES)}]")
+    return code
 
 
 def _engine(kind: IndexType, given: object) -> Engine:

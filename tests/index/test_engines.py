@@ -27,6 +27,8 @@ ENGINES: dict[str, tuple[str, dict[str, object]]] = {
     "auto": ("AUTOINDEX", {}),
     "nmslib": ("HNSW", {}),
     "hnsw_sq": ("HNSW_SQ", {}),
+    "hnsw_sq6": ("HNSW_SQ", {"sq_type": "SQ6"}),
+    "hnsw_bf16": ("HNSW_SQ", {"sq_type": "BF16"}),
     "ivf_flat": ("IVF_FLAT", {"nlist": 32}),
     "ivf_sq8": ("IVF_SQ8", {"nlist": 32}),
     "ivf_pq": ("IVF_PQ", {"nlist": 32, "m": 8}),

@@ -74,6 +74,7 @@ def test_accepted(
         pytest.param("HNSW", "L2", {"efConstruction": 0}, BadParam, "efConstruction: 0", id="efConstruction"),
         pytest.param("HNSW", "L2", {"efconstruction": 9}, UnknownParam, "did you mean efConstruction", id="slip"),
         pytest.param("IVF_FLAT", "L2", {"nlist": 65537}, BadParam, "[1, 65536]", id="nlist"),
+        pytest.param("HNSW_SQ", "L2", {"sq_type": "SQ5"}, BadParam, "one of [SQ6, SQ8, FP16, BF16]", id="sq_type"),
         pytest.param("HNSW", "L2", {"engine": "hnswlib"}, BadParam, "one of [nmslib, faiss]", id="engine"),
         pytest.param("AUTOINDEX", "L2", {"engine": "nmslib"}, BadParam, "one of [faiss]", id="engine of auto"),
     ],
@@ -112,6 +113,13 @@ def test_from_dict_refuses_what_to_dict_never_gave(change: dict[str, object]) ->
     """A log of another version is an error with a name, not a crash later."""
     with pytest.raises(SpecError):
         IndexSpec.from_dict({**parse_index_spec("HNSW", "L2", {}).to_dict(), **change})
+
+
+def test_scalar_codes() -> None:
+    """A spec of 8 bits is as it always was; others name their code, and survive the log."""
+    assert parse_index_spec("HNSW_SQ", "L2", {"sq_type": "sq8"}) == parse_index_spec("HNSW_SQ", "L2", {})
+    spec = parse_index_spec("HNSW_SQ", "L2", {"sq_type": "FP16"})
+    assert spec.params["sq"] == 16 and IndexSpec.from_dict(cbor2.loads(cbor2.dumps(spec.to_dict()))) == spec
 
 
 def test_spec_cannot_be_changed() -> None:
