@@ -209,6 +209,7 @@ async def _listen(
         admission=node.admission,
         guard=guard,
     )
+    app.on_shutdown.append(lambda _: database.imports.stop())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
     grpc = GrpcServer(
@@ -222,6 +223,7 @@ async def _listen(
         guard=guard,
     )
     await grpc.start()
+    await database.imports.start()
     address = settings.node.listen
     limit = connections_max(raise_descriptor_limit())
     await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path).start()

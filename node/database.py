@@ -40,6 +40,7 @@ from index.protocol import Form
 from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMetric, parse_index_spec
 from node.access import AccessService
 from node.broadcaster import COMPACT_METHOD
+from node.bulk.jobs import ImportJobs
 from node.node import Node
 from node.nodes import Nodes
 from node.read import Reader
@@ -109,6 +110,13 @@ class Database:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._router = node.router
+        self._imports = ImportJobs(
+            self,
+            node.seams.executor,
+            node.seams.clock,
+            data=node.settings.node.data,
+            directory=node.settings.imports.directory,
+        )
         self._reader = Reader(node)
         self._writer = Writer(node, self._reader)
         self._access = AccessService(node)
@@ -566,6 +574,10 @@ class Database:
                 for shard_id, host in node.shards.items()
             ],
         }
+
+    @property
+    def imports(self) -> ImportJobs:
+        return self._imports
 
     @property
     def nodes(self) -> Nodes:

@@ -385,6 +385,10 @@ class Service(Protocol):
 
     @property
     def nodes(self) -> Operation: ...
+    @property
+    def imports(self) -> Any:
+        """The import jobs of this node: `node.bulk.jobs.ImportJobs`."""
+        ...
 
     @property
     def access(self) -> AccessService: ...

@@ -402,6 +402,13 @@ class ApiSettings:
 
 
 @dataclass(frozen=True)
+class ImportSettings:
+    """Files that clients may have this node import."""
+
+    directory: str = setting("", "path", "they are below it, links followed; no import jobs if empty")
+
+
+@dataclass(frozen=True)
 class AuthSettings:
     """Who may ask, and what is written down of it. The same on every node of a cluster."""
 
@@ -456,6 +463,7 @@ class Settings:
     workers: WorkerSettings = WorkerSettings()
     admission: AdmissionSettings = AdmissionSettings()
     api: ApiSettings = ApiSettings()
+    imports: ImportSettings = ImportSettings()
     auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -543,6 +551,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "workers": WorkerSettings,
     "admission": AdmissionSettings,
     "api": ApiSettings,
+    "imports": ImportSettings,
     "auth": AuthSettings,
     "log": LogSettings,
 }

@@ -582,15 +582,51 @@ _SERVED: Final = (
     ),
 )
 
+_IMPORTS: Final = (
+    Route(
+        "/jobs/import/create",
+        Shape(
+            "ImportReq",
+            (
+                DB,
+                COLLECTION,
+                PARTITION_OPTIONAL,
+                Field("files", Kind.ANY, "lists of files below imports.directory; the arrays of a list are one table"),
+                Field("options", Kind.MAP, "max_rejects: more rows that do not fit fail the job; 0 if not given", {}),
+            ),
+        ),
+        "Begin to import files that this node has.",
+        "create_import",
+        "{jobId}",
+    ),
+    Route(
+        "/jobs/import/list",
+        Shape("ListImportReq", (DB, _text("collectionName", "only jobs of this collection"))),
+        "Import jobs of this node.",
+        "list_imports",
+        "{records: [{jobId, collectionName, state, progress, reason}]}",
+    ),
+    *(
+        Route(
+            path,
+            Shape("ImportJobReq", (DB, _text("jobId", "the job", required=True))),
+            "How far an import job of this node is.",
+            "describe_import",
+            "{jobId, createTime, completeTime, collectionName, state, progress, importedRows, totalRows, fileSize, "
+            "reason, details}",
+        )
+        for path in ("/jobs/import/describe", "/jobs/import/get_progress")
+    ),
+)
+
 _UNSUPPORTED: Final[Mapping[str, str]] = {
     "struct fields are not supported by this server: use a field of type JSON": "/collections/struct_fields/add",
     "functions come with the schema of a new collection and stay as they are": (
         "/collections/add_function /collections/alter_function /collections/drop_function "
         "/collections/add_function_field /collections/drop_function_field"
     ),
-    "bulk import is not supported by this server: use entities/insert, as CBOR columns for speed": (
-        "/jobs/import/create /jobs/import/list /jobs/import/describe /jobs/import/get_progress /jobs/import/commit "
-        "/jobs/import/abort"
+    "rows of an import are there as they come: there is nothing to commit; what is not wanted is deleted by a filter": (
+        "/jobs/import/commit /jobs/import/abort"
     ),
     "snapshots are not implemented by this server (not implemented)": (
         "/snapshots/create /snapshots/drop /snapshots/describe /snapshots/list /snapshots/pin /snapshots/unpin "
@@ -810,6 +846,7 @@ _NODES: Final = tuple(
 
 ROUTES: Final[tuple[Route, ...]] = (
     *_SERVED,
+    *_IMPORTS,
     *_ACCESS,
     *_NODES,
     *(

@@ -20,7 +20,7 @@ from aiohttp import ClientError, hdrs, web
 
 from cluster.idempotency import KEY_CHARS_MAX
 from node.admission import Admission, Gate
-from node.api import collections, entities, hybrid, nodes, users
+from node.api import collections, entities, hybrid, imports, nodes, users
 from node.api.calls import Call, Handler
 from node.api.deadlines import Deadlines
 from node.api.faults import Refusal, crash, refusal
@@ -69,6 +69,7 @@ _HANDLERS: Final[Mapping[str, Handler]] = {
     **entities.HANDLERS,
     **hybrid.HANDLERS,
     **nodes.HANDLERS,
+    **imports.HANDLERS,
     **users.HANDLERS,
 }
 _ROWS: Final = frozenset({"insert", "upsert"})

@@ -414,6 +414,10 @@ class FakeService:
         return {"finding": "running" if begin else "clean"}
 
     @property
+    def imports(self) -> Any:
+        raise InvalidParameter("no imports here")
+
+    @property
     def nodes(self) -> FakeNodes:
         return FakeNodes(self)
 

@@ -1,0 +1,121 @@
+"""Import jobs of a node: files of one directory and no others, and no row lost or there twice if the node dies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.process.running import Running, until
+
+ROWS = 40_000
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("jobs")
+    with Running(folder / "n1", settings={"imports.directory": str(files)}) as running:
+        yield running
+
+
+def make(node: Running, name: str, *, auto_id: bool = False) -> None:
+    fields = [
+        {"fieldName": "id", "dataType": "Int64", "isPrimary": True},
+        {"fieldName": "number", "dataType": "Int64"},
+        {"fieldName": "vector", "dataType": "FloatVector", "elementTypeParams": {"dim": 4}},
+    ]
+    schema = {"autoID": auto_id, "fields": fields}
+    node.ask("/collections/create", collectionName=name, schema=schema, indexParams=[{"fieldName": "vector"}])
+
+
+def begin(node: Running, collection: str, *groups: list[str], **options: str) -> str:
+    return str(node.ask("/jobs/import/create", collectionName=collection, files=groups, options=options)["jobId"])
+
+
+def job(node: Running, job_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = node.ask("/jobs/import/describe", jobId=job_id)
+    return found
+
+
+def finished(node: Running, job_id: str) -> dict[str, Any]:
+    until(lambda: job(node, job_id)["state"] in ("Completed", "Failed"), seconds=60, what="the job's end")
+    return job(node, job_id)
+
+
+def test_a_job_survives_its_node(node: Running, files: Path) -> None:
+    """Killed half way the node goes on after its start; each row is there once, also where it makes the keys."""
+    lines = (json.dumps({"number": i, "vector": [i % 9, 1, 2, 3]}) for i in range(ROWS))
+    (files / "rows.jsonl").write_text("\n".join(lines))
+    make(node, "long", auto_id=True)
+    job_id = begin(node, "long", ["rows.jsonl"])
+    until(lambda: job(node, job_id)["importedRows"] > 0, what="the first rows")
+    node.kill()
+    node.start()
+    assert finished(node, job_id)["importedRows"] == ROWS
+    assert node.count("long") == ROWS
+    numbers: list[int] = []
+    for low in range(0, ROWS, 10_000):
+        rows = node.ask(
+            "/entities/query", collectionName="long", filter=f"{low} <= number < {low + 10_000}", limit=16_384,
+            outputFields=["number"],
+        )  # fmt: skip
+        numbers += [row["number"] for row in rows]
+    assert sorted(numbers) == list(range(ROWS))
+    node.restart()
+    facts = job(node, job_id)
+    assert (facts["state"], facts["progress"], facts["totalRows"]) == ("Completed", 100, ROWS)
+    assert job_id in [one["jobId"] for one in node.ask("/jobs/import/list", collectionName="long")["records"]]
+
+
+def test_arrays_of_one_list_are_one_table(node: Running, files: Path) -> None:
+    np.save(files / "id.npy", np.arange(100))
+    np.save(files / "number.npy", np.arange(100) * 2)
+    np.save(files / "vector.npy", np.ones((100, 4), np.float16))
+    make(node, "arrays")
+    done = finished(node, begin(node, "arrays", ["id.npy", "number.npy", "vector.npy"]))
+    assert done["state"] == "Completed", done
+    assert node.count("arrays", "number == 2 * 7") == 1 and node.count("arrays") == 100
+
+
+def test_rows_that_do_not_fit_fail_a_job_or_are_left_out(node: Running, files: Path) -> None:
+    rows = [{"id": i, "number": i, "vector": [1, 2, 3, 4]} for i in range(9)]
+    rows[4]["vector"] = [1]
+    (files / "bad.json").write_text(json.dumps({"rows": rows}))
+    make(node, "bad")
+    failed = finished(node, begin(node, "bad", ["bad.json"]))
+    assert failed["state"] == "Failed" and "row 4" in failed["reason"]
+    make(node, "some")
+    done = finished(node, begin(node, "some", ["bad.json"], max_rejects="1"))
+    assert (done["state"], done["importedRows"]) == ("Completed", 8) and "row 4" in done["reason"]
+    assert node.count("some") == 8
+
+
+def test_no_file_elsewhere_is_read(node: Running, files: Path, tmp_path: Path) -> None:
+    """Not by dots, an absolute name, nor a link; what the answer says is the same whether there is such a file."""
+    (tmp_path / "secret.json").write_text("[]")
+    (files / "link.json").symlink_to(tmp_path / "secret.json")
+    (files / "linked").symlink_to(tmp_path)
+    make(node, "safe")
+    relative = os.path.relpath(tmp_path / "secret.json", files)
+    names = (relative, str(tmp_path / "secret.json"), "link.json", "linked/secret.json", "../none.json", "/etc/passwd")
+    for name in names:
+        reply = node.call("/jobs/import/create", collectionName="safe", files=[[name]])
+        assert reply["code"] == 1100 and "is not in the directory" in reply["message"], (name, reply)
+    assert node.call("/jobs/import/create", collectionName="safe", files=[["none.json"]])["code"] == 1100
+    assert node.call("/jobs/import/create", collectionName="safe", files=[])["code"] == 1100
+    assert node.call("/jobs/import/create", collectionName="none", files=[["bad.json"]])["code"] == 100
+    assert node.call("/jobs/import/describe", jobId="17")["code"] == 1100
+    with Running(tmp_path / "n2") as other:
+        make(other, "c")
+        reply = other.call("/jobs/import/create", collectionName="c", files=[["rows.jsonl"]])
+        assert reply["code"] == 3000 and "imports.directory" in reply["message"]
