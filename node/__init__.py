@@ -109,5 +109,5 @@ process; `node` the parts and their order; `group`, `journaling` logs; `service`
 answer, `write`, `read` rows, `route` where to ask, `freshness` what may answer, `subread` reads between nodes, `scope`
 what a request carries along; `upkeep` a shard's background, `background` a node's; `workers`, `clock`, `disk` the seams
 of the real world; `check` a directory offline; `status_tables` what `annulus status` prints; `memory` what is given
-back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP.
+back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP, `grpc/` gRPC, `tunnel` how both share a port.
 """
