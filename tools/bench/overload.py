@@ -40,6 +40,8 @@ FLOOD_ROWS: Final = 1000
 GOOD_DIM: Final = 64
 GOOD_ROWS: Final = 20
 RECOVER_S_MAX: Final = 60
+AFTER: Final = 5
+"""Inserts of the flood's kind when it is over."""
 LOOK_S: Final = 0.05
 BODY_BYTES_MAX: Final = "16MiB"
 
@@ -181,8 +183,11 @@ def run(node: NodeProcess, limit_bytes: int, *, seconds: float, clients: int) ->
     watching.join()
     vectors = np.zeros((FLOOD_ROWS, FLOOD_DIM), "<f4").tobytes()
     with closing(Asker(node.address, after)) as asker:
-        for _ in range(5):
-            flood_once(asker, next(counters["flood"]), vectors)
+        for _ in range(AFTER):  # as fast as the flood, so that it may be slowed again, but not for long
+            wait_until(
+                lambda: flood_once(asker, next(counters["flood"]), vectors) == 0,
+                timeout_s=RECOVER_S_MAX, what="accepted again", poll_s=0.5,
+            )  # fmt: skip
     node.kill()
     node.start()
     return Outcome(
