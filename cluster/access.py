@@ -47,6 +47,9 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*", re.ASCII)
 _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
+_OF_CLUSTER: Final = frozenset(name for name, level in LEVELS.items() if level is Level.CLUSTER)
+
+
 @dataclass(frozen=True)
 class User:
     name: str
@@ -238,7 +241,7 @@ class Rights:
         if self.is_super:
             return True
         allowed = self._allowed.get((privilege, False), ())
-        if LEVELS[privilege] is Level.CLUSTER:
+        if privilege in _OF_CLUSTER:
             return any(object_name == ANY for _, object_name in allowed)
         return _covered(allowed, database, name)
 

@@ -185,8 +185,7 @@ class Guard:
         if proven is None:
             await self._refuse(who, address)
             raise Unauthenticated(WRONG)
-        self._users.succeeded(who)
-        self._addresses.succeeded(address)
+        self._users.succeeded(who)  # but not the address: an account of one's own would clear it to guess at others'
         return proven
 
     def _check_turn(self, who: str, address: str) -> None:
@@ -311,7 +310,9 @@ class Guard:
             allowed = bool(who) and all(one == rights.name or rights.may_user(privilege, one) for one in who)
             allowed = allowed or rights.may(privilege)
         else:
-            allowed = all(rights.may(privilege, *place) for place in places or [(database, ANY)])
+            allowed = True
+            for place in places or [(database, ANY)]:
+                allowed = allowed and rights.may(privilege, *place)
         if not allowed:
             what = privilege if privilege != UNLISTED else "admin"
             raise NotPermitted(f"privilege not permitted: Privilege{what}: permission deny to {rights.name}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from cluster.privileges import ObjectType, object_type_of
+from cluster.privileges import PRIVILEGES_OF, ObjectType, object_type_of
 
 ANYONE: Final = "-"
 """Every user."""
@@ -163,4 +163,4 @@ def is_audited(privilege: str, *, reads: bool) -> bool:
 
 
 def is_about_users(privilege: str) -> bool:
-    return privilege not in (ANYONE, OPEN, UNLISTED) and object_type_of(privilege) is ObjectType.USER
+    return privilege in PRIVILEGES_OF[ObjectType.USER]

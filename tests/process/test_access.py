@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.process.clusters import Trio
-from tests.process.running import PROGRAM, PROJECT, Running, check, clean_environment
+from tests.process.running import PROGRAM, PROJECT, Running, check, clean_environment, free_port
 
 AUTH = {"auth.enabled": "true", "auth.hash_cost": "8", "auth.delay_s_max": "0.2"}
 ROOT = "root:a-root-password"
@@ -187,7 +187,7 @@ def test_pymilvus(tmp_path: Path, password_file: Path) -> None:
 
 
 def test_three_nodes(tmp_path: Path, password_file: Path) -> None:
-    """A password that is changed on one node is refused by another at once; a dropped user stays dropped."""
+    """A password that is changed on one node is refused by others at once; dropped users stay dropped; nodes join."""
     with Trio(tmp_path / "three", settings={**AUTH, "auth.root_password_file": str(password_file)}) as trio:
         one, three = trio["n1"], trio["n3"]
         for name in ("ann", "bob"):
@@ -201,6 +201,16 @@ def test_three_nodes(tmp_path: Path, password_file: Path) -> None:
         assert command(three, "status", token=ROOT).returncode == 0
         assert command(three, "node", "list", token=ROOT).returncode == 0
         assert command(three, "node", "list").returncode == 1
+        joining = {
+            "name": "n4",
+            "peer_listen": f"127.0.0.1:{free_port()}",
+            "join": f"127.0.0.1:{trio['n2'].port}",
+            "cluster_secret_file": str(trio.secret),
+            "auth.root_password_file": str(password_file),
+        }
+        with Running(tmp_path / "n4", settings={**AUTH, **joining}) as four:
+            assert done(ask(four, "/collections/list", "ann:password-6")) == []
+            assert ask(four, "/collections/list", "ann:password-5")[0] in (401, 429)
         done(ask(three, "/users/drop", userName="bob"))
         assert ask(one, "/collections/list", "bob:password-1")[0] in (401, 429)
         for node in trio:
