@@ -31,13 +31,18 @@ def token_option(command: Any) -> Any:
 
 def opened(url: str, body: bytes | None = None, *, timeout_s: float) -> http.client.HTTPResponse:
     """Return the answer to a GET, or to a POST if there is a body. Raises as urlopen does."""
-    context = click.get_current_context(silent=True)
-    token = context.meta.get(__name__, "") if context is not None else ""
-    token = token or os.environ.get("ANNULUS_TOKEN", "")
+    token = token_given()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, body, headers)  # noqa: S310  # http by design
     answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310
     return answer
+
+
+def token_given() -> str:
+    """Return the credentials of who types the command, "" for none."""
+    context = click.get_current_context(silent=True)
+    token: str = context.meta.get(__name__, "") if context is not None else ""
+    return token or os.environ.get("ANNULUS_TOKEN", "")
 
 
 def _read(context: click.Context, option: click.Parameter, path: Path | None) -> None:

@@ -15,6 +15,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from node.asking import token_given, token_option
 from node.bulk.exporting import FORMATS, Exporter
 from node.bulk.importing import Importer, ImportStopped, State, batch_rows_for, new_state
 from node.bulk.parquet import ParquetFile
@@ -32,7 +33,7 @@ def _server(command: Any) -> Any:
         (
             click.option("--address", default="127.0.0.1:19530", show_default=True, help="any node; may be a URL"),
             click.option("--database", default="default", show_default=True, help="database of the collection"),
-            click.option("--token", envvar="ANNULUS_TOKEN", default="", help="API key, or user:password"),
+            token_option,
             click.option("--user", default="", help="user, whose password is asked for"),
             click.option(
                 "--patience", default=60.0, show_default=True, help="seconds without an answer that are borne"
@@ -43,8 +44,9 @@ def _server(command: Any) -> Any:
     return command
 
 
-def _remote(address: str, database: str, token: str, user: str, patience: float) -> Remote:
-    if user and not token:
+def _remote(address: str, database: str, user: str, patience: float) -> Remote:
+    token = token_given()
+    if user:
         token = f"{user}:{click.prompt(f'password of {user}', hide_input=True)}"
     return Remote(address, database=database, token=token, patience_s=patience)
 
@@ -71,7 +73,6 @@ def import_(
     collection: str,
     address: str,
     database: str,
-    token: str,
     user: str,
     patience: float,
     partition: str,
@@ -105,7 +106,7 @@ def import_(
     """
     state_path = state_path or f"{collection}.import.json"
     rejects_path = rejects_path or f"{collection}.rejects.jsonl"
-    remote = _remote(address, database, token, user, patience)
+    remote = _remote(address, database, user, patience)
     if resume == (not os.path.exists(state_path)) and not dry_run:
         raise click.ClickException(
             f"there is no {state_path}: nothing to resume"
@@ -266,7 +267,6 @@ def export(
     collection: str,
     address: str,
     database: str,
-    token: str,
     user: str,
     patience: float,
     format: str,
@@ -281,7 +281,7 @@ def export(
     `annulus import FOLDER/*.parquet --collection NAME` makes it again, with its schema and indexes; for JSON lines give
     `--schema FOLDER/collection.json`. Where the database gives the primary keys, rows get new ones.
     """
-    remote = _remote(address, database, token, user, patience)
+    remote = _remote(address, database, user, patience)
     is_new = not os.path.isdir(folder) or not os.listdir(folder)
     if not resume and not is_new:
         raise click.ClickException(f"{folder} is not empty: give another folder, or --resume if an export broke off")

@@ -48,7 +48,7 @@ def as_columns(chunk: Chunk, schema: CollectionSchema) -> dict[str, Any] | None:
         one = schema.by_name.get(name)
         if one is None and schema.dynamic is None:
             return None
-        if one is not None and one.auto_id:
+        if one is not None and (one.auto_id or one.id in schema.computed):
             continue
         try:
             columns[name] = _plain_list(values) if one is None else _column(one, values, chunk)
@@ -73,7 +73,7 @@ def as_rows(chunk: Chunk, schema: CollectionSchema) -> tuple[list[dict[str, Any]
                 elif one is None:
                     if values[i] is not None:  # a row of a file of objects that does not have this key
                         row[name] = values[i]
-                elif not one.auto_id:
+                elif not one.auto_id and one.id not in schema.computed:
                     value = _value(one, values[i], chunk)
                     if value is not None or one.nullable or one.default is not None:
                         row[name] = value

@@ -60,6 +60,17 @@ def create_request(described: Mapping[str, Any], indexes: Sequence[Mapping[str, 
             "autoID": described["autoId"],
             "enableDynamicField": described["enableDynamicField"],
             "fields": fields,
+            "functions": [
+                {
+                    "name": one["name"],
+                    "type": str(one["type"]),
+                    "description": one["description"],
+                    "inputFieldNames": one["inputFieldNames"],
+                    "outputFieldNames": one["outputFieldNames"],
+                    "params": _map(one["params"]),
+                }
+                for one in described.get("functions") or ()
+            ],
         },
         "indexParams": [
             {
@@ -84,7 +95,7 @@ def create_request(described: Mapping[str, Any], indexes: Sequence[Mapping[str, 
 def schema_of(body: Mapping[str, Any]) -> CollectionSchema:
     """Return the schema that a `collections/create` asks for. Raises errors of bad requests."""
     request = collection_request(values_of_cbor(dict(body), CREATE))
-    return make_schema(list(request.fields), dynamic=request.dynamic)
+    return make_schema(list(request.fields), dynamic=request.dynamic, functions=request.functions)
 
 
 def inferred(

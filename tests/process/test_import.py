@@ -189,6 +189,8 @@ TYPES: list[dict[str, Any]] = [
     {"fieldName": "bits", "dataType": "BinaryVector", "elementTypeParams": {"dim": 16}},
     {"fieldName": "tiny", "dataType": "Int8Vector", "elementTypeParams": {"dim": 3}},
     {"fieldName": "sparse", "dataType": "SparseFloatVector"},
+    {"fieldName": "body", "dataType": "VarChar", "elementTypeParams": {"max_length": 99, "enable_analyzer": True}},
+    {"fieldName": "terms", "dataType": "SparseFloatVector"},
 ]  # fmt: skip
 
 
@@ -218,6 +220,7 @@ def a_row(key: int | str, dice: random.Random) -> dict[str, Any]:
         "bits": base64.b64encode(dice.randbytes(2)).decode(),
         "tiny": [dice.randrange(-128, 128) for _ in range(3)],
         "sparse": {str(dice.randrange(1 << 31)): dice.random() for _ in range(dice.randrange(1, 4))},
+        "body": dice.choice(["wild horses run", "a horse", "cats"]),
         **({"extra": dice.choice([1, "t", [None], {"k": 1}]), "other key": text} if dice.random() < 0.5 else {}),
     }  # fmt: skip
 
@@ -231,8 +234,11 @@ def test_what_is_exported_is_imported_as_it_was(node: Running, tmp_path: Path, f
     primary = {"fieldName": "id", "dataType": key, "isPrimary": True, "elementTypeParams": {"max_length": 40}}
     indexes = [{"fieldName": one["fieldName"]} for one in TYPES if one["dataType"].endswith("Vector")]
     indexes[0] |= {"metricType": "L2", "indexType": "HNSW", "params": {"M": 8, "efConstruction": 50}}
+    indexes[-1] |= {"metricType": "BM25"}
+    terms = {"name": "bm25", "type": "BM25", "inputFieldNames": ["body"], "outputFieldNames": ["terms"]}
     node.ask(
-        "/collections/create", collectionName=name, schema={"enableDynamicField": True, "fields": [primary, *TYPES]},
+        "/collections/create", collectionName=name,
+        schema={"enableDynamicField": True, "fields": [primary, *TYPES], "functions": [terms]},
         indexParams=indexes, properties={"collection.ttl.seconds": 86400}, consistencyLevel="Strong",
         description="as it was", params={"shardsNum": 2},
     )  # fmt: skip
