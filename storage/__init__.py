@@ -49,6 +49,8 @@ the journal behind its position.
 | module                                    | holds                                                                |
 |-------------------------------------------|----------------------------------------------------------------------|
 | `types`, `errors`, `schema`               | ids and ticks; the error tree; field types and their limits          |
+| `analysis` (door to regex and PyStemmer)  | text to terms                                                        |
+| `bm25`                                    | what function fields hold, and the statistics that weigh searches    |
 | `evolution`                               | from one version of a collection's schema to the next                |
 | `columns`, `strings` (door to pyarrow)    | rows as immutable columns, and their bytes                           |
 | `disk`, `journal*`                        | the disk seam; the log on disk                                       |
