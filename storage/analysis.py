@@ -48,8 +48,11 @@ VERSION: Final = 1
 TERM_MAX: Final = (1 << 32) - 2
 STOP_WORDS_MAX: Final = 4096
 FILTERS_MAX: Final = 16
-WORDS_REMEMBERED: Final = 1 << 16
-"""Of an analyzer: what filters made of a token. Most texts have few words."""
+WORDS_REMEMBERED: Final = 1 << 14
+"""Of an analyzer: what filters made of a token. Most texts have few words, and those are short."""
+WORD_CHARS_REMEMBERED: Final = 40
+ANALYZERS_REMEMBERED: Final = 32
+"""With all their words, whoever chose them, below 150 MB."""
 ENGLISH: Final = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
     "to was will with".split()
@@ -95,7 +98,7 @@ class Analyzer:
     def __init__(self, tokenizer: str, filters: Sequence[Filter]) -> None:
         self._pattern = _TOKENIZERS[tokenizer]
         self._filters = tuple(filters)
-        self._filtered = lru_cache(WORDS_REMEMBERED)(self._apply)
+        self._remembered = lru_cache(WORDS_REMEMBERED)(self._apply)
 
     def _apply(self, word: str) -> str:
         for one in self._filters:
@@ -103,6 +106,9 @@ class Analyzer:
             if not word:
                 break
         return word
+
+    def _filtered(self, word: str) -> str:
+        return self._remembered(word) if len(word) <= WORD_CHARS_REMEMBERED else self._apply(word)
 
     def terms(self, text: str) -> list[str]:
         """Return the terms of a text in their order."""
@@ -134,7 +140,7 @@ def term_number(term: str) -> int:
     return min(crc32(term.encode()), TERM_MAX)
 
 
-@lru_cache(128)
+@lru_cache(ANALYZERS_REMEMBERED)
 def analyzer_of(params: str = "", version: int = VERSION) -> Analyzer:
     """Return the analyzer that `analyzer_params` describe, as JSON; nothing means standard.
 

@@ -73,7 +73,7 @@ _CONTAINS: Final[Mapping[str, ContainsMode]] = {
 _MATCHES: Final = ("text_match", "phrase_match")
 FUNCTIONS: Final = (*_CONTAINS, "array_length", *_MATCHES)
 TERMS_WANTED_MAX: Final = 1000
-"""Milvus's bound of minimum_should_match."""
+"""Milvus's bound of minimum_should_match; here also of the terms that a text or phrase has."""
 UNSUPPORTED: Final = frozenset(
     "text_match_fuzzy random_sample element_filter membership_match match_all match_any "
     "match_least match_most match_exact st_equals st_touches st_overlaps st_crosses st_contains st_intersects "
@@ -504,11 +504,13 @@ class _Checker:
         if not isinstance(text.value, str):
             raise Complaint(f"the second argument of {name} is a text", text.at)
         analyzer = value.field.analyzer
+        placed = analyzer.placed(text.value)
+        if len(placed) > TERMS_WANTED_MAX:
+            raise Complaint(f"the text of {name} has {len(placed)} terms, at most {TERMS_WANTED_MAX}", text.at)
         if name == "text_match":
             least = self.whole(options, 1, 1, TERMS_WANTED_MAX, "minimum_should_match")
-            return TextMatch(value, text.value, tuple(sorted(set(analyzer.terms(text.value)))), least)
+            return TextMatch(value, text.value, tuple(sorted({term for _, term in placed})), least)
         slop = self.whole(options, 0, 0, (1 << 31) - 1, "slop")
-        placed = analyzer.placed(text.value)
         first = placed[0][0] if placed else 0
         return PhraseMatch(value, text.value, tuple([(place - first, term) for place, term in placed]), slop)
 

@@ -172,3 +172,9 @@ def test_the_same_as_a_scan(texts: list[str | None], asked: str, least: int, slo
             for _ in range(2):
                 assert few[compiled.evaluate(batch, few)].tolist() == [i for i in everywhere if i % 9 == 0]
                 assert np.flatnonzero(compiled.evaluate(batch)).tolist() == everywhere
+
+
+def test_texts_have_bounds() -> None:
+    """A text of very many words is refused, not searched for."""
+    with pytest.raises(FilterError, match="has 1001 terms, at most 1000"):
+        compile_filter("text_match(t, {words})", SCHEMA, {"words": "word " * 1001})
