@@ -20,7 +20,16 @@ from node.database import Database
 from node.scope import Scope
 from node.service import CollectionRequest, Consistency, IndexRequest, ReadOptions, Rows, SearchRequest
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, VectorColumn
-from storage.errors import AnnulusError, BadRequest, NoLeader, Overloaded, ReadOnly, StorageFault, Unavailable
+from storage.errors import (
+    AnnulusError,
+    BadRequest,
+    InvalidParameter,
+    NoLeader,
+    Overloaded,
+    ReadOnly,
+    StorageFault,
+    Unavailable,
+)
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, ShardId
@@ -214,7 +223,12 @@ class Workload:
                 order.sort(key=lambda name: name in known.members)
             await node.router.control_change(PlanMove(shard, known.generation, order[: plan.copies]))
 
-        await self.at_some_node(rng, move, attempts=2, within_s=DDL_S)
+        try:
+            await self.at_some_node(rng, move, attempts=2, within_s=DDL_S)
+        except InvalidParameter:
+            if set(order) <= set(self.cluster.names) - self.cluster.leaving:
+                raise
+            return  # one of them was removed meanwhile
         self.requests += 1
 
     async def _other(self, rng: Random) -> None:
