@@ -37,8 +37,9 @@ from cluster.privileges import BUILT_IN_GROUPS
 from node import passwords
 from node.node import Node
 from node.scope import current
+from node.throttle import Throttle
 from node.workers import Lane
-from storage.errors import AnnulusError, InvalidParameter, NotAuthenticated, NotPermitted
+from storage.errors import AnnulusError, InvalidParameter, NotAuthenticated, NotPermitted, TooManyAttempts
 from storage.types import Position
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class AccessService:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._initial = ""
+        self._wrong = Throttle(node.seams.clock, node.settings.auth.delay_s_max)
         if node.mesh is not None:
             node.mesh.serve(SEEN_METHOD, self._seen)
 
@@ -69,8 +71,8 @@ class AccessService:
         passwords.check_password(new)
         await self._node.router.refresh_catalog()
         user = self._access.user(name)
-        if not (self._who == ROOT and name != ROOT and not old) and not await self._is(user.password, old):
-            raise NotAuthenticated(f"old password not correct for {name}: not authenticated")
+        if not (self._who == ROOT and name != ROOT and not old):
+            await self._check_old(name, user.password, old)
         await self._change(SetPassword(name, await self._kept(new), user.password, description))
 
     async def drop_user(self, name: str) -> None:
@@ -215,6 +217,15 @@ class AccessService:
     async def _kept(self, password: str) -> str:
         run, cost = self._node.seams.executor.run, self._node.settings.auth.hash_cost
         return await run(Lane.CREDENTIALS, passwords.make, password, cost)
+
+    async def _check_old(self, name: str, kept: str, old: str) -> None:
+        """Raise NotAuthenticated unless it is the user's password, and TooManyAttempts for who tries too often."""
+        if (wait_s := self._wrong.wait_s(name)) > 0:
+            raise TooManyAttempts(f"too many failed attempts: try again in {wait_s:.1f} s")
+        if not await self._is(kept, old):
+            self._wrong.failed(name)
+            raise NotAuthenticated(f"old password not correct for {name}: not authenticated")
+        self._wrong.succeeded(name)
 
     async def _is(self, kept: str, password: str) -> bool:
         """Return whether this is the password; that of root is the settings' as long as none is kept."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from node.grpc.protocol import SERVICE, methods
 from tests.process.clusters import Trio
-from tests.process.running import PROGRAM, PROJECT, Running, check, clean_environment, free_port
+from tests.process.running import PROGRAM, PROJECT, Running, check, clean_environment, free_port, until
 
 AUTH = {"auth.enabled": "true", "auth.hash_cost": "8", "auth.delay_s_max": "0.2"}
 ROOT = "root:a-root-password"
@@ -132,11 +133,9 @@ def test_one_node(tmp_path: Path, password_file: Path) -> None:
         assert done(ask(node, "/collections/list", again["apiKey"])) == ["c"]
         done(ask(node, "/api_keys/revoke", ann, own=True, keyId=key["keyId"]))
 
-        assert (
-            ask(node, "/users/update_password", ann, userName="ann", password="wrong", newPassword="another")[1]["code"]
-            == 1400
-        )
-        done(ask(node, "/users/update_password", ann, userName="ann", password="secret-of-ann", newPassword="another"))
+        change = {"userName": "ann", "newPassword": "another"}
+        assert ask(node, "/users/update_password", ann, password="wrong", **change)[1]["code"] == 1400
+        until(lambda: ask(node, "/users/update_password", ann, password="secret-of-ann", **change)[0] == 200)
         assert ask(node, "/collections/list", ann)[0] == 401
         node.restart()
         assert done(ask(node, "/collections/list", "ann:another")) == ["c"]
@@ -161,6 +160,15 @@ def test_pymilvus(tmp_path: Path, password_file: Path) -> None:
         uri = f"http://127.0.0.1:{node.port}"
         with pytest.raises(refused):
             pymilvus.MilvusClient(uri, timeout=5).list_collections()
+        grpc = pytest.importorskip("grpc")
+        with grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel:
+            for name in [*methods(), "Nothing"]:
+                for metadata in ((), (("sourceid", "QHBAfmAjJCVeJiopXw=="),), (("authorization", "bm9ib2R5"),)):
+                    with pytest.raises(grpc.RpcError) as error:
+                        channel.unary_unary(f"/{SERVICE}/{name}")(b"", metadata=metadata)
+                    assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED, name
+                    if metadata and name != "Search":
+                        break
         root = pymilvus.MilvusClient(uri, token=ROOT)
         root.create_collection("c", dimension=2)
         root.create_user("ann", "secret-of-ann")
