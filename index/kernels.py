@@ -1,8 +1,8 @@
 """DOOR to faiss: the library itself, its threads, and inner products with rows where they stand.
 
-Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread; so every call says how many it
-wants. A search of several queries is shared out to the cores, as is one of many rows; a lone query of few runs on the
-calling thread. faiss releases the GIL in every call.
+Threads. faiss counts its threads by OpenMP, whose number is kept for each calling thread; so every call says how many
+it wants. A search of several queries is shared out to the cores, as is one of many rows; a lone query of few runs on
+the calling thread. faiss releases the GIL in every call.
 """
 
 from __future__ import annotations

@@ -61,9 +61,10 @@ checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken f
 that dies between shipping and proposing leaves an offer with the others, which its successor proposes. Index builds and
 compactions of all shards wait for the same few slots (`slots.py`).
 
-**Overload.** What comes from clients asks `admission.py` for room, which collections share by `fair_queue.py`: an insert
-before it is decoded and again at the leader's log, a read before it is looked at. `pressure.py` says when memory is
-short, and whose rows wait for it; `crowding.py` then has the largest growing segments sealed, here or by their leaders.
+**Overload.** What comes from clients asks `admission.py` for room, which collections share by `fair_queue.py`: an
+insert before it is decoded and again at the leader's log, a read before it is looked at. `pressure.py` says when memory
+is short, and whose rows wait for it; `crowding.py` then has the largest growing segments sealed, here or by their
+leaders.
 
 **Healing.** Every node reads its chunks again (`scrub.py`); every leader has its replicas' states compared at one
 position of the log, and has those replaced that are not what most are (`healing.py`); `cluster_check.py` does both at

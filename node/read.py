@@ -555,7 +555,8 @@ class Reader:
         """Return the answer of other nodes' replicas."""
         blobs = question.to_blobs(needs)
         rows = (question.limit or SMALL_ROWS_MAX + 1) * (question.queries or 1)
-        small = (question.kind in (Kind.COUNT, Kind.TERMS) or rows <= SMALL_ROWS_MAX) and sum(map(len, blobs)) < 64 << 10
+        is_few = question.kind in (Kind.COUNT, Kind.TERMS) or rows <= SMALL_ROWS_MAX
+        small = is_few and sum(map(len, blobs)) < 64 << 10
         _, found = await self._node.router.ask_any(
             peers, READ_METHOD, {}, blobs, deadline_s=deadline_s, link=Link.SMALL if small else Link.BULK
         )

@@ -59,7 +59,7 @@ def meeting(
                 raise answer
             return answer
 
-        async def find_entry(address: Address) -> tuple[str, Address]:
+        async def find_entry(address: Address, credentials: str) -> tuple[str, Address]:
             return "n1", addresses["n1"]
 
         monkeypatch.setattr(joining, "_find_entry", find_entry)

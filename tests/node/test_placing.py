@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from cluster.machine import Generation
 from cluster.membership import Placement
 from node.node import Node
 from node.placing import Placing
@@ -50,7 +51,7 @@ def test_a_shard_that_was_left_is_kept_until_the_move_is_known(placed: Placement
         replicas = Kept()
         placing = Placing(cast(Node, SimpleNamespace(name="n2", mesh=None, replicas=replicas)))
 
-        async def call(shard_id: ShardId) -> None: ...
+        async def call(slot: int, state: Generation) -> None: ...
 
         placing._call_heirs = call  # type: ignore[method-assign]
         assert await placing._look_at(SHARD, placed)

@@ -103,8 +103,8 @@ async def check(site: Site, there: list[int]) -> None:
                 columns = found.rows.batch.columns
                 ids = columns[ID].to_list()
                 assert columns[WORDS].to_list() == SparseColumn(SPARSE.take(np.array(ids))).to_list()
-                assert np.array_equal(columns[BITS].values, BINARY[ids])  # type: ignore[union-attr]
-                assert np.array_equal(columns[HALVES].values, HALF[ids])  # type: ignore[union-attr]
+                assert np.array_equal(columns[BITS].values, BINARY[ids])
+                assert np.array_equal(columns[HALVES].values, HALF[ids])
         hybrid = HybridRequest([SubSearch(one) for one in searches(50)], ReciprocalRank(), 1)
         best = await site.ask(name, lambda db, one=hybrid: db.hybrid_search("default", "t", one, OPTIONS))  # type: ignore[misc]
         assert best.rows.batch.columns[ID].to_list() == [50]

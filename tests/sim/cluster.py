@@ -152,8 +152,9 @@ class Cluster:
 
         Raises what it is refused for, NoAnswer if the other one dies; with the same name again it is the same node.
         """
-        if name not in self.machines:
-            self.machines[name] = self._machine(name)
+        if name not in self._guests:
+            if name not in self.machines:
+                self.machines[name] = self._machine(name)
             self._guests[name] = Address("127.0.0.1", 20_000 + len(self.machines))
             self._zones[name] = zone
         machine = self.machines[name]

@@ -90,6 +90,34 @@ class FakeNodes:
         self.service.operations.append(("pause", paused))
 
 
+class FakeAccess:
+    """Knows root and nobody else; every change is answered as if it were made."""
+
+    async def list_users(self) -> list[str]:
+        return ["root"]
+
+    async def describe_user(self, name: str) -> tuple[Sequence[str], str]:
+        return ["admin"], ""
+
+    async def list_roles(self) -> list[str]:
+        return ["admin", "public"]
+
+    async def describe_role(self, name: str) -> tuple[Sequence[Any], str, Sequence[str]]:
+        return [], "", ["root"]
+
+    async def list_groups(self) -> dict[str, list[str]]:
+        return {}
+
+    async def list_keys(self, user: str = "") -> list[Mapping[str, Any]]:
+        return []
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Mapping[str, Any]]]:
+        async def done(*_: Any, **__: Any) -> Mapping[str, Any]:
+            return {}
+
+        return done
+
+
 class FakeService:
     """Holds what it is given; `before` runs first in every read and write of rows, to fail or to wait."""
 
@@ -103,7 +131,7 @@ class FakeService:
         self.queried: list[tuple[ReadOptions, int, int]] = []
         self.finished = 0
         self.keys: dict[str, str] = {}
-        self.access: Any = None
+        self.access: Any = FakeAccess()
 
     def find(self, database: str, name: str) -> Kept:
         if database not in self.databases:
@@ -402,6 +430,7 @@ class FakeService:
         column = batch.columns[kept.schema.vectors[0].id]
         assert isinstance(column, VectorColumn)
         found, scores = [], []
+        assert isinstance(request.vectors, np.ndarray)
         for vector in request.vectors:
             distances = ((column.values - vector) ** 2).sum(axis=1)
             order = np.argsort(distances, kind="stable")[request.offset : request.offset + request.limit]
