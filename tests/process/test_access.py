@@ -133,7 +133,7 @@ def test_one_node(tmp_path: Path, password_file: Path) -> None:
         assert done(ask(node, "/collections/list", again["apiKey"])) == ["c"]
         done(ask(node, "/api_keys/revoke", ann, own=True, keyId=key["keyId"]))
 
-        change = {"userName": "ann", "newPassword": "another"}
+        change: dict[str, Any] = {"userName": "ann", "newPassword": "another"}
         assert ask(node, "/users/update_password", ann, password="wrong", **change)[1]["code"] == 1400
         until(lambda: ask(node, "/users/update_password", ann, password="secret-of-ann", **change)[0] == 200)
         assert ask(node, "/collections/list", ann)[0] == 401
