@@ -30,7 +30,7 @@ from node.status_tables import tables, troubles
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
-BULK = ("import", "export")
+BULK = ("import", "export", "copy")
 try:
     VERSION = version("annulus")
 except PackageNotFoundError:

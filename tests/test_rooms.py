@@ -29,6 +29,7 @@ DOORS = {
     "Stemmer": {"storage/analysis.py"},
     "grpc": {"node/grpc/server.py"},
     "google": {"node/grpc/protocol.py"},
+    "pymilvus": {"node/bulk/copying.py"},
 }
 NODE_ONLY = {"aiohttp", "uvloop", "prometheus_client", "click", "rich"}
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}

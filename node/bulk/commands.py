@@ -302,4 +302,48 @@ def export(
     click.echo(f"{exporter.state.rows} rows exported into {exporter.state.files} files of {folder}")
 
 
-COMMANDS: Final[Mapping[str, click.Command]] = {"import": import_, "export": export}
+@click.command()
+@click.argument("collections", nargs=-1)
+@click.option("--from", "origin_address", required=True, help="URL of the server to copy from, as http://milvus:19530")
+@click.option("--from-database", default="default", show_default=True, help="its database")
+@_server
+@click.option("--resume", is_flag=True, help="go on with a copy that was broken off")
+def copy(
+    collections: tuple[str, ...],
+    origin_address: str,
+    from_database: str,
+    address: str,
+    database: str,
+    user: str,
+    patience: float,
+    resume: bool,
+) -> None:
+    """Copy COLLECTIONS, or all, of a Milvus or Annulus: schema, indexes, rows. Needs pymilvus: annulus[copy].
+
+    Rows that change there meanwhile may be copied as they were or as they are. The origin's credentials are in
+    ANNULUS_FROM_TOKEN, as user:password or an API key.
+    """
+    from node.bulk.copying import Copier, Origin
+
+    remote = _remote(address, database, user, patience)
+    with _failures():
+        origin = Origin(origin_address, database=from_database, token=os.environ.get("ANNULUS_FROM_TOKEN", ""))
+        try:
+            for name in collections or origin.collections():
+                state_path = f"{name}.copy.json"
+                is_begun = os.path.exists(state_path)
+                if is_begun and not resume:
+                    raise click.ClickException(f"{state_path} is there: a copy was broken off. Go on with --resume")
+                if resume and not is_begun and remote.call("/collections/has", {"collectionName": name})["has"]:
+                    click.echo(f"{name}: is here already")
+                    continue
+                with _progress(name, -1) as noted:
+                    copier = Copier(origin, remote, name, state_path=state_path, noted=noted)
+                    copier.run(resume=is_begun)
+                click.echo(f"{name}: {copier.rows} rows copied")
+        except (Unreachable, KeyboardInterrupt, origin.failure) as error:
+            click.echo(f"stopped: {error or 'it was interrupted'}; go on with\n  {_again(resume)}", err=True)
+            sys.exit(EXIT_STOPPED)
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {"import": import_, "export": export, "copy": copy}
