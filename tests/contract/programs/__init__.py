@@ -1,0 +1,1 @@
+"""Programs of other environments, as their users write them."""
