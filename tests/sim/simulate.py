@@ -212,9 +212,9 @@ class Simulation:
         finishing.result()
 
     async def _find_rest(self) -> None:
-        """Where nodes come and go: wait until nothing has anywhere to move to."""
+        """Where there are peers: wait until nothing has anywhere to move to."""
         until_s = self.loop.now_s + CHURN_S
-        while self.plan.churn and (why := unrest(self.cluster)):
+        while self.plan.nodes > 1 and (why := unrest(self.cluster)):
             if self.loop.now_s > until_s:
                 raise Violation(f"{CHURN_S} s after the last change {why}: {self._state()}")
             await asyncio.sleep(LOOK_S)
