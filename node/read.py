@@ -842,19 +842,26 @@ def _search_and_fetch(
     seconds.
     """
     began_s = clock.monotonic_s()
-    hits = search(seen.views, asked)
-    views, offsets = hits.views[:, question.offset :], hits.offsets[:, question.offset :]
-    found = offsets >= 0
-    rows = seen.fetch(Refs(views[found], offsets[found]), question.field_ids)
-    scores = asked.metric.scores(hits.distances[:, question.offset :][found]).astype(np.float32, copy=False)
-    counts = found.sum(axis=1).tolist()
+    found, steps = _found(seen, asked, question.offset, question.field_ids)
     answers, first, row = [], 0, 0
     for size in sizes:
-        mine = counts[first : first + size]
+        mine = found.counts[first : first + size]
         first, stop = first + size, row + sum(mine)
-        answers.append(Answer(mine, scores[row:stop], rows.slice(row, stop), hits.steps, seen.ticks))
+        answers.append(Answer(mine, found.scores[row:stop], found.batch.slice(row, stop), steps, seen.ticks))
         row = stop
     return answers, clock.monotonic_s() - began_s
+
+
+def _found(
+    seen: Snapshot, asked: VectorQuery, offset: int, field_ids: Sequence[FieldId]
+) -> tuple[ScoredRows, tuple[Step, ...]]:
+    """Return the rows that a search finds, from this place of each query's hits on, and how it went about it."""
+    hits = search(seen.views, asked)
+    views, offsets = hits.views[:, offset:], hits.offsets[:, offset:]
+    found = offsets >= 0
+    rows = seen.fetch(Refs(views[found], offsets[found]), field_ids)
+    scores = asked.metric.scores(hits.distances[:, offset:][found]).astype(np.float32, copy=False)
+    return ScoredRows(found.sum(axis=1).tolist(), scores, rows), hits.steps
 
 
 def _search_all(seen: Snapshot, question: Question, filters: Sequence[CompiledFilter]) -> Answer:
@@ -863,13 +870,9 @@ def _search_all(seen: Snapshot, question: Question, filters: Sequence[CompiledFi
     steps: list[Step] = []
     for sub, row_filter in zip(question.searches, filters, strict=True):
         asked = _asked(sub.near, sub.near.vectors, sub.limit + sub.offset, row_filter, seen)
-        hits = search(seen.views, asked)
-        views, offsets = hits.views[:, sub.offset :], hits.offsets[:, sub.offset :]
-        found = offsets >= 0
-        rows = seen.fetch(Refs(views[found], offsets[found]), question.field_ids)
-        scores = asked.metric.scores(hits.distances[:, sub.offset :][found]).astype(np.float32, copy=False)
-        parts.append(ScoredRows(found.sum(axis=1).tolist(), scores, rows))
-        steps += hits.steps
+        found, mine = _found(seen, asked, sub.offset, question.field_ids)
+        parts.append(found)
+        steps += mine
     return Answer.of_searches(parts, steps, seen.ticks)
 
 
