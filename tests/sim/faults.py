@@ -143,7 +143,7 @@ class Faults:
             machine.dies_at = None
         await asyncio.sleep(for_s)
         for name, life in lives.items():
-            if life is not None and life.is_over:
+            if life is None or life.is_over:  # one that was down may have come back meanwhile, and died of this
                 self._cluster.start_if_down(name)
 
     async def _blackout(self, rng: Random, for_s: float) -> None:

@@ -34,7 +34,7 @@ def test_one_node_keeps_every_promise(seed: int) -> None:
     assert simulate(seed, nodes=1).requests > 0
 
 
-@pytest.mark.parametrize(("seed", "nodes"), [*((seed, 3) for seed in range(8)), (4, 5), (50463293, 5)])
+@pytest.mark.parametrize(("seed", "nodes"), [*((seed, 3) for seed in range(8)), (4, 5), (50463293, 5), (236678471, 3)])
 def test_clusters_keep_every_promise(seed: int, nodes: int) -> None:
     """The same, and networks cut, nodes paused, disks lost: what was acknowledged stays, and all replicas agree."""
     assert simulate(seed, nodes=nodes).compared > 0
