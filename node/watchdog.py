@@ -21,8 +21,8 @@ from types import FrameType
 
 from node.clock import Clock, SystemClock, thread_cpu_s
 
-QUIET_S = 60.0
-"""A place is logged once in this time, however often it stalls; the metric counts every stall."""
+QUIET_S = 10.0
+"""One line is logged in this time, about the longest stall of it; the metric counts every stall."""
 
 OWN_ROOMS = ("node", "cluster", "storage", "index", "tools", "tests")
 
@@ -61,8 +61,9 @@ class Watchdog:
         self._beat_s = 0.0
         self._beat_cpu_s = 0.0
         self._seen: tuple[str, tuple[str, ...]] | None = None
-        self._logged_s: dict[str, float] = {}
-        self._unlogged: dict[str, int] = {}
+        self._logged_s = -QUIET_S
+        self._unlogged = 0
+        self._longest: Stall | None = None  # of those unlogged
         self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -94,23 +95,27 @@ class Watchdog:
         late_s = now_s - self._beat_s - self._beat_period_s
         seen, self._seen = self._seen, None
         if late_s > self._threshold_s:
-            self._stalled(Stall(late_s, cpu_s - self._beat_cpu_s, *(seen or ("unknown", ()))), now_s)
+            self._stalled(Stall(late_s, cpu_s - self._beat_cpu_s, *(seen or ("unknown", ()))))
+        if self._longest is not None and now_s - self._logged_s >= QUIET_S:
+            self._log(self._longest)
+            self._logged_s, self._unlogged, self._longest = now_s, 0, None
         self._beat_s, self._beat_cpu_s = now_s, cpu_s
         self._schedule()
 
-    def _stalled(self, stall: Stall, now_s: float) -> None:
+    def _stalled(self, stall: Stall) -> None:
         self._report(stall)
-        if now_s - self._logged_s.get(stall.place, -QUIET_S) < QUIET_S:
-            self._unlogged[stall.place] = self._unlogged.get(stall.place, 0) + 1
-            return
-        self._logged_s[stall.place] = now_s
+        self._unlogged += 1
+        if self._longest is None or stall.length_s > self._longest.length_s:
+            self._longest = stall
+
+    def _log(self, longest: Stall) -> None:
         log.warning(
-            "event loop stalled stall_ms=%.0f cpu_ms=%.0f unlogged=%d place=%s threads=%s",
-            stall.length_s * 1000,
-            stall.cpu_s * 1000,
-            self._unlogged.pop(stall.place, 0),
-            stall.place,
-            ",".join(stall.threads) or "-",
+            "event loop stalled stall_ms=%.0f cpu_ms=%.0f stalls=%d place=%s threads=%s",
+            longest.length_s * 1000,
+            longest.cpu_s * 1000,
+            self._unlogged,
+            longest.place,
+            ",".join(longest.threads) or "-",
         )
 
     def _watch(self) -> None:

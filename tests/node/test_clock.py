@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 
 import pytest
 
 from node.clock import SystemClock, thread_cpu_s
-from node.watchdog import Stall, Watchdog
+from node.watchdog import QUIET_S, Stall, Watchdog
 
 
 def test_system_clock() -> None:
@@ -48,7 +49,7 @@ def watch(lengths_s: list[float]) -> list[Stall]:
 
 
 def test_a_stall_names_its_place(caplog: pytest.LogCaptureFixture) -> None:
-    """Each stall is counted with its length; one place is logged once a minute, with our own line in it."""
+    """Each stall is counted with its length; a line with our own place in it is logged at once, then now and then."""
     with caplog.at_level(logging.WARNING):
         stalls = [stall for stall in watch([0.3, 0.3]) if "block_the_loop" in stall.place]
     assert len(stalls) == 2
@@ -57,6 +58,34 @@ def test_a_stall_names_its_place(caplog: pytest.LogCaptureFixture) -> None:
     lines = [each.getMessage() for each in caplog.records if "block_the_loop" in each.getMessage()]
     assert len(lines) == 1
     assert lines[0].startswith("event loop stalled stall_ms=")
+
+
+class SetClock(SystemClock):
+    """Stands where it is put."""
+
+    now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+def test_a_line_is_about_the_longest_stall(caplog: pytest.LogCaptureFixture) -> None:
+    """On a machine that is too busy, every place stalls: one line tells of the worst, and how many there were."""
+    clock = SetClock()
+
+    async def main() -> None:
+        watchdog = Watchdog(threshold_s=0.02, clock=clock)
+        for late_s in (0.1, 0.2, 3.0, 0.4, 0.0, 7.0, 0.0):
+            clock.now_s += 0.01 + late_s
+            watchdog._beat()
+        clock.now_s += QUIET_S
+        watchdog._beat()
+        watchdog._beat()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    found = [re.findall(r"_ms=(\d+) .*stalls=(\d+)", each.getMessage())[0] for each in caplog.records]
+    assert found == [("100", "1"), ("7000", "4"), ("9990", "1")]
 
 
 def test_a_stall_names_the_threads_in_our_code() -> None:
