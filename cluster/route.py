@@ -7,7 +7,8 @@ from key to nodes it is one hash and two look-ups in tables, whatever the ring l
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -16,6 +17,10 @@ import numpy.typing as npt
 from storage.types import PartitionId
 
 Keys = npt.NDArray[np.int64] | Sequence[str]
+Place = TypeVar("Place")
+
+SHORT_WAYS_MAX: Final = 64
+"""Up to so many channels, if they are a power of two, few bits of a hash tell which is a key's."""
 
 
 def hash_keys(keys: Keys) -> npt.NDArray[np.uint64]:
@@ -37,6 +42,39 @@ def channel_of(key: int | str, ways: int) -> int:
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return (mixed ^ (mixed >> 31)) % ways
+
+
+def number_finder(table: Sequence[Place]) -> Callable[[int], Place]:
+    """Return a look-up of one Int64 key in a table that has an entry for each channel, as by `channel_of`, but faster.
+
+    Where the number of channels is a power of two 2**k, the channel is bits 0 to k-1 of the hash. They come from bits 0
+    to k-1 and 31 to 30+k of its last product, those from as many low bits of the factors, those in turn from bits
+    below 58+k of the product before: of 64 bits up to k = 6, so that it need not be cut to 64 bits, and the last one is
+    of short numbers.
+    """
+    ways = len(table)
+    last = ways - 1
+    low = (ways << 31) - 1
+    factor = 0x94D049BB133111EB & low
+
+    def find(key: int) -> Place:
+        key += 0x9E3779B97F4A7C15  # more than 2**63, so that no Int64 stays negative
+        if key > 0xFFFFFFFFFFFFFFFF:
+            key &= 0xFFFFFFFFFFFFFFFF
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9
+        key = ((key ^ key >> 27) & low) * factor
+        return table[(key ^ key >> 31) & last]
+
+    def find_any(key: int) -> Place:
+        return table[channel_of(key, ways)]
+
+    return find_any if ways & last or ways > SHORT_WAYS_MAX else find
+
+
+def text_finder(table: Sequence[Place]) -> Callable[[str], Place]:
+    """Return a look-up of one VarChar key in a table that has an entry for each channel."""
+    ways = len(table)
+    return lambda key: table[crc32(key.encode()) % ways]
 
 
 def channels_of(keys: Keys, ways: int) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.route import Keys, channel_of, channels_of, hash_keys, split
+from cluster.route import Keys, channel_of, channels_of, hash_keys, number_finder, split, text_finder
 
 integers = st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=50).map(lambda some: np.array(some, np.int64))
 texts = st.lists(st.text(max_size=10), max_size=50)
@@ -46,6 +46,16 @@ def test_every_key_has_one_channel(keys: Keys, ways: int) -> None:
     assert channels_of(keys, ways).tolist() == [
         next(way for way, offsets in enumerate(parts) if offset in offsets) for offset in range(len(keys))
     ]
+
+
+@given(keys=integers | texts, ways=st.sampled_from([1, 2, 3, 4, 8, 9, 16, 32, 64, 65, 100, 128, 1 << 20]))
+def test_one_key_is_found_where_many_are(keys: Keys, ways: int) -> None:
+    """A single look-up finds each key where a batch puts it, for few channels and many, a power of two or not."""
+    channels = channels_of(keys, ways).tolist()
+    if isinstance(keys, np.ndarray):
+        assert list(map(number_finder(range(ways)), keys.tolist())) == channels
+    else:
+        assert list(map(text_finder(range(ways)), keys)) == channels
 
 
 @pytest.mark.parametrize("ways", [2, 3, 8, 16])
