@@ -36,6 +36,7 @@ from node.cluster_status import ReplicaRole, role_of
 from node.connections import GuardedSite, connections_max, raise_descriptor_limit
 from node.database import Database
 from node.disk import OsDisk
+from node.edge import Edge
 from node.grpc.server import GrpcServer
 from node.guard import WELL_KNOWN, Guard
 from node.identity import IDENTITY_KEY, settle
@@ -197,31 +198,20 @@ async def _listen(
     listener: socket.socket, node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
 ) -> tuple[web.AppRunner, GrpcServer]:
     database = Database(node)
-    guard = guard_of(node, settings, clock, workers)
-    app = make_app(
-        database,
+    edge = Edge(
         settings.api,
         metrics,
         clock=clock,
         executor=workers,
-        ready=lambda: why_not_ready(node),
-        standard_status=settings.api.standard_error_status,
         admission=node.admission,
-        guard=guard,
+        ready=lambda: why_not_ready(node),
+        guard=guard_of(node, settings, clock, workers),
     )
+    app = make_app(database, edge, standard_status=settings.api.standard_error_status)
     app.on_shutdown.append(lambda _: database.imports.stop())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
-    grpc = GrpcServer(
-        database,
-        settings.api,
-        metrics,
-        clock=clock,
-        executor=workers,
-        admission=node.admission,
-        ready=lambda: why_not_ready(node),
-        guard=guard,
-    )
+    grpc = GrpcServer(database, edge)
     await grpc.start()
     await database.imports.start()
     address = settings.node.listen

@@ -8,9 +8,7 @@ into a reply. What goes wrong on the way becomes code and message; nothing but t
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
@@ -19,10 +17,9 @@ import orjson
 from aiohttp import ClientError, hdrs, web
 
 from cluster.idempotency import KEY_CHARS_MAX
-from node.admission import Admission, Gate
+from node.admission import Gate
 from node.api import collections, entities, hybrid, imports, nodes, users
 from node.api.calls import Call, Handler
-from node.api.deadlines import Deadlines
 from node.api.faults import Refusal, crash, refusal
 from node.api.forms import Form, Forms
 from node.api.limits import SMALL_CBOR_BYTES
@@ -30,24 +27,18 @@ from node.api.openapi import document
 from node.api.replies import Style, encode, encode_large, is_large, success
 from node.api.requests import CBOR, JSON, decode_cbor, decode_json
 from node.api.routes import ROUTES, VECTORS, Route
-from node.clock import Clock
-from node.guard import Guard, names_in
+from node.edge import TIMEOUT_S_MAX, Edge, Operation, Request
+from node.guard import names_in
 from node.keyed import InsertKey
-from node.logs import request_id
 from node.metrics import CONTENT_TYPE as METRICS_TYPE
-from node.metrics import Metrics
 from node.rules import ROUTE_RULES, UNLISTED
 from node.scope import Scope, current, from_token, to_token
 from node.service import Service
-from node.settings import ApiSettings, Settings
-from node.workers import Executor, Lane
 from storage.errors import (
     AnnulusError,
     BadJson,
-    BadRequest,
     InvalidParameter,
     Overloaded,
-    RequestTimeout,
     UnsupportedOperation,
 )
 
@@ -56,13 +47,9 @@ log = logging.getLogger(__name__)
 JSON_TYPE: Final = "application/json; charset=utf-8"
 SMALL_BODY_BYTES: Final = 64 << 10
 """Bodies up to here are not counted against the memory for bodies: the number of requests bounds them."""
-RESERVED_RATIO: Final = 1 / 16
-"""Of the requests that may run, what is kept for others than those of rows."""
 LENGTH_TRUSTED_S: Final = 2.0
 """How long room is kept for a body that does not arrive; after that, for what has arrived of it."""
 DECODE_OFFLOAD_BYTES_MIN: Final = 512 << 10
-TIMEOUT_S_MAX: Final = 3600
-REQUEST_ID_CHARS_MAX: Final = 128
 TOO_LARGE_CODE: Final = 1102
 _HANDLERS: Final[Mapping[str, Handler]] = {
     **collections.HANDLERS,
@@ -79,9 +66,6 @@ SNAPSHOT: Final = "Annulus-Snapshot"
 KEY: Final = "Annulus-Idempotency-Key"
 REPEATED: Final = "Annulus-Idempotency-Repeated"
 """Header of the answer that was given before."""
-ANSWER_S_MAX: Final = 0.5
-ANSWER_RATIO_MAX: Final = 0.1
-"""Of a request's time, what is kept for telling its client how it ended."""
 _CORS: Final = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "*",
@@ -99,27 +83,11 @@ class TooLarge(Exception):
     """The body is larger than the limit."""
 
 
-def make_app(
-    service: Service,
-    settings: ApiSettings,
-    metrics: Metrics,
-    *,
-    clock: Clock,
-    executor: Executor,
-    ready: Callable[[], str] = lambda: "",
-    standard_status: bool = False,
-    admission: Admission | None = None,
-    guard: Guard | None = None,
-) -> web.Application:
-    """Return the application. `ready` says why the node does not serve yet, or "" when it does.
-
-    `standard_status` shows errors with their own HTTP status instead of Milvus's 200. Without a guard anybody may do
-    everything, and nothing is written down of it.
-    """
-    admission = admission or Admission(Settings(api=settings), clock, metrics)
-    server = _Server(service, settings, metrics, clock, executor, ready, standard_status, admission, guard)
+def make_app(service: Service, edge: Edge, *, standard_status: bool = False) -> web.Application:
+    """Return the application; `standard_status` shows errors with their own HTTP status instead of Milvus's 200."""
+    server = _Server(service, edge, standard_status)
     # The body limit is kept by `_read`, which can say so in the API's own words.
-    app = web.Application(client_max_size=2 * settings.body_bytes_max)
+    app = web.Application(client_max_size=2 * edge.settings.body_bytes_max)
     for route in ROUTES:
         app.router.add_post(route.full_path, server.endpoint(route))
     app.router.add_get("/healthz", server.healthz)
@@ -130,38 +98,17 @@ def make_app(
     app.router.add_post("/cluster/check", server.guarded(server.check_page))
     app.router.add_get("/openapi.json", server.guarded(server.openapi))
     app.router.add_route("*", "/{path:.*}", server.guarded(server.elsewhere))
-    app.on_cleanup.append(server.drain)
+    app.on_cleanup.append(lambda _: edge.drain())
     return app
 
 
 class _Server:
-    def __init__(
-        self,
-        service: Service,
-        settings: ApiSettings,
-        metrics: Metrics,
-        clock: Clock,
-        executor: Executor,
-        ready: Callable[[], str],
-        standard_status: bool,
-        admission: Admission,
-        guard: Guard | None,
-    ) -> None:
+    def __init__(self, service: Service, edge: Edge, standard_status: bool) -> None:
         self.service = service
-        self.guard = guard
-        self.settings = settings
-        self.metrics = metrics
-        self.clock = clock
-        self.executor = executor
-        self.ready = ready
+        self.edge = edge
+        self.guard = edge.guard
+        self.settings = settings = edge.settings
         self.standard_status = standard_status
-        self.running = 0
-        self.deadlines = Deadlines()
-        self.admission = admission
-        self.abandoned: set[asyncio.Future[Any]] = set()
-        """Mutations whose client was told that the time is up; they go on."""
-        self.ids = itertools.count(1)
-        self.id_prefix = secrets.token_hex(4)
         self.described = b""
         self.styles = {
             (cbor, text): Style(cbor, text, settings.legacy_array_response, settings.legacy_json_response)
@@ -175,81 +122,62 @@ class _Server:
         """Return the function that serves a route."""
         handler = _HANDLERS[route.handler] if route.handler else _unsupported
         forms = Forms(route.shape) if VECTORS in route.shape.fields else None
+        privilege = ROUTE_RULES.get(route.full_path, UNLISTED)
+        operation = Operation(route.path, route.full_path, privilege, is_rows=route.handler in _RESERVED_FROM)
 
         async def serve(request: web.Request) -> web.StreamResponse:
-            return await self._serve(request, route, handler, forms)
+            given_id = request.headers.get("X-Request-Id")
+            with self.edge.request(operation, request.remote or "", given_id) as passing:
+                return await self._serve(request, passing, route, handler, forms)
 
         return serve
 
     async def _serve(
-        self, request: web.Request, route: Route, handler: Handler, forms: Forms | None
+        self, request: web.Request, passing: Request, route: Route, handler: Handler, forms: Forms | None
     ) -> web.StreamResponse:
-        headers = request.headers
-        identity = self._identity(headers.get("X-Request-Id"))
-        token = request_id.set(identity)
-        began_s = self.clock.monotonic_s()
-        self.metrics.request_begun()
-        self.running += 1
-        style = self._style(headers)
-        scope = Scope(began_s)
-        scope_token = current.set(scope)
-        code = 0
+        style = self._style(request.headers)
         try:
-            try:
-                envelope = await self._answer(request, route, handler, forms, style, scope)
-                if is_large(envelope):
-                    body = await self._offload(encode_large, envelope, style)
-                else:
-                    body = encode(envelope, style)
-                return _response(200, body, style, identity, _tokens(scope))
-            except AnnulusError as error:
-                refused = refusal(error, plan=route.plan, standard_status=self.standard_status)
-            except TooLarge:
-                refused = self._too_large()
-            except Exception:
-                log.exception("request failed unexpectedly route=%s", route.path)
-                refused = crash(identity)
-            code = refused.code
-            body = encode({"code": code, "message": refused.message}, style)
-            response = _response(refused.status, body, style, identity, refused.headers)
-            if refused.code == TOO_LARGE_CODE:
-                response.force_close()
-            return response
-        except asyncio.CancelledError:
-            code = -1
-            raise
-        finally:
-            self.running -= 1
-            self.metrics.request_ended(route=route.path, code=code, seconds=self.clock.monotonic_s() - began_s)
-            if self.guard is not None:
-                privilege = ROUTE_RULES.get(route.full_path, UNLISTED)
-                self.guard.note(route.full_path, privilege, scope, request.remote or "", code, identity)
-            request_id.reset(token)
-            current.reset(scope_token)
+            envelope = await self._answer(request, passing, route, handler, forms, style)
+            if is_large(envelope):
+                body = await self.edge.offload(encode_large, envelope, style)
+            else:
+                body = encode(envelope, style)
+            return _response(200, body, style, passing.identity, _tokens(passing.scope))
+        except AnnulusError as error:
+            refused = refusal(error, plan=route.plan, standard_status=self.standard_status)
+        except TooLarge:
+            refused = self._too_large()
+        except Exception:
+            log.exception("request failed unexpectedly route=%s", route.path)
+            refused = crash(passing.identity)
+        passing.code = refused.code
+        body = encode({"code": refused.code, "message": refused.message}, style)
+        response = _response(refused.status, body, style, passing.identity, refused.headers)
+        if refused.code == TOO_LARGE_CODE:
+            response.force_close()
+        return response
 
     async def _answer(
-        self, request: web.Request, route: Route, handler: Handler, forms: Forms | None, style: Style, scope: Scope
+        self,
+        request: web.Request,
+        passing: Request,
+        route: Route,
+        handler: Handler,
+        forms: Forms | None,
+        style: Style,
     ) -> Mapping[str, Any]:
         """Return the envelope of a success. Raises errors of `storage.errors` and TooLarge."""
-        limit = self.settings.requests_running_max
-        if route.handler in _RESERVED_FROM:
-            limit -= int(RESERVED_RATIO * limit)
-        if self.running > limit:
-            raise Overloaded(
-                f"{self.running} requests are running, {limit} at most may (api.requests_running_max raises it): "
-                "try again soon"
-            )
-        headers = request.headers
+        passing.take_place()
+        headers, scope = request.headers, passing.scope
         rights = None
         if self.guard is not None:  # before anything of the body is looked at
             shown = headers.get(hdrs.AUTHORIZATION)
             if route.handler != "find_entry" or not self.guard.is_newcomer(shown):
-                rights = await self.guard.admit(shown, request.remote or "", scope)
+                rights = await self.guard.admit(shown, passing.address, scope)
                 if route.handler == "find_entry":
-                    self.guard.check(rights, ROUTE_RULES[route.full_path], scope, "")
+                    self.guard.check(rights, passing.operation.privilege, scope, "")
         timeout_s = self._timeout_s(headers.get("Request-Timeout"))
-        # A little less than the client's, so that an answer which says what is wrong comes first.
-        scope.deadline_s += timeout_s - min(ANSWER_S_MAX, ANSWER_RATIO_MAX * timeout_s)
+        passing.allot(timeout_s)
         if SESSION in headers:
             scope.seen = from_token(headers[SESSION], SESSION)
         if SNAPSHOT in headers:
@@ -258,10 +186,9 @@ class _Server:
             _check_key(headers[KEY], route)
             if not route.takes_key:
                 scope.insert_key = InsertKey.parse(headers[KEY])
-        mutation: asyncio.Future[Mapping[str, Any]] | None = None
-        room = _Room(self.admission.bodies, request)
+        room = _Room(self.edge.admission.bodies, request)
         try:
-            with self.deadlines.within(timeout_s):
+            with passing.within(timeout_s):
                 body = await self._read(request, room)
                 cbor = headers.get(hdrs.CONTENT_TYPE, "").startswith(CBOR)
                 if forms is not None and len(body) < SMALL_CBOR_BYTES:
@@ -271,39 +198,22 @@ class _Server:
                     if len(body) < (SMALL_CBOR_BYTES if cbor else DECODE_OFFLOAD_BYTES_MIN):
                         values = decode(body, route.shape)
                     else:
-                        values = await self._offload(decode, body, route.shape)
+                        values = await self.edge.offload(decode, body, route.shape)
                     form = Form(values)
                 database = values.get("dbName") or headers.get("DB-Name") or "default"
                 if self.guard is not None and route.handler != "find_entry":
-                    privilege = ROUTE_RULES.get(route.full_path, UNLISTED)
-                    self.guard.check(rights, privilege, scope, database, **names_in(values))
-                admission = self.admission
-                call = Call(self.service, route, values, database, style, self._offload, form, admission, len(body))
+                    self.guard.check(rights, passing.operation.privilege, scope, database, **names_in(values))
+                admission = self.edge.admission
+                call = Call(self.service, route, values, database, style, self.edge.offload, form, admission, len(body))
                 if route.handler in _ROWS:
                     room.release()  # it holds another from here on, which its collection shares with others
                 if not route.mutates:
                     return await handler(call)
                 if KEY in headers and route.takes_key:
                     handler = _keyed(handler, headers[KEY], body)
-                mutation = asyncio.ensure_future(handler(call))
-                return await asyncio.shield(mutation)
-        except TimeoutError:
-            if mutation is None:
-                raise RequestTimeout("request timeout") from None
-            self._abandon(mutation, route)
-            raise RequestTimeout("request timeout: the change may still be made, look before repeating it") from None
-        except asyncio.CancelledError:
-            if mutation is not None:
-                self._abandon(mutation, route)
-            raise
+                return await passing.carry_out(handler(call))
         finally:
             room.release()
-
-    async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
-        result, refused = await self.executor.run(Lane.PARSE, _apart, function, *args)
-        if refused is not None:
-            raise refused
-        return result
 
     async def _read(self, request: web.Request, room: _Room) -> bytes:
         """Return the body; a large one when there is room for it."""
@@ -331,29 +241,7 @@ class _Server:
                 f"can only accept json format request, error: the body did not arrive whole: {type(error).__name__}"
             ) from None
 
-    def _abandon(self, mutation: asyncio.Future[Mapping[str, Any]], route: Route) -> None:
-        self.abandoned.add(mutation)
-
-        def done(mutation: asyncio.Future[Mapping[str, Any]]) -> None:
-            self.abandoned.discard(mutation)
-            if not mutation.cancelled() and (error := mutation.exception()) is not None:
-                level = logging.INFO if isinstance(error, BadRequest) else logging.WARNING
-                log.log(level, "request failed after its time was up route=%s error=%r", route.path, error)
-
-        mutation.add_done_callback(done)
-
-    async def drain(self, app: web.Application) -> None:
-        """Return when the abandoned mutations are done, or the time for that is up."""
-        if self.abandoned:
-            await asyncio.wait(self.abandoned, timeout=self.settings.drain_s_max)
-
     # --- headers -------------------------------------------------------------------------------------------------
-
-    def _identity(self, given: str | None) -> str:
-        """Return the request's id: the client's if it is short and printable, else a new one."""
-        if given and len(given) <= REQUEST_ID_CHARS_MAX and given.isascii() and given.isprintable():
-            return given
-        return f"{self.id_prefix}-{next(self.ids):x}"
 
     def _style(self, headers: Mapping[str, str]) -> Style:
         accept = headers.get(hdrs.ACCEPT, "")
@@ -411,13 +299,13 @@ class _Server:
         return _page(200, {"status": "ok"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        reason = self.ready()
+        reason = self.edge.ready()
         if reason and self.guard is not None and self.guard.is_on:
             reason = "not ready"  # anybody may ask: names of nodes are none of their business
         return _page(503, {"status": "not ready", "reason": reason}) if reason else _page(200, {"status": "ready"})
 
     async def metrics_page(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
+        return web.Response(body=self.edge.metrics.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE})
 
     async def status_page(self, request: web.Request) -> web.StreamResponse:
         return _page(200, dict(await self.service.status()))
@@ -483,19 +371,6 @@ class _Room:
         if self._held > nbytes:
             self._gate.leave(self._key, self._held - nbytes)
             self._held = nbytes
-
-
-def _apart(function: Callable[..., Any], *args: Any) -> tuple[Any, BadRequest | None]:
-    """Return the function's result, or how it refused a bad request.
-
-    A refusal comes without what it left behind, which is freed on this thread, and is a result like another: if the
-    client has gone away meanwhile it is no fault that anybody need hear of.
-    """
-    try:
-        return function(*args), None
-    except BadRequest as error:
-        error.__context__ = None
-        return None, error.with_traceback(None)
 
 
 async def _unsupported(call: Call) -> Mapping[str, Any]:

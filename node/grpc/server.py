@@ -8,12 +8,9 @@ codes; nothing but a handler's own bug is an unexpected error, and that one says
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import itertools
 import logging
 import os
-import secrets
 import shutil
 import socket
 import tempfile
@@ -25,30 +22,19 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines, of broken clie
 
 import grpc
 
-from node.admission import Admission
-from node.api.deadlines import Deadlines
-from node.api.faults import Refusal, crash, refusal
-from node.api.server import ANSWER_RATIO_MAX, ANSWER_S_MAX, REQUEST_ID_CHARS_MAX, RESERVED_RATIO, TIMEOUT_S_MAX
-from node.clock import Clock
+from node.api.faults import crash, refusal
+from node.edge import TIMEOUT_S_MAX, Edge, Operation, Request
 from node.grpc.calls import Call, Method
 from node.grpc.methods import REFUSED, SERVED
 from node.grpc.protocol import DAMAGED, SERVICE, Message, Shape, methods
 from node.grpc.status import refuse
-from node.guard import Guard
-from node.logs import request_id
-from node.metrics import Metrics
 from node.rules import METHOD_RULES, UNLISTED
-from node.scope import Scope, current
+from node.scope import Scope
 from node.service import Service
-from node.settings import ApiSettings
-from node.workers import Executor, Lane
 from storage.errors import (
     AnnulusError,
-    BadRequest,
     InvalidParameter,
     NotPermitted,
-    Overloaded,
-    RequestTimeout,
     Unauthenticated,
 )
 
@@ -70,31 +56,11 @@ Context = Any
 class GrpcServer:
     """Serves Milvus's methods at `path` from `start` to `stop`."""
 
-    def __init__(
-        self,
-        service: Service,
-        settings: ApiSettings,
-        metrics: Metrics,
-        *,
-        clock: Clock,
-        executor: Executor,
-        admission: Admission,
-        ready: Callable[[], str] = lambda: "",
-        guard: Guard | None = None,
-    ) -> None:
+    def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service
-        self._settings = settings
-        self._metrics = metrics
-        self._clock = clock
-        self._executor = executor
-        self._admission = admission
-        self._ready = ready
-        self._guard = guard
-        self._running = 0
-        self._deadlines = Deadlines()
-        self._abandoned: set[asyncio.Future[Any]] = set()
-        self._ids = itertools.count(1)
-        self._id_prefix = secrets.token_hex(4)
+        self._edge = edge
+        self._settings = edge.settings
+        self._guard = edge.guard
         self._server: Any = None
         self._directory = ""
 
@@ -125,47 +91,28 @@ class GrpcServer:
         if self._server is not None:
             await self._server.stop(self._settings.drain_s_max)
             self._server = None
-        if self._abandoned:
-            await asyncio.wait(self._abandoned, timeout=self._settings.drain_s_max)
+        await self._edge.drain()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _serve(self, name: str, shape: Shape, method: Method, body: bytes, context: Context) -> bytes:
+    async def _serve(self, operation: Operation, shape: Shape, method: Method, body: bytes, context: Context) -> bytes:
         metadata = dict(context.invocation_metadata() or ())
-        identity = self._identity(metadata)
-        token = request_id.set(identity)
-        began_s = self._clock.monotonic_s()
-        self._metrics.request_begun()
-        self._running += 1
-        scope = Scope(began_s)
-        scope_token = current.set(scope)
-        code = 0
-        try:
+        with self._edge.request(operation, "", _given_id(metadata)) as passing:
             response = shape.response()
             try:
-                await self._answer(name, shape, method, body, context, metadata, response, scope)
+                await self._answer(passing, shape, method, body, context, metadata, response)
             except (Unauthenticated, NotPermitted) as error:
-                code = refusal(error).code
-                status = grpc.StatusCode.UNAUTHENTICATED if code == 1800 else grpc.StatusCode.PERMISSION_DENIED
+                passing.code = refusal(error).code
+                status = grpc.StatusCode.UNAUTHENTICATED if passing.code == 1800 else grpc.StatusCode.PERMISSION_DENIED
                 await context.abort(status, error.message)
             except AnnulusError as error:
                 refused = refusal(error, plan=method.plan)
             except Exception:
-                log.exception("request failed unexpectedly method=%s", name)
-                refused = crash(identity)
+                log.exception("request failed unexpectedly method=%s", operation.name)
+                refused = crash(passing.identity)
             else:
-                return await self._encoded(response)
-            code = refused.code
-            return _refused(shape, refused)
-        except asyncio.CancelledError:
-            code = -1
-            raise
-        finally:
-            self._running -= 1
-            self._metrics.request_ended(route=name, code=code, seconds=self._clock.monotonic_s() - began_s)
-            if self._guard is not None:
-                self._guard.note(name, METHOD_RULES.get(name, UNLISTED), scope, "", code, identity)
-            request_id.reset(token)
-            current.reset(scope_token)
+                return bytes(response.SerializeToString())
+            passing.code = refused.code
+            return bytes(refuse(shape.response(), refused).SerializeToString())
 
     async def _refuse_unknown(self, text: str, context: Context) -> None:
         """Say that a method is not served, to those who may hear it."""
@@ -183,103 +130,53 @@ class GrpcServer:
 
     async def _answer(
         self,
-        name: str,
+        passing: Request,
         shape: Shape,
         method: Method,
         body: bytes,
         context: Context,
         metadata: dict[str, Any],
         response: Message,
-        scope: Scope,
     ) -> None:
         """Fill the response. Raises errors of `storage.errors`."""
-        rights = None if self._guard is None else await self._guard.admit(_shown(metadata), "", scope)
-        limit = self._settings.requests_running_max
-        if method.rows:
-            limit -= int(RESERVED_RATIO * limit)
-        if self._running > limit:
-            raise Overloaded(
-                f"{self._running} requests are running, {limit} at most may (api.requests_running_max raises it): "
-                "try again soon"
+        edge, guard, scope = self._edge, self._guard, passing.scope
+        rights = None if guard is None else await guard.admit(_shown(metadata), passing.address, scope)
+        passing.take_place()
+        passing.allot(self._timeout_s(method, context.time_remaining()))
+        with passing.within(max(0.0, scope.deadline_s - edge.clock.monotonic_s())):
+            call = Call(
+                self._service,
+                await self._parsed(shape, body),
+                response,
+                str(metadata.get(DATABASE, "")),
+                edge.offload,
+                edge.clock,
+                edge.ready,
+                edge.admission,
+                len(body),
             )
-        timeout_s = self._timeout_s(method, context.time_remaining())
-        scope.deadline_s += timeout_s - min(ANSWER_S_MAX, ANSWER_RATIO_MAX * timeout_s)
-        mutation: asyncio.Future[None] | None = None
-        try:
-            with self._deadlines.within(max(0.0, scope.deadline_s - self._clock.monotonic_s())):
-                call = Call(
-                    self._service,
-                    await self._parsed(shape, body),
-                    response,
-                    str(metadata.get(DATABASE, "")),
-                    self._offload,
-                    self._clock,
-                    self._ready,
-                    self._admission,
-                    len(body),
-                )
-                if self._guard is not None:
-                    privilege = METHOD_RULES.get(name, UNLISTED)
-                    database = getattr(call.request, "dbName", "") or call.database
-                    self._guard.check(rights, privilege, scope, database, **_named(call.request))
-                if not method.mutates:
-                    await method.handler(call)
-                    return
-                mutation = asyncio.ensure_future(method.handler(call))
-                await asyncio.shield(mutation)
-        except TimeoutError:
-            if mutation is None:
-                raise RequestTimeout("request timeout") from None
-            self._abandon(mutation)
-            raise RequestTimeout("request timeout: the change may still be made, look before repeating it") from None
-        except asyncio.CancelledError:
-            if mutation is not None:
-                self._abandon(mutation)
-            raise
+            if guard is not None:
+                database = getattr(call.request, "dbName", "") or call.database
+                guard.check(rights, passing.operation.privilege, scope, database, **_named(call.request))
+            if method.mutates:
+                await passing.carry_out(method.handler(call))
+            else:
+                await method.handler(call)
 
     async def _parsed(self, shape: Shape, body: bytes) -> Message:
         try:
             if len(body) < PARSE_OFFLOAD_BYTES_MIN:
                 return shape.request.FromString(body)
-            return await self._offload(shape.request.FromString, body)
+            return await self._edge.offload(shape.request.FromString, body)
         except DAMAGED:
             raise InvalidParameter(
                 f"the request is no {shape.request.DESCRIPTOR.name}: its bytes can not be parsed: invalid parameter"
             ) from None
 
-    async def _encoded(self, response: Message) -> bytes:
-        encoded: bytes = response.SerializeToString()
-        return encoded
-
-    async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
-        result, refused = await self._executor.run(Lane.PARSE, _apart, function, *args)
-        if refused is not None:
-            raise refused
-        return result
-
-    def _abandon(self, mutation: asyncio.Future[None]) -> None:
-        self._abandoned.add(mutation)
-
-        def done(mutation: asyncio.Future[None]) -> None:
-            self._abandoned.discard(mutation)
-            if not mutation.cancelled() and (error := mutation.exception()) is not None:
-                level = logging.INFO if isinstance(error, BadRequest) else logging.WARNING
-                log.log(level, "request failed after its time was up error=%r", error)
-
-        mutation.add_done_callback(done)
-
-    def _identity(self, metadata: dict[str, Any]) -> str:
-        """Return the request's id: the client's if it is short and printable, else a new one."""
-        for name in IDENTITIES:
-            given = metadata.get(name)
-            if isinstance(given, str) and 0 < len(given) <= REQUEST_ID_CHARS_MAX and given.isprintable():
-                return given
-        return f"{self._id_prefix}-g{next(self._ids):x}"
-
     def _timeout_s(self, method: Method, left_s: float | None) -> float:
         if left_s is None:
             return TIMEOUT_S_MAX if method.patient else self._settings.request_timeout_s
-        return min(max(left_s, 0.0), float(TIMEOUT_S_MAX))
+        return min(max(left_s, 0.0), TIMEOUT_S_MAX)
 
 
 def _sweep() -> None:
@@ -290,6 +187,11 @@ def _sweep() -> None:
                 probe.connect(f"{directory}/grpc")
             except ConnectionRefusedError:
                 shutil.rmtree(directory)
+
+
+def _given_id(metadata: dict[str, Any]) -> str | None:
+    given = next((metadata[name] for name in IDENTITIES if name in metadata), None)
+    return given if isinstance(given, str) else None
 
 
 def _shown(metadata: dict[str, Any]) -> str | None:
@@ -316,7 +218,7 @@ def _named(request: Message) -> dict[str, Any]:
     }
 
 
-Serve = Callable[[str, Shape, Method, bytes, Context], Awaitable[bytes]]
+Serve = Callable[[Operation, Shape, Method, bytes, Context], Awaitable[bytes]]
 Refuse = Callable[[str, Context], Awaitable[None]]
 
 
@@ -342,8 +244,10 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no 
 
 
 def _function(serve: Serve, name: str, shape: Shape, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    operation = Operation(name, name, METHOD_RULES.get(name, UNLISTED), is_rows=method.rows)
+
     async def function(body: bytes, context: Context) -> bytes:
-        return await serve(name, shape, method, body, context)
+        return await serve(operation, shape, method, body, context)
 
     return function
 
@@ -354,17 +258,3 @@ def _refusing(text: str, refuse: Refuse) -> Callable[[bytes, Context], Awaitable
         return b""
 
     return refusing
-
-
-def _refused(shape: Shape, refused: Refusal) -> bytes:
-    encoded: bytes = refuse(shape.response(), refused).SerializeToString()
-    return encoded
-
-
-def _apart(function: Callable[..., Any], *args: Any) -> tuple[Any, BadRequest | None]:
-    """Return the function's result, or how it refused a bad request, freed of what it left behind on this thread."""
-    try:
-        return function(*args), None
-    except BadRequest as error:
-        error.__context__ = None
-        return None, error.with_traceback(None)

@@ -8,30 +8,18 @@ import pytest
 from google.protobuf import message_factory
 
 from cluster.privileges import LEVELS
-from node.admission import Admission
 from node.api.routes import ROUTES
 from node.api.server import make_app
-from node.clock import SystemClock
 from node.grpc import protocol
-from node.metrics import Metrics
 from node.rules import ANYONE, METHOD_RULES, OPEN, ROUTE_RULES
-from node.settings import Settings
-from tests.node.api.fake import FakeService, Inline
+from tests.node.api.fake import FakeService, Inline, edge_of
 
 OPEN_ROUTES = {"GET:/healthz", "GET:/readyz"}
 
 
 def test_every_route_has_a_rule() -> None:
     """No route and no page is served that the table forgets, and the table has none that is not served."""
-    settings = Settings()
-    app = make_app(
-        FakeService(),
-        settings.api,
-        Metrics(),
-        clock=SystemClock(),
-        executor=Inline(),
-        admission=Admission(settings, SystemClock(), Metrics()),
-    )
+    app = make_app(FakeService(), edge_of(Inline()))
     served = {route.full_path for route in ROUTES}
     pages = set()
     for one in app.router.routes():

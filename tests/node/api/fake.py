@@ -14,8 +14,11 @@ import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from node.admission import Admission
 from node.api.server import make_app
 from node.clock import SystemClock
+from node.edge import Edge
+from node.guard import Guard
 from node.metrics import Metrics
 from node.service import (
     CollectionInfo,
@@ -31,8 +34,8 @@ from node.service import (
     SearchResult,
     WriteResult,
 )
-from node.settings import ApiSettings
-from node.workers import Lane
+from node.settings import ApiSettings, Settings
+from node.workers import Executor, Lane
 from storage.columns import Batch, ScalarColumn, StringColumn, VectorColumn
 from storage.errors import (
     AliasNotFound,
@@ -509,6 +512,13 @@ class Client:
             return response.status, reply
 
 
+def edge_of(executor: Executor, *, guard: Guard | None = None, ready: Callable[[], str] = str, **settings: Any) -> Edge:
+    """Return the edge of a node with these settings of the API."""
+    api, clock, metrics = ApiSettings(**settings), SystemClock(), Metrics()
+    admission = Admission(Settings(api=api), clock, metrics)
+    return Edge(api, metrics, clock=clock, executor=executor, admission=admission, ready=ready, guard=guard)
+
+
 def serve(script: Callable[[Client], Awaitable[None]], **settings: Any) -> None:
     """Run a script of requests against a fresh application; it must end within 20 s."""
     standard_status = settings.pop("standard_status", False)
@@ -516,15 +526,8 @@ def serve(script: Callable[[Client], Awaitable[None]], **settings: Any) -> None:
 
     async def main() -> None:
         service, executor = FakeService(), Inline()
-        app = make_app(
-            service,
-            ApiSettings(**settings),
-            Metrics(),
-            clock=SystemClock(),
-            executor=executor,
-            ready=ready,
-            standard_status=standard_status,
-        )
+        edge = edge_of(executor, ready=ready, **settings)
+        app = make_app(service, edge, standard_status=standard_status)
         async with TestClient(TestServer(app), timeout=aiohttp.ClientTimeout(20)) as http:
             await script(Client(http, service, executor))
 

@@ -13,11 +13,8 @@ from cluster.access import SetGrant
 from node.api.requests import Kind
 from node.api.routes import ROUTES, Route
 from node.api.server import make_app
-from node.clock import SystemClock
-from node.metrics import Metrics
 from node.rules import ANYONE, OPEN, ROUTE_RULES
-from node.settings import ApiSettings
-from tests.node.api.fake import FakeService, Inline
+from tests.node.api.fake import FakeService, Inline, edge_of
 from tests.node.test_guard import House
 
 INTERNAL: dict[str, str] = {
@@ -41,9 +38,7 @@ async def everything(service: FakeService, headers: dict[str, str]) -> dict[str,
     house.user("ann", "secret-1")
     for privilege, kind in (("DescribeCollection", "Global"), ("ListAliases", "Global"), ("IndexDetail", "Collection")):
         house.say(SetGrant("public", kind, "*", privilege, "*", "root", False))
-    app = make_app(
-        service, ApiSettings(), Metrics(), clock=SystemClock(), executor=Inline(), guard=house.guard
-    )  # fmt: skip
+    app = make_app(service, edge_of(Inline(), guard=house.guard))
     found = {}
     async with TestClient(TestServer(app), timeout=aiohttp.ClientTimeout(20)) as client:
         for route in ROUTES:

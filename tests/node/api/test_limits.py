@@ -27,7 +27,7 @@ from node.api.limits import (
 from node.api.requests import decode_cbor, decode_json
 from node.api.routes import ROUTES
 from node.api.rows import Write, rows_from_cbor, rows_from_json
-from node.api.server import _apart
+from node.edge import apart
 from storage.errors import AnnulusError, BadJson, InvalidParameter
 from storage.schema import DataType, FieldSchema, make_schema
 from tests.node.api.fake import Client, serve
@@ -331,7 +331,7 @@ def test_a_refusal_on_a_thread_is_a_result() -> None:
         except ValueError:
             raise BadJson("no") from None
 
-    result, error = _apart(refuse, [1])
+    result, error = apart(refuse, [1])
     assert result is None and isinstance(error, BadJson)
     assert error.__traceback__ is None and error.__context__ is None
-    assert _apart(len, [1]) == (1, None)
+    assert apart(len, [1]) == (1, None)
