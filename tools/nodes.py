@@ -105,14 +105,16 @@ def start_node(
     return node, process
 
 
-def wait_ready(node: Node, directory: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+def wait_ready(
+    node: Node, directory: Path, process: subprocess.Popen[bytes] | None = None, *, within_s: float = READY_S_MAX
+) -> None:
     """Return when the node answers /readyz with 200. Raises Failure, with the end of its log, if it dies or hangs."""
-    until_s = time.monotonic() + READY_S_MAX
+    until_s = time.monotonic() + within_s
     while not node.is_ready():
         if process.poll() is not None if process else not node.is_alive():
             raise Failure(f"node {node.name} stopped while starting. {log_end(node, directory)}")
         if time.monotonic() > until_s:
-            raise Failure(f"node {node.name} is not ready after {READY_S_MAX:.0f} s. {log_end(node, directory)}")
+            raise Failure(f"node {node.name} is not ready after {within_s:.0f} s. {log_end(node, directory)}")
         time.sleep(0.05)
 
 
@@ -268,6 +270,8 @@ class Cluster:
         self.settings = dict(settings or {})
         self.environment = environment
         self.nodes: dict[str, Node] = {}
+        self.ready_s_max = READY_S_MAX
+        """How long nodes may take to become ready."""
         self.exit_statuses: dict[str, int] = {}
         """How processes that this one started and ended have ended last, by node."""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -389,7 +393,7 @@ class Cluster:
         signal_node(self.nodes[name], number)
 
     def wait_ready(self, name: str) -> None:
-        wait_ready(self.nodes[name], self.directory, self._processes.get(name))
+        wait_ready(self.nodes[name], self.directory, self._processes.get(name), within_s=self.ready_s_max)
 
     def log_end(self, name: str) -> str:
         return log_end(self.nodes[name], self.directory)
@@ -417,7 +421,7 @@ class Cluster:
 
     def wait_all_ready(self) -> None:
         """Return when every node is ready. Raises Failure when one ends, or when the time for it is up."""
-        until_s = time.monotonic() + READY_S_MAX
+        until_s = time.monotonic() + self.ready_s_max
         waiting = list(self.members)
         while waiting:
             for name in list(waiting):
@@ -428,7 +432,9 @@ class Cluster:
                 elif time.monotonic() > until_s:
                     why = http_get(self.nodes[name].client_address, "/readyz")
                     reason = f" ({why[1].decode(errors='replace')})" if why else ""
-                    raise Failure(f"node {name} is not ready after {READY_S_MAX:.0f} s{reason}. {self.log_end(name)}")
+                    raise Failure(
+                        f"node {name} is not ready after {self.ready_s_max:.0f} s{reason}. {self.log_end(name)}"
+                    )
             time.sleep(0.05)
 
     def stop_all(self) -> dict[str, bool]:

@@ -40,6 +40,12 @@ BROKEN = 1
 @click.option("--only", "names", multiple=True, metavar="FAULT", help="Only this fault; may be given several times.")
 @click.option("--without", multiple=True, metavar="FAULT", help="Not this fault; may be given several times.")
 @click.option("--churn", is_flag=True, help="Nodes come, go and are replaced too; they are in three zones.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=1.0),
+    default=1.0,
+    help="How many times longer nodes may take to get ready and heal: on a machine that has more to do.",
+)
 @click.option("--report", "report_path", default=None, metavar="FILE.html", help="Write the run as a page.")
 @click.option("--list", "listing", is_flag=True, help="Explain the faults and end.")
 @click.option("--python", default=sys.executable, hidden=True)
@@ -53,6 +59,7 @@ def main(
     names: Sequence[str],
     without: Sequence[str],
     churn: bool,
+    patience: float,
     report_path: str | None,
     listing: bool,
     python: str,
@@ -76,7 +83,7 @@ def main(
     with Trace(os.path.join(folder, "trace.jsonl")) as trace:
         run = Run(
             folder, seed=seed, nodes=nodes, names=chosen, trace=trace, say=lambda line: None, python=python,
-            zones=ZONES if churn else 0,
+            zones=ZONES if churn else 0, patience=patience,
         )  # fmt: skip
         asyncio.run(_shown(run, minutes * 60, console))
     for name, why in run.record.skipped.items():

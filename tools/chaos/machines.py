@@ -51,11 +51,17 @@ class Machines:
         shimmed: bool = True,
         python: str = sys.executable,
         zones: int = 0,
+        patience: float = 1.0,
     ) -> None:
-        """`complain(node, text)` is called when a process ends by itself. Nodes are in so many zones in turn."""
+        """`complain(node, text)` is called when a process ends by itself. Nodes are in so many zones in turn.
+
+        patience  how many times longer than else they may take to become ready, and shards to become whole
+        """
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ANNULUS_")}
         self.folder = folder
         self.cluster = Cluster.make(Path(python), Path(folder), nodes=nodes, settings=settings, environment=environment)
+        self.cluster.ready_s_max *= patience
+        self.patience = patience
         self.zones = zones
         self.cluster.zones = {name: self._zone(name) for name in self.cluster.members} if zones else {}
         self.names = list(self.cluster.members)
@@ -378,14 +384,15 @@ class Machines:
 
     async def asked(self, what: str, **body: Any) -> None:
         """Ask until it is done. Raises Failure."""
-        until_s = time.monotonic() + WHOLE_S_MAX
+        until_s = time.monotonic() + WHOLE_S_MAX * self.patience
         while await self.operate(what, **body) is None:
             if time.monotonic() > until_s:
-                raise Failure(f"{what} {body}: refused for {WHOLE_S_MAX:.0f} s")
+                raise Failure(f"{what} {body}: refused for {WHOLE_S_MAX * self.patience:.0f} s")
             await asyncio.sleep(0.3)
 
-    async def until(self, what: str, wanted: Callable[[Any], bool], *, within_s: float = WHOLE_S_MAX) -> None:
-        """Return when the list of nodes is as wanted. Raises Failure."""
+    async def until(self, what: str, wanted: Callable[[Any], bool], *, within_s: float = 0.0) -> None:
+        """Return when the list of nodes is as wanted; it may take as long as healing does. Raises Failure."""
+        within_s = within_s or WHOLE_S_MAX * self.patience
         until_s = time.monotonic() + within_s
         while True:
             found = await self.operate("list")

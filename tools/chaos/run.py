@@ -97,6 +97,7 @@ class Run:
         say: Callable[[str], None],
         python: str = sys.executable,
         zones: int = 0,
+        patience: float = 1.0,
         subjects: Sequence[Subject] = LEDGERS,
         settings: Mapping[str, str] = SETTINGS,
     ) -> None:
@@ -108,12 +109,17 @@ class Run:
         repairing = {"cluster.repair_from_peers": "true"} if nodes > 1 else {}
         settings = {**settings, **repairing}
         self.machines = Machines(
-            folder, nodes=nodes, settings=settings, complain=self._died, python=python, zones=zones
+            folder,
+            nodes=nodes,
+            settings=settings,
+            complain=self._died,
+            python=python,
+            zones=zones,
+            patience=patience,
         )
         self.machines.watchers.append(self._came_or_went)
         self.fleet = Fleet(self.machines.addresses, self._chance)
-        self._ones = {name: Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX)
-                      for name, address in self.machines.addresses.items()}  # fmt: skip
+        self._ones = {name: self._one(name, address) for name, address in self.machines.addresses.items()}
         self.record = Record(time.monotonic(), seed, nodes)
         missing = {name: FAULTS[name].missing(self.machines) for name in names}
         self.record.skipped = {name: why for name, why in missing.items() if why}
@@ -226,11 +232,12 @@ class Run:
         # What a node began to do for a client that has gone, it does within the request's time limit.
         late_s = max([*unsure, *faults], default=0.0) + ATTEMPT_S_MAX + 1.0 - time.monotonic()
         await asyncio.sleep(max(0.0, late_s))
+        heal_s_max = HEAL_S_MAX * self.machines.patience
         try:
             await self.machines.ready_all()
             if self.machines.proxies is not None:
                 await self.machines.whole()
-            await asyncio.wait_for(self._whole(), HEAL_S_MAX)
+            await asyncio.wait_for(self._whole(), heal_s_max)
             for number, (name, node) in enumerate(self._ones.items()):
                 if number == 0:
                     await prepare(self._everything, node)
@@ -242,7 +249,7 @@ class Run:
         except Failure as failure:
             self.world.complain(Kind.PROCESS, "healing", str(failure))
         except TimeoutError:
-            self.world.complain(Kind.PROCESS, "healing", f"not all nodes serve {HEAL_S_MAX:.0f} s after the last fault")
+            self.world.complain(Kind.PROCESS, "healing", f"not all nodes serve {heal_s_max:.0f} s after the last fault")
         except (Answered, Unknown) as error:
             self.world.complain(Kind.PROCESS, "verification", str(error))
         registers.judge()
@@ -275,8 +282,12 @@ class Run:
             del self._ones[name]
         else:
             await self.fleet.add(name, address)
-            self._ones[name] = Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX)
+            self._ones[name] = self._one(name, address)
             await self._stack.enter_async_context(self._ones[name].connected())
+
+    def _one(self, name: str, address: Address) -> Fleet:
+        """Return a client of one node alone."""
+        return Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX * self.machines.patience)
 
     def _died(self, name: str, text: str) -> None:
         self.world.complain(Kind.PROCESS, name, text)
