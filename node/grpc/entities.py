@@ -301,6 +301,7 @@ def _sub_search(request: Message) -> dict[str, Any]:
     params = values["searchParams"]
     for name in ("round_decimal", "ignore_growing", "hints"):  # of the whole, not of one search
         params.pop(name, None)
+    values["offset"] = 0  # clients repeat the one of the whole with each search; Milvus looks at that one alone
     return {**routes.SUB_SEARCH.defaults, **{key: values[key] for key in routes.SUB_SEARCH.defaults if key in values}}
 
 

@@ -471,7 +471,7 @@ def test_analyzers(client: MilvusClient, node: Running) -> None:
 
 
 def test_hybrid_search(client: MilvusClient) -> None:
-    """Two vector fields, ranked by reciprocal rank and by weights, as REST."""
+    """Two vector fields, ranked by reciprocal rank and by weights, as REST; an offset is the whole ranking's alone."""
     schema = client.create_schema()
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("a", DataType.FLOAT_VECTOR, dim=DIM)
@@ -491,7 +491,10 @@ def test_hybrid_search(client: MilvusClient) -> None:
         for rank, key in enumerate(ranking):
             scores[key] = scores.get(key, 0) + 1 / (60 + rank + 1)
     (hits,) = client.hybrid_search("two", asked, RRFRanker(), limit=10, output_fields=["id"])
-    assert [hit["id"] for hit in hits] == sorted(scores, key=lambda key: (-scores[key], key))[:10]
+    best = sorted(scores, key=lambda key: (-scores[key], key))
+    assert [hit["id"] for hit in hits] == best[:10]
+    (hits,) = client.hybrid_search("two", asked, RRFRanker(), limit=10, offset=3, output_fields=["id"])
+    assert [hit["id"] for hit in hits] == best[3:13]
     (weighted,) = client.hybrid_search("two", asked, WeightedRanker(1.0, 0.0), limit=1)
     assert weighted[0]["id"] in by_a + by_b
     with pytest.raises(MilvusException) as wrong:
