@@ -5,6 +5,9 @@ proposes, and a follower has them long before it applies. And another replica th
 here until it has them, whatever is compacted meanwhile. A checkpoint removes only garbage that nothing keeps (`doom`),
 and whoever wants to keep what is being removed just now waits until that is done.
 
+For as long as that takes the log after the manifest stays too (`copied_from`), or a replica for which it takes longer
+than from one checkpoint to the next would begin again and again.
+
 A lease ends by itself, so that nothing that dies leaves chunks behind for ever: what came for a message that was never
 applied is then garbage like any other. Before that, all that stood in the log when its time was up is applied: the
 message may be among it.
@@ -19,6 +22,7 @@ from typing import Final
 
 from cluster.shard import Shard
 from node.clock import Clock
+from storage.types import Position
 
 MESSAGE_S: Final = 600.0
 """How long chunks wait for the message that names them: longer than any proposal, or a follower a little behind."""
@@ -32,6 +36,8 @@ class _Lease:
     until_s: float
     loose: bool
     """Whether nobody else knows of these chunks, so that they are garbage when the lease ends."""
+    position: Position | None = None
+    """What the copied manifest covers."""
     log_end: int | None = None
     """The last position of the log when the time was up."""
 
@@ -48,13 +54,18 @@ class ChunkPins:
         self.committing = asyncio.Lock()
         """Held while a manifest is written: there is one at a time, and who reads the newest waits for it."""
 
-    async def keep(self, digests: Iterable[bytes], seconds: float, *, loose: bool = True) -> int:
-        """Keep the chunks, which may not be there yet, for so long; return the lease's number."""
+    async def keep(
+        self, digests: Iterable[bytes], seconds: float, *, loose: bool = True, position: Position | None = None
+    ) -> int:
+        """Keep the chunks, which may not be there yet, for so long; return the lease's number.
+
+        position  of the manifest that is copied, whose log is wanted next
+        """
         wanted = frozenset(digests)
         while wanted & self._doomed:
             await self._removed.wait()
         self._last_id += 1
-        self._leases[self._last_id] = _Lease(wanted, self._clock.monotonic_s() + seconds, loose)
+        self._leases[self._last_id] = _Lease(wanted, self._clock.monotonic_s() + seconds, loose, position)
         return self._last_id
 
     def renew(self, lease_id: int, seconds: float) -> bool:
@@ -74,6 +85,13 @@ class ChunkPins:
         """Whether another replica is fetching chunks from here."""
         now_s = self._clock.monotonic_s()
         return any(not lease.loose and lease.until_s >= now_s for lease in self._leases.values())
+
+    @property
+    def copied_from(self) -> Position | None:
+        """The log after this position is wanted by replicas that copy manifests; None if there are none."""
+        now_s = self._clock.monotonic_s()
+        leases = self._leases.values()
+        return min((one.position for one in leases if one.position is not None and one.until_s >= now_s), default=None)
 
     @property
     def kept(self) -> frozenset[bytes]:

@@ -596,7 +596,8 @@ class Node:
             frozen = control.freeze(self.control.applied_term, reset_log=not is_in_log)
             await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
             self.note_control_saved(position)
-        self.control.trim(position)
+        wanted = None if self.is_journal_full else self.replicas.control_pins.copied_from
+        self.control.trim(position if wanted is None else min(position, wanted))
 
     def note_control_saved(self, position: Position) -> None:
         self._control_saved = position
@@ -623,15 +624,21 @@ class Node:
                 log.exception("the watcher fails; it goes on")
                 await asyncio.sleep(10 * WATCH_S)
 
+    @property
+    def is_journal_full(self) -> bool:
+        """Whether the journal takes more of the disk than it may, so that logs are cut wherever they can be."""
+        return self.journal.bytes_on_disk > self.settings.storage.journal_bytes_max
+
     async def _checkpoint_due(self) -> None:
         storage = self.settings.storage
         now_s = self.seams.clock.monotonic_s()
-        large = self.journal.bytes_on_disk > storage.journal_bytes_max
-        pinned = {slot_of(pin.group_id) for pin in self.journal.pinning()} if large else set()
+        pinned = {slot_of(pin.group_id) for pin in self.journal.pinning()} if self.is_journal_full else set()
         for shard_id, upkeep in list(self.upkeep.items()):
             old = now_s - upkeep.checkpoint_at_s >= storage.checkpoint_interval_s
             if upkeep.is_dirty and (old or group_of(shard_id) in pinned):
                 await upkeep.checkpoint()
+            elif group_of(shard_id) in pinned:
+                upkeep.trim_log()
         changes = self.control.machine.position - self._control_saved
         old = now_s - self._control_saved_at_s >= storage.checkpoint_interval_s
         if changes >= CONTROL_ENTRIES_MAX or old or CONTROL_GROUP in pinned:

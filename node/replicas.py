@@ -237,6 +237,7 @@ class Replicas:
             on_store_error=node.note_store_error,
             readers_gone=node.readers_gone,
             store_full=lambda: node.is_store_full,
+            journal_full=lambda: node.is_journal_full,
             memory_short=lambda: node.admission.look() is not Level.ACCEPT,
             merge_bytes_max=node.admission.merge_bytes_max,
             slots=node.slots,

@@ -354,7 +354,7 @@ class Snapshots:
                 if not group.raft_log().base_position <= position <= group.raft_log().last_position:
                     raise Unavailable(f"the checkpoint of {group.record.name} at {position} is of an older program")
                 term = group.raft_log().term_at(position)
-            lease = await group.pins.keep(sizes, COPY_S, loose=False)
+            lease = await group.pins.keep(sizes, COPY_S, loose=False, position=position)
         log.info("snapshot given group=%s peer=%s position=%d chunks=%d", group.record.name, peer, position, len(sizes))
         return {"position": position, "term": term, "lease": lease}, [raw]
 

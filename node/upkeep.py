@@ -85,6 +85,7 @@ class Upkeep:
         on_store_error: Callable[[OSError], None],
         readers_gone: Callable[[], Awaitable[None]],
         store_full: Callable[[], bool],
+        journal_full: Callable[[], bool] = lambda: False,
         memory_short: Callable[[], bool] = lambda: False,
         merge_bytes_max: int | None = None,
         slots: Slots | None = None,
@@ -106,6 +107,7 @@ class Upkeep:
         self._on_store_error = on_store_error
         self._readers_gone = readers_gone
         self._store_full = store_full
+        self._journal_full = journal_full
         self._memory_short = memory_short
         self._merge_bytes_max = min(settings.storage.segment_bytes_max, merge_bytes_max or 1 << 62)
         self._transfer = transfer
@@ -700,7 +702,13 @@ class Upkeep:
             finally:
                 self.pins.spare()
             self._note_checkpoint(position)
-        self._host.trim(position)
+        self.trim_log()
+
+    def trim_log(self) -> None:
+        """Let go of the journal below the checkpoint, but for what others will want next while there is room."""
+        wanted = None if self._journal_full() else self.pins.copied_from
+        position = self.checkpoint_position
+        self._host.trim(position if wanted is None else min(position, wanted))
 
     def _note_checkpoint(self, position: Position) -> None:
         self.checkpoint_position = position

@@ -381,10 +381,12 @@ def test_chunks_stay_while_they_are_copied(loop: SimLoop) -> None:
         leader.shard.garbage = set(needed)
         leader.shard.digests.clear()
         while lagging.shard.position == 0:
+            assert leader.pins.copied_from == scene.position
             assert leader.pins.doom(leader.shard, 0) == set()
             leader.pins.spare()
             await asyncio.sleep(7)
         await asyncio.sleep(1)
+        assert leader.pins.copied_from is None
         assert leader.pins.doom(leader.shard, 0) == needed
         leader.pins.spare()
         await leader.mesh.call("n1", "snapshot/manifest", {"group": GROUP}, timeout_s=9)

@@ -26,6 +26,7 @@ from cluster.message import (
 from cluster.shard import CollectionState, Shard
 from cluster.tick import HybridClock
 from index.spec import parse_index_spec
+from node.chunk_pins import COPY_S
 from node.metrics import Metrics
 from node.settings import CompactionSettings, IndexSettings, Settings, StorageSettings
 from node.upkeep import Upkeep
@@ -375,6 +376,35 @@ def test_checkpoints_of_followers_restore(loop: SimLoop) -> None:
     team = Team(loop, 3)
     run(loop, scenario())
     assert "indexed" in kinds(team)
+
+
+def test_the_log_after_a_manifest_that_is_copied_stays(loop: SimLoop) -> None:
+    """Checkpoints cut no log that a replica which copies an older one wants next, until it has it or falls silent."""
+
+    async def scenario() -> None:
+        await team.begin()
+        leader = team.members[0]
+        await team.insert(*range(6))
+        given = leader.shard.position
+        pins = leader.upkeep.pins
+        lease = await pins.keep((), COPY_S, loose=False, position=given)
+        later = await pins.keep((), COPY_S, loose=False, position=Position(given + 1))
+        await pins.keep((b"of a message",), 2 * COPY_S)
+        for number in (7, 8):
+            await team.insert(number)
+            await leader.upkeep.checkpoint()
+            assert leader.host.trimmed == given < leader.upkeep.checkpoint_position
+        pins.release(lease)
+        leader.upkeep.trim_log()
+        assert leader.host.trimmed == given + 1
+        assert pins.renew(later, COPY_S)
+        await asyncio.sleep(COPY_S + 1)
+        leader.upkeep.trim_log()
+        assert leader.host.trimmed == leader.upkeep.checkpoint_position
+        await team.end()
+
+    team = Team(loop, 1)
+    run(loop, scenario())
 
 
 def test_a_cancellation_is_not_lost_to_a_waking(loop: SimLoop) -> None:
