@@ -182,7 +182,8 @@ class Importer:
         failure: BaseException | None = None
         with ThreadPoolExecutor(self._in_flight, thread_name_prefix="import") as pool:
             while True:
-                while failure is None and len(waiting) < self._in_flight and not self._stop.is_set():
+                # one more than are sent at a time: it is read while they are on their way
+                while failure is None and len(waiting) <= self._in_flight and not self._stop.is_set():
                     try:
                         chunk = next(chunks, None)
                     except InvalidParameter as error:

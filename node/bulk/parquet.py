@@ -82,7 +82,7 @@ def _values(column: Any) -> Values:
         kind = column.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if is_number and column.null_count == 0:
-        return column.to_numpy(zero_copy_only=False)
+        return _numbers(column)
     if is_number and pa.types.is_float16(kind):
         return [None if one is None else float(one) for one in column.to_pylist()]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -93,14 +93,24 @@ def _values(column: Any) -> Values:
             if pa.types.is_fixed_size_list(kind):
                 widths = np.array([kind.list_size])
             else:
-                widths = np.unique(np.diff(column.offsets.to_numpy()))
+                widths = np.unique(np.diff(_numbers(column.offsets)))
             if len(widths) == 1 and widths[0] and flat.null_count == 0:
-                return flat.to_numpy(zero_copy_only=False).reshape(len(column), int(widths[0]))
+                return _numbers(flat).reshape(len(column), int(widths[0]))
     if pa.types.is_map(kind):
         return [None if one is None else dict(one) for one in column.to_pylist()]
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return [None if one is None else str(one) for one in column.to_pylist()]
     return list(column.to_pylist())
+
+
+def _numbers(column: Any) -> Any:
+    """Return numbers without nulls, uncopied but for truth values. Arrow's own way imports pandas, if there is one."""
+    data = column.buffers()[1]
+    if pa.types.is_boolean(column.type):
+        bits = np.frombuffer(data or b"", np.uint8)
+        return np.unpackbits(bits, bitorder="little")[column.offset : column.offset + len(column)].astype(np.bool_)
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    return np.frombuffer(data or b"", dtype, len(column), column.offset * dtype.itemsize)
 
 
 class ParquetWriter:
