@@ -7,6 +7,7 @@ field, but are a group of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.columns import Batch, Column, ScalarColumn
+from storage.errors import InvalidParameter
 from storage.merging import key_ranks
 from storage.types import FieldId
 
@@ -84,7 +86,7 @@ def combine(parts: Sequence[Groups]) -> Groups:
 def finished(
     groups: Groups, aggregation: Aggregation, names: Sequence[str], *, limit: int | None, offset: int = 0
 ) -> list[Mapping[str, Any]]:
-    """Return a row for each group, by its values ascending, nulls last.
+    """Return a row for each group, by its values ascending, nulls last. Raises InvalidParameter for a sum too large.
 
     names  of the fields grouped by
     """
@@ -128,9 +130,22 @@ def _sums(column: Column, live: npt.NDArray[np.int64], group: npt.NDArray[np.int
     if values.dtype.kind == "f":
         totals: list[int | float] = np.bincount(group, values.astype(np.float64), groups).tolist()
         return totals
-    whole = np.zeros(groups, np.int64)
-    np.add.at(whole, group, values.astype(np.int64))
-    return list(whole.tolist())
+    wide = values.astype(np.int64)
+    high, low = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    np.add.at(high, group, wide >> 32)  # halves, whose sums have room: that of Int64 values may need more than 64 bits
+    np.add.at(low, group, wide & 0xFFFFFFFF)
+    return [(a << 32) + b for a, b in zip(high.tolist(), low.tolist(), strict=True)]
+
+
+def _expressible(total: Any, shown: str) -> Any:
+    """Return the sum. Raises InvalidParameter if answers have no place for it: 64 bits, or a Double."""
+    if isinstance(total, float) and not math.isfinite(total):
+        raise InvalidParameter(f"{shown}: the sum of the values is beyond what a Double can be: invalid parameter")
+    if isinstance(total, int) and shown == "sum" and not -(1 << 63) <= total < 1 << 63:
+        raise InvalidParameter(
+            f"sum: {total} does not fit in 64 bits: narrow the filter, or ask for avg: invalid parameter"
+        )
+    return total
 
 
 def _added(a: Partial, b: Partial) -> Partial:
@@ -146,9 +161,9 @@ def _result(operator: Operator, partial: Partial) -> Any:
         case Operator.COUNT:
             return count
         case Operator.SUM:
-            return total
+            return _expressible(total, "sum")
         case Operator.AVG:
-            return total / count if count else None
+            return _expressible(total, "avg") / count if count else None
         case Operator.MIN:
             return least
     return greatest
