@@ -131,7 +131,7 @@ def _numbers(into: Gatherer, scalars: Message, valid: Mask | None, rows: int) ->
     field = into.field
     name = _SCALARS[field.type]
     values: npt.NDArray[Any] = np.array(getattr(scalars, name).data, _WIRE[name])
-    if field.type in INTEGER_BITS and name == "int_data" and len(values):
+    if field.type in INTEGER_BITS and name == "int_data":
         edge = 1 << (INTEGER_BITS[field.type] - 1)
         wrong = (values < -edge) | (values >= edge)
         if wrong.any():

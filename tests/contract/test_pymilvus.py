@@ -680,3 +680,25 @@ def test_three_nodes(tmp_path: Path) -> None:
         assert list(clients[2].query("c", output_fields=["count(*)"])) == [{"count(*)": ROWS + 1}]
         for client in clients[1:]:
             client.close()
+
+
+def test_rows_that_are_all_null(client: MilvusClient) -> None:
+    """Rows of which none has a value of a nullable field are taken, whatever the field's type."""
+    kinds = [
+        DataType.BOOL, DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64, DataType.FLOAT, DataType.DOUBLE,
+        DataType.VARCHAR, DataType.JSON,
+    ]  # fmt: skip
+    schema = client.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("v", DataType.FLOAT_VECTOR, dim=2)
+    for kind in kinds:
+        schema.add_field(kind.name.lower(), kind, nullable=True, max_length=9)
+    index = client.prepare_index_params("v", metric_type="L2")
+    client.create_collection("nulls", schema=schema, index_params=index, consistency_level="Strong")
+    client.insert("nulls", [{"id": 1, "v": [1.0, 2.0]}])
+    client.insert("nulls", [{"id": 2, "v": [1.0, 2.0]}, {"id": 3, "v": [1.0, 2.0]}])
+    rows = client.query("nulls", filter="id > 0", output_fields=["*"])
+    assert [{key: value for key, value in row.items() if key != "v"} for row in rows] == [
+        {"id": key, **{kind.name.lower(): None for kind in kinds}} for key in (1, 2, 3)
+    ]
+    client.drop_collection("nulls")
