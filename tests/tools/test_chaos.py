@@ -28,6 +28,7 @@ from tools.chaos.failover import outage
 from tools.chaos.faults import FAULTS, plan
 from tools.chaos.figures import gaps, longest_gap_s, percentile, rates, repeats
 from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request, Session
+from tools.chaos.machines import Machines
 from tools.chaos.proxy import ANYBODY, Proxies, ProxyProcess, Rule
 from tools.chaos.registers import SUBJECT, Registers
 from tools.chaos.report import page, summary
@@ -593,6 +594,16 @@ def test_a_run_tells_nodes_that_keep_their_word_from_others(
     assert kinds & noticed if noticed else not kinds, run.world.violations
     assert set(run.record.skipped) == {"halves"}
     assert run.record.happenings and run.world.acknowledged > 0
+
+
+def test_who_has_gone_is_damaged_no_more(tmp_path: Path) -> None:
+    """The node whose chunks rot stays the same one while it is there; another may follow when it has gone."""
+    machines = Machines(
+        str(tmp_path), nodes=3, settings={}, complain=lambda name, text: None, proxied=False, shimmed=False
+    )
+    machines.rotten.add("n2")
+    asyncio.run(machines.part("n2"))
+    assert machines.names == ["n1", "n3"] and not machines.rotten
 
 
 @pytest.mark.slow

@@ -364,6 +364,7 @@ class Machines:
     async def part(self, name: str) -> None:
         """Know a node no longer; it is down, and no node of the cluster any more or about to be none."""
         self.names.remove(name)
+        self.rotten.discard(name)
         self.cluster.forget(name)
         for watcher in self.watchers:
             await watcher(name, None)
