@@ -43,7 +43,8 @@ from storage.errors import (
     NameInvalid,
     PartitionNotFound,
 )
-from storage.scalar_index import SPEC_KEY
+from storage.filter.indexed import Indexed
+from storage.scalar_index import SPEC_KEY, indexed_by
 from storage.schema import CollectionSchema, check_name
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
@@ -111,9 +112,9 @@ class Collection:
         return self.loaded is None or bool(self.loaded)
 
     @cached_property
-    def indexed_scalars(self) -> frozenset[FieldId]:
-        """The fields with a scalar index."""
-        return frozenset(one.field_id for one in self.indexes.values() if one.is_scalar)
+    def indexed_scalars(self) -> frozenset[Indexed]:
+        """What has a scalar index."""
+        return frozenset(indexed_by(one.field_id, one.spec) for one in self.indexes.values() if one.is_scalar)
 
     def partition(self, name: str) -> PartitionId:
         found = self.partitions.get(name)

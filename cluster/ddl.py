@@ -44,8 +44,8 @@ from cluster.parse import asked, check_values, parse_field, parse_index, parse_n
 from cluster.resources import WHOLE_CLUSTER, Holds, of_names
 from storage.errors import BadRequest, CollectionLimit, FieldNotFound, IndexConflict, IndexNotFound, InvalidParameter
 from storage.evolution import DYNAMIC_PROPERTY, with_dynamic_field, with_field, with_field_params, without_field
-from storage.scalar_index import SPEC_KEY, parse_scalar_index
-from storage.schema import SHARDS_MAX, CollectionSchema, check_name
+from storage.scalar_index import SPEC_KEY, check_spec, indexed_by
+from storage.schema import SHARDS_MAX, CollectionSchema, DataType, check_name
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
 Facts = Mapping[str, Any]
@@ -507,11 +507,14 @@ def _new_index(target: Collection, plain: Mapping[str, Any]) -> IndexDef | None:
     if field is None or field.name != wanted.field_name:
         raise FieldNotFound(f"field {wanted.field_name} not exist: it was dropped")
     if wanted.is_scalar:
-        parse_scalar_index(str(wanted.spec[SPEC_KEY]), field)
+        check_spec(wanted.spec, field)
     else:
         parse_index(wanted.spec)
-    known = target.index_on(wanted.field_name)
-    if known is not None:
+    rivals = [one for one in target.indexes.values() if one.field_id == wanted.field_id]
+    if field.type is DataType.JSON:  # which may have one for each path and type
+        mine = indexed_by(field.id, wanted.spec)
+        rivals = [one for one in rivals if indexed_by(field.id, one.spec) == mine]
+    for known in rivals:
         if (known.name, known.spec) == (wanted.name, wanted.spec):
             return None
         raise IndexConflict(

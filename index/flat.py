@@ -73,10 +73,13 @@ def nearest_in(
     *,
     metric: Metric,
     mask: Mask | None = None,
+    chosen: Offsets | None = None,
     bounds: Bounds = EVERYTHING,
     squares: Distances | None = None,
 ) -> Hits:
     """Return the same of rows in several matrices, one after the other, as if they were one.
+
+    chosen  the only rows that appear, ascending, for who has those in place of a mask: few of them
 
     Faster than to merge what `nearest` finds in each: for all pieces together there is one selection, and one thread
     that waits for the interpreter the fewer times.
@@ -85,7 +88,6 @@ def nearest_in(
     for vectors in pieces:
         if queries.shape[1] != vectors.shape[1]:
             raise ValueError(f"queries of dim {queries.shape[1]}, vectors of dim {vectors.shape[1]}")
-    chosen: Offsets | None = None
     if mask is not None:
         survivors = int(np.count_nonzero(mask))
         if survivors < rows:
@@ -103,8 +105,8 @@ def nearest_in(
         found = hits.offsets[:, : min(k, left)]
         found[...] = few[found]
         return hits
-    if chosen is not None and left > _GATHER_FRACTION * rows:
-        approximate = _Approximate(table, metric, squares, hidden=~mask if mask is not None else None)
+    if mask is not None and chosen is not None and left > _GATHER_FRACTION * rows:
+        approximate = _Approximate(table, metric, squares, hidden=~mask)
         chosen = None
     else:
         approximate = _Approximate(table, metric, squares, chosen=chosen)

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, TypeVar
 
 from cluster.catalog import (
@@ -729,13 +729,18 @@ class Database:
     @staticmethod
     def _index_def(schema: CollectionSchema, request: IndexRequest) -> IndexDef:
         target: FieldSchema | None = schema.by_name.get(request.field_name)
+        if target is None and schema.dynamic is not None and "json_cast_type" in request.params:
+            target = schema.dynamic  # of which the name is a key
+            request = replace(request, params={"json_path": request.field_name, **request.params})
         if target is None:
             raise MissingParameter(
                 f"missing required parameters, error: `{request.field_name}` hasn't defined in schema"
             )
         if not target.type.is_vector:
-            kind = str(parse_scalar_index(request.index_type, target))
-            return IndexDef(IndexId(0), _index_name(request), target.id, target.name, kind, "", {SPEC_KEY: kind})
+            scalar = parse_scalar_index(request.index_type, target, request.params)
+            return IndexDef(
+                IndexId(0), _index_name(request), target.id, target.name, scalar[SPEC_KEY], "", scalar, _shown(request)
+            )
         try:
             form = target.type.form
             default = Metric.BM25 if target.id in schema.computed else None
@@ -762,10 +767,15 @@ class Database:
                 f"field {target.name}: invalid parameter"
             )
         name = _index_name(request)
-        params = {key: str(value) for key, value in request.params.items() if key not in ("index_type", "metric_type")}
+        params = _shown(request)
         return IndexDef(
             IndexId(0), name, target.id, target.name, str(spec.index_type), str(spec.metric), spec.to_dict(), params
         )
+
+
+def _shown(request: IndexRequest) -> dict[str, str]:
+    """Return the parameters as they were given, for who asks about the index."""
+    return {key: str(value) for key, value in request.params.items() if key not in ("index_type", "metric_type")}
 
 
 def _index_name(request: IndexRequest) -> str:

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -59,8 +59,9 @@ from storage.errors import (
     Unavailable,
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
+from storage.filter.indexed import Indexed
 from storage.fusion import fuse
-from storage.grouping import Grouping, merge_groups, search_groups
+from storage.grouping import Grouping, Narrowed, merge_groups, search_groups
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.merging import ScoredRows
 from storage.ordering import OrderBy, ordered, sort_keys
@@ -625,8 +626,9 @@ class Reader:
         columns: Sequence[FieldId] = question.field_ids
         if question.grouping is not None:
             name = schema.by_id[question.grouping.field_id].name
-            within = partial(_within, question.filter, question.templates, name, schema)
-            return await self._node.read(_search_grouped, seen, question, row_filter, within)
+            facts = question.filter, question.templates, name, schema
+            narrowed = Narrowed(partial(_within, *facts), partial(_without, *facts))
+            return await self._node.read(_search_grouped, seen, question, row_filter, narrowed)
         if question.aggregation is not None:
             groups = await self._node.read(_aggregate, seen, row_filter, question.aggregation)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), groups=groups)
@@ -763,7 +765,7 @@ class Reader:
         self, collection_id: CollectionId, schema: CollectionSchema, text: str, templates: Mapping[str, Any]
     ) -> CompiledFilter:
         owner = self._node.catalog.collections.get(collection_id)
-        indexed = frozenset[FieldId]() if owner is None else owner.indexed_scalars
+        indexed = frozenset[Indexed]() if owner is None else owner.indexed_scalars
         key = (collection_id, schema.version, text, indexed)
         known = None if templates else self._filters.get(key)
         if known is None:
@@ -883,15 +885,25 @@ def _within(text: str, templates: Mapping[str, Any], name: str, schema: Collecti
     return compile_filter(both, schema, templates if value is None else {**templates, _GROUP_VALUE: value})
 
 
+def _without(
+    text: str, templates: Mapping[str, Any], name: str, schema: CollectionSchema, values: Sequence[Any]
+) -> CompiledFilter:
+    """Return the filter for rows that pass this one and have none of the values in the field of this name."""
+    live = [value for value in values if value is not None]
+    others = f"{name} not in {{{_GROUP_VALUE}}}"
+    mine = f"{name} is not null and {others}" if len(live) < len(values) else f"({name} is null or {others})"
+    return compile_filter(f"({text}) and {mine}" if text.strip() else mine, schema, {**templates, _GROUP_VALUE: live})
+
+
 def _search_grouped(
-    seen: Snapshot, question: Question, row_filter: CompiledFilter | None, within: Callable[[Any], CompiledFilter]
+    seen: Snapshot, question: Question, row_filter: CompiledFilter | None, narrowed: Narrowed
 ) -> Answer:
     near, grouping = question.near, question.grouping
     assert near is not None and grouping is not None and question.limit is not None, "what a search for groups has"
     asked = _asked(near, near.vectors, question.limit + question.offset, row_filter, seen)
     if not seen.views:
         return Answer.nothing(question, seen.schema, seen.ticks)
-    found = search_groups(seen.views, asked, grouping, within, question.field_ids)
+    found = search_groups(seen.views, asked, grouping, narrowed, question.field_ids)
     best = merge_groups(
         [found],
         seen.schema.primary.id,

@@ -59,6 +59,7 @@ the journal behind its position.
 | `growing`, `sealed`, `deletes`            | segments                                                             |
 | `key_lookup`, `stats`                     | from primary key to offset; bounds of each field                     |
 | `filter/`                                 | text to mask                                                         |
+| `scalar_index`, `postings`, `candidates`  | indexes for filters: their names, what they are, when they are used  |
 | `view`, `search`                          | what a reader sees; the planner                                      |
 | `compaction`                              | which segments to write anew, and what comes out                     |
 

@@ -1,8 +1,9 @@
 """Searching for groups: the best rows of each of the best groups, a group being the rows with one value of a field.
 
 A group is as near as its nearest row. The hits of a search, taken in their order until enough values have come up, give
-the groups exactly; rows that a group still lacks are searched for among its own. So each group has its best rows, and
-fewer than were asked for only if it has no more: Milvus's strict group size, always.
+the groups exactly. Where a few values have so many rows that the others are far behind them, the next groups are
+searched for among the rows with other values; and rows that a group still lacks among its own. So each group has its
+best rows, and fewer than were asked for only if it has no more: Milvus's strict group size, always.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,11 @@ from storage.view import SegmentView
 
 _WIDER: Final = 4
 """How many times more hits are looked at where there were too few values among them."""
+_HITS_MAX: Final = 1 << 16
+"""Of all queries together, to which that goes on. Each costs memory, and a value may have all rows of a collection."""
+
+_Hit: TypeAlias = tuple[int, int, float]
+"""(view, offset, distance)."""
 
 
 @dataclass(frozen=True)
@@ -33,72 +39,104 @@ class Grouping:
     """Rows of each group."""
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """Makes filters for those rows of a query's that have certain values in the field; None stands for null."""
+
+    within: Callable[[Any], CompiledFilter]
+    """This value."""
+    without: Callable[[Sequence[Any]], CompiledFilter]
+    """None of these."""
+
+
 def search_groups(
     views: Sequence[SegmentView],
     query: VectorQuery,
     grouping: Grouping,
-    within: Callable[[Any], CompiledFilter],
+    narrowed: Narrowed,
     field_ids: Sequence[FieldId],
 ) -> ScoredRows:
     """Return the best rows of the `query.limit` best groups of each query, one group after the other.
 
-    within     the query's filter for rows with this value of the field, null if it is None
+    narrowed   of the query's filter and the grouping's field
     field_ids  to fetch, the grouping's field among them
     """
     query = replace(query, explain=False)
     possible = sum(view.rows for view in views)
     fetched = min(possible, query.limit * grouping.size)
     while True:
-        hits = search(views, replace(query, limit=fetched)) if fetched else search(views, query)
-        refs = hits.refs()
-        values = _values(fetch(views, refs, [grouping.field_id]) if len(refs) else None, grouping.field_id)
-        counts = hits.counts.tolist()
-        ends = np.cumsum([0, *counts]).tolist()
-        lines = [values[a:b] for a, b in itertools.pairwise(ends)]
-        if fetched >= possible or all(
-            count < fetched or len(set(line)) >= query.limit for line, count in zip(lines, counts, strict=True)
+        lines = _hits(views, replace(query, limit=fetched) if fetched else query, grouping.field_id)
+        wider = min(possible, _WIDER * fetched)
+        if wider * len(lines) > max(_HITS_MAX, fetched * len(lines)) or not any(
+            len(line) == fetched < possible and len({value for value, _ in line}) < query.limit for line in lines
         ):
             break
-        fetched = min(possible, _WIDER * fetched)
-    found: list[tuple[list[int], list[int], list[float]]] = []
-    for line, mine in enumerate(lines):
-        first = ends[line]
-        distances = hits.distances[line]
-        groups: dict[Hashable, list[int]] = {}
-        for place, value in enumerate(mine):
-            if value in groups or len(groups) < query.limit:
-                groups.setdefault(value, []).append(place)
-        numbers: list[int] = []
-        offsets: list[int] = []
-        scores: list[float] = []
-        for value, places in groups.items():
-            if len(places) < grouping.size and counts[line] == fetched < possible:
-                more = search(
-                    views,
-                    replace(
-                        query, queries=take(query.queries, np.array([line])), limit=grouping.size, filter=within(value)
-                    ),
-                )
-                rows = more.refs()
-                numbers += rows.views.tolist()
-                offsets += rows.offsets.tolist()
-                scores += more.distances[0][: len(rows)].tolist()
-            else:
-                chosen = places[: grouping.size]
-                numbers += [int(refs.views[first + place]) for place in chosen]
-                offsets += [int(refs.offsets[first + place]) for place in chosen]
-                scores += [float(distances[place]) for place in chosen]
-        found.append((numbers, offsets, scores))
+        fetched = wider
+    found: list[list[_Hit]] = []
+    for number, line in enumerate(lines):
+        mine = replace(query, queries=take(query.queries, np.array([number])))
+        is_all = len(line) < fetched or fetched >= possible
+        found.append(_groups(views, mine, grouping, narrowed, line, is_all=is_all))
     rows = Refs(
-        np.array([one for numbers, _, _ in found for one in numbers], np.int64),
-        np.array([one for _, offsets, _ in found for one in offsets], np.int64),
+        np.array([view for line in found for view, _, _ in line], np.int64),
+        np.array([offset for line in found for _, offset, _ in line], np.int64),
     )
-    distances = np.array([one for _, _, some in found for one in some], np.float32)
+    distances = np.array([distance for line in found for _, _, distance in line], np.float32)
     return ScoredRows(
-        [len(numbers) for numbers, _, _ in found],
+        [len(line) for line in found],
         query.metric.scores(distances).astype(np.float32, copy=False),
         fetch(views, rows, field_ids),
     )
+
+
+def _groups(
+    views: Sequence[SegmentView],
+    query: VectorQuery,
+    grouping: Grouping,
+    narrowed: Narrowed,
+    line: Sequence[tuple[Hashable, _Hit]],
+    *,
+    is_all: bool,
+) -> list[_Hit]:
+    """Return the rows of the best groups of one query.
+
+    line    its nearest hits and the values that they have
+    is_all  whether there are no others
+    """
+    groups: dict[Hashable, list[_Hit]] = {}
+    whole: set[Hashable] = set()
+    """Groups of which all rows have come up."""
+    wanted = max(len(line), query.limit * grouping.size)
+    while True:
+        known = set(groups)
+        for value, hit in line:
+            if value in groups or len(groups) < query.limit:
+                groups.setdefault(value, []).append(hit)
+        if is_all:
+            whole |= groups.keys() - known
+        if is_all or len(groups) >= query.limit:
+            break
+        others = replace(query, limit=wanted, filter=narrowed.without(list(groups)))
+        (line,) = _hits(views, others, grouping.field_id)
+        is_all = len(line) < wanted
+        wanted = min(_WIDER * wanted, max(wanted, _HITS_MAX))
+    found: list[_Hit] = []
+    for value, hits in groups.items():
+        if len(hits) < grouping.size and value not in whole:
+            mine = replace(query, limit=grouping.size, filter=narrowed.within(value))
+            hits = [hit for _, hit in _hits(views, mine, grouping.field_id)[0]]
+        found += hits[: grouping.size]
+    return found
+
+
+def _hits(views: Sequence[SegmentView], query: VectorQuery, field_id: FieldId) -> list[list[tuple[Hashable, _Hit]]]:
+    """Return the hits of each query with the values that they have in the field."""
+    hits = search(views, query)
+    refs = hits.refs()
+    values = _values(fetch(views, refs, [field_id]) if len(refs) else None, field_id)
+    rows = zip(refs.views.tolist(), refs.offsets.tolist(), hits.distances[hits.offsets >= 0].tolist(), strict=True)
+    pairs = list(zip(values, rows, strict=True))
+    return [pairs[a:b] for a, b in itertools.pairwise(np.cumsum([0, *hits.counts.tolist()]).tolist())]
 
 
 def merge_groups(

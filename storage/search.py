@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -220,9 +221,7 @@ def query(
     offset: int = 0,
 ) -> Refs:
     """Return the rows that match, by primary key ascending; of rows with one key the newest that matches."""
-    refs = _concat(
-        (i, np.flatnonzero(_survivors(view, row_filter, tick, expire_before).mask)) for i, view in enumerate(views)
-    )
+    refs = _concat((i, _survivors(view, row_filter, tick, expire_before).offsets) for i, view in enumerate(views))
     return _slice(_newest_by_key(views, refs), offset, limit)
 
 
@@ -257,42 +256,60 @@ def inserted_ticks(views: Sequence[SegmentView], refs: Refs) -> Ticks:
 # survivors
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Survivors:
-    mask: Mask
+    """Rows of a segment, as offsets where they are few and an index told them, else as a mask."""
+
+    rows: int
     count: int
+    given: Mask | None = None
+    few: Offsets | None = None
+    """Ascending."""
     why_none: str = ""
+
+    @cached_property
+    def mask(self) -> Mask:
+        if self.given is not None:
+            return self.given
+        mask = np.zeros(self.rows, np.bool_)
+        if self.few is not None:
+            mask[self.few] = True
+        return mask
+
+    @property
+    def offsets(self) -> Offsets:
+        return self.mask.nonzero()[0] if self.few is None else self.few
 
 
 def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick, expire_before: Tick) -> _Survivors:
     """Return which rows are visible and pass the filter."""
     visible, visible_count = view.visibility(tick, expire_before)
+    rows = view.rows
     if visible_count == 0:
-        return _Survivors(visible, 0, "no row is visible")
+        return _Survivors(rows, 0, visible, why_none="no row is visible")
     if row_filter is None or row_filter.always_true:
-        return _Survivors(visible, visible_count)
+        return _Survivors(rows, visible_count, visible)
     if view.stats and not row_filter.may_match(view.stats):
-        return _Survivors(np.zeros(view.rows, np.bool_), 0, "statistics rule the filter out")
-    fields = sorted(row_filter.field_ids)
+        return _Survivors(rows, 0, few=_NO_ROWS, why_none="statistics rule the filter out")
     keys = row_filter.primary_keys()
     if keys is not None:
-        passing = np.zeros(view.rows, np.bool_)
         offsets = view.find(_typed(view, keys.values), tick, expire_before)
-        if len(offsets):
-            passing[offsets] = True if keys.exact else row_filter.evaluate(view.fetch(offsets, fields))
-    elif (chosen := view.candidates(row_filter)) is not None:
-        offsets = chosen.offsets[visible[chosen.offsets]]
-        if not chosen.exact:
-            offsets = offsets[row_filter.evaluate(view.fetch(offsets, fields))]
-        passing = np.zeros(view.rows, np.bool_)
-        passing[offsets] = True
-        return _Survivors(passing, len(offsets), NO_ROW_PASSES)
-    else:
-        masks = [part.passing(row_filter) for part in view.columns(fields)]
-        passing = masks[0] if len(masks) == 1 else np.concatenate(masks)
-        if visible_count < view.rows:
-            passing = passing & visible
-    return _Survivors(passing, int(np.count_nonzero(passing)), NO_ROW_PASSES)
+        if len(offsets) and not keys.exact:
+            offsets = offsets[row_filter.evaluate(view.fetch(offsets, sorted(row_filter.field_ids)))]
+        return _Survivors(rows, len(offsets), few=offsets, why_none=NO_ROW_PASSES)
+    chosen = view.chosen(row_filter)
+    if chosen is not None:
+        if visible_count < rows:
+            chosen = chosen[visible[chosen]]
+        return _Survivors(rows, len(chosen), few=chosen, why_none=NO_ROW_PASSES)
+    masks = [part.passing(row_filter) for part in view.columns(sorted(row_filter.field_ids))]
+    passing = masks[0] if len(masks) == 1 else np.concatenate(masks)
+    if visible_count < rows:
+        passing = passing & visible
+    return _Survivors(rows, int(np.count_nonzero(passing)), passing, why_none=NO_ROW_PASSES)
+
+
+_NO_ROWS: Final[Offsets] = np.empty(0, np.int64)
 
 
 def _typed(view: SegmentView, keys: Sequence[int | str]) -> Keys:
@@ -316,19 +333,19 @@ def _search_segment(
     index = view.indexes.get(query.field_id)
     if index is None or index.spec.metric is not query.metric:
         why = "no index of this metric" if index else "no index"
-        return step("exact", why), _exact(view, survivors.mask, query, prepared, k)
+        return step("exact", why), _exact(view, survivors, query, prepared, k)
     by_scan = exact_cost(view.rows, survivors.count)
     by_index = index_cost(index, query.params, k, survivors.count / view.rows)
     why = f"exact {by_scan:.0f}, index {by_index:.0f} rows' worth"
     if by_scan <= by_index:
-        return step("exact", why), _exact(view, survivors.mask, query, prepared, k)
+        return step("exact", why), _exact(view, survivors, query, prepared, k)
     mask = None if survivors.count == view.rows else survivors.mask
     hits = index.search(prepared, k, params=query.params, mask=mask)
     if not query.params.bounds(query.metric).is_open:
         # What lies inside the range but was overlooked is found only by looking at everything.
         short = np.flatnonzero(hits.counts < k)
         if len(short):
-            again = _exact(view, survivors.mask, query, take(prepared, short), k)
+            again = _exact(view, survivors, query, take(prepared, short), k)
             hits.offsets[short], hits.distances[short] = again.offsets, again.distances
             why += f"; {len(short)} ranges completed exactly"
     return step("index", why), hits
@@ -345,15 +362,15 @@ def index_cost(index: VectorIndex, params: SearchParams, k: int, share: float) -
     return float(index.rows)
 
 
-def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Vectors, k: int) -> Hits:
+def _exact(view: SegmentView, survivors: _Survivors, query: VectorQuery, prepared: Vectors, k: int) -> Hits:
     """Return the k nearest survivors by comparing them all."""
     bounds = query.params.bounds(query.metric)
     if isinstance(prepared, SparseRows):
         rows = [piece for _, piece, _ in view.matrices(query.field_id, query.metric)]
-        return nearest_sparse(rows, prepared, k, mask=survivors, bounds=bounds, params=query.params)
+        return nearest_sparse(rows, prepared, k, mask=survivors.mask, bounds=bounds, params=query.params)
     if prepared.dtype == np.uint8:
         bits = [piece for _, piece, _ in view.matrices(query.field_id, query.metric)]
-        return nearest_binary(bits, prepared, k, metric=query.metric, mask=survivors, bounds=bounds)
+        return nearest_binary(bits, prepared, k, metric=query.metric, mask=survivors.mask, bounds=bounds)
     pieces, lengths = [], []
     for _, matrix, squares in view.matrices(query.field_id, query.metric):
         pieces.append(matrix)
@@ -363,7 +380,8 @@ def _exact(view: SegmentView, survivors: Mask, query: VectorQuery, prepared: Vec
     if len(known) == len(pieces):
         squares = known[0] if len(known) == 1 else np.concatenate(known)
     # Where nobody keeps squared lengths, those of the survivors alone are computed.
-    return nearest_in(pieces, prepared, k, metric=query.metric, mask=survivors, bounds=bounds, squares=squares)
+    some = {"mask": survivors.mask} if survivors.few is None else {"chosen": survivors.few}
+    return nearest_in(pieces, prepared, k, metric=query.metric, bounds=bounds, squares=squares, **some)
 
 
 # rows of many segments

@@ -16,7 +16,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +24,7 @@ from index.flat import squared_lengths
 from index.metric import Metric
 from index.protocol import Distances, VectorIndex
 from index.sparse import SparseRows
+from storage.candidates import ROWS_MIN, SHARE_MAX, Candidates, candidates
 from storage.columns import (
     NUMPY_TYPES,
     VECTOR_TYPES,
@@ -44,8 +44,12 @@ from storage.columns import (
 from storage.deletes import Deletes, Ticks
 from storage.errors import SchemaMismatch
 from storage.filter import CompiledFilter, FieldStats
+from storage.filter.indexed import Indexed
+from storage.filter.json_paths import cast_column, json_values
+from storage.filter.reads import fields_of
+from storage.filter.words import WordLists, known_lists
 from storage.key_lookup import KeyLookup, Keys, KeySet
-from storage.scalar_index import ROWS_MIN, SHARE_MAX, Candidates, SortedColumn, candidates
+from storage.postings import GramLists, SortedColumn
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import StringArray
 from storage.types import FieldId, PartitionId, SegmentId, Tick
@@ -132,7 +136,7 @@ def absent_column(one: FieldSchema, rows: int) -> Column:
 class Part:
     """Some consecutive rows of a segment in one batch, from offset `start` on."""
 
-    __slots__ = ("_passing", "_prepared", "_sorted", "batch", "start")
+    __slots__ = ("_grams", "_passing", "_prepared", "_sorted", "batch", "start")
 
     def __init__(self, batch: Batch, start: int) -> None:
         self.batch = batch
@@ -140,7 +144,8 @@ class Part:
         self._prepared: dict[tuple[FieldId, Metric], tuple[Vectors, Distances | None]] = {}
         # by the filter itself, whose text may have templates; and not to keep it alive, as it may hold many constants
         self._passing: dict[weakref.ref[CompiledFilter], Mask] = {}
-        self._sorted: dict[FieldId, SortedColumn] = {}
+        self._sorted: dict[Indexed, SortedColumn | None] = {}
+        self._grams: dict[Indexed, GramLists] = {}
 
     @classmethod
     def joined(cls, parts: Sequence[Part]) -> Part:
@@ -174,14 +179,30 @@ class Part:
         return known
 
     def candidates(self, row_filter: CompiledFilter) -> Candidates | None:
-        """Return the rows, visible or not, that scalar indexes leave to look at, if they are few."""
-        rows_max = int(SHARE_MAX * self.batch.rows)
-        return candidates(row_filter.predicate, partial(self._index_on, row_filter.indexed), rows_max)
+        """Return the rows, visible or not, that indexes leave to look at, if they are few."""
+        return candidates(row_filter.predicate, PartIndexes(self, row_filter.indexed), int(SHARE_MAX * self.batch.rows))
 
-    def _index_on(self, indexed: Collection[FieldId], field_id: FieldId) -> SortedColumn | None:
-        known = self._sorted.get(field_id)
-        if known is None and field_id in indexed and field_id in self.batch.columns:
-            known = self._sorted[field_id] = SortedColumn(self.batch.columns[field_id])
+    def sorted(self, what: Indexed) -> SortedColumn | None:
+        """Return the index on a value; None where its column is not in memory, or cannot be indexed."""
+        if what not in self._sorted:
+            column = self.batch.columns.get(what.field_id)
+            if column is not None and what.keys is not None and what.cast is not None:
+                assert isinstance(column, StringColumn), "a path is one of JSON"
+                column = cast_column(json_values(column.values, what.keys), what.cast)
+            self._sorted[what] = None if column is None else SortedColumn(column)
+        return self._sorted[what]
+
+    def grams(self, what: Indexed) -> GramLists | None:
+        """Return the index on the pieces of a text; None where its column is not in memory."""
+        known = self._grams.get(what)
+        if known is None and (column := self.batch.columns.get(what.field_id)) is not None:
+            if what.keys is not None and what.cast is not None:
+                assert isinstance(column, StringColumn), "a path is one of JSON"
+                found = cast_column(json_values(column.values, what.keys), what.cast)
+                assert found is not None, "any text can be indexed"
+                column = found
+            assert isinstance(column, StringColumn), "grams are of text"
+            known = self._grams[what] = GramLists(column, what.gram)
         return known
 
     def knows(self, row_filter: CompiledFilter) -> bool:
@@ -199,6 +220,28 @@ class Part:
                 self._passing.pop(next(iter(self._passing), key), None)
             self._passing[key] = known
         return known
+
+
+class PartIndexes:
+    """The indexes of a part that a collection asks for."""
+
+    __slots__ = ("_indexed", "_part")
+
+    def __init__(self, part: Part, indexed: Collection[Indexed]) -> None:
+        self._part, self._indexed = part, indexed
+
+    def sorted(self, what: Indexed) -> SortedColumn | None:
+        return self._part.sorted(what) if what in self._indexed else None
+
+    def grams(self, field: FieldSchema, keys: tuple[str | int, ...] | None) -> GramLists | None:
+        for one in self._indexed:
+            if one.gram and one.field_id == field.id and one.keys == keys:
+                return self._part.grams(one)
+        return None
+
+    def words(self, field: FieldSchema) -> WordLists | None:
+        column = self._part.batch.columns.get(field.id)
+        return known_lists(column, field) if isinstance(column, StringColumn) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,22 +312,30 @@ class SegmentView:
             offsets = offsets[self.visible(tick, expire_before)[offsets]]
         return offsets
 
-    def candidates(self, row_filter: CompiledFilter) -> Candidates | None:
-        """Return the rows, visible or not, that scalar indexes leave to look at, if they are few."""
-        if row_filter.indexed.isdisjoint(row_filter.field_ids) or not self.sealed or self.rows < ROWS_MIN:
+    def chosen(self, row_filter: CompiledFilter) -> Offsets | None:
+        """Return the rows that pass the filter, visible or not, ascending, if indexes tell them and they are few."""
+        if not self.sealed or self.rows < ROWS_MIN or not (row_filter.indexed or row_filter.has_words):
             return None
         if all(part.knows(row_filter) for part in self.parts):
             return None
-        found: list[Candidates] = []
+        found: list[Offsets] = []
         for part in self.parts:
             some = part.candidates(row_filter)
             if some is None:
                 return None
-            found.append(some)
-        if len(found) == 1:
-            return found[0]
-        offsets = [one.offsets + part.start for one, part in zip(found, self.parts, strict=True)]
-        return Candidates(np.concatenate(offsets), all(one.exact for one in found))
+            found.append(self._passing(part, some, row_filter))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _passing(self, part: Part, some: Candidates, row_filter: CompiledFilter) -> Offsets:
+        offsets, rest = some.offsets, some.rest
+        if rest is not None and len(offsets):
+            fields = fields_of(rest)
+            if all(one in part.batch.columns for one in fields):
+                offsets = offsets[row_filter.evaluate(part.batch, offsets, rest)]
+            else:
+                rows = self.fetch(offsets + part.start, sorted(fields))
+                offsets = offsets[row_filter.evaluate(rows, part=rest)]
+        return offsets + part.start if part.start else offsets
 
     # rows
 

@@ -83,13 +83,16 @@ def collection_request(given: Mapping[str, Any]) -> CollectionRequest:
 
 
 def index_requests(given: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> list[IndexRequest]:
-    """Return the indexes asked for; each must be on one of the `fields` (1802 otherwise, as in Milvus)."""
+    """Return the indexes asked for; each must be on one of the `fields` (1802 otherwise, as in Milvus).
+
+    One with a type of JSON values may be on a key of the dynamic field, of which nothing is known here.
+    """
     requests = []
     for one in given:
         name = one["fieldName"]
-        if name not in fields:
-            raise MissingParameter(f"missing required parameters, error: `{name}` hasn't defined in schema")
         params = dict(one["params"] or {})
+        if name not in fields and "json_cast_type" not in params:
+            raise MissingParameter(f"missing required parameters, error: `{name}` hasn't defined in schema")
         check_properties("indexParams.params", params)
         index_type = one["indexType"] or as_text(params.pop("index_type", "")) or "AUTOINDEX"
         metric = one["metricType"] or as_text(params.pop("metric_type", ""))

@@ -52,7 +52,7 @@ PARTLY: Final = {
     "LoadPartitions": "the same",
     "GetReplicas": "one replica, which stands for the nodes that hold the shards",
     "ShowPartitions": "ids are places in the list",
-    "CreateIndex": "none on fields of type JSON or Array, no NGRAM",
+    "CreateIndex": "of JSON values of one type, json_cast_type: JSON and json_cast_function are refused",
     "Upsert": "`field_ops`: REPLACE",
     "Search": f"no highlighter, {', '.join(SEARCH_UNSUPPORTED)}",
     "HybridSearch": f"no {', '.join(HYBRID_UNSUPPORTED)}",

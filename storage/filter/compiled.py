@@ -11,12 +11,13 @@ from storage.errors import FilterError
 from storage.filter.caret import filter_error
 from storage.filter.check import check
 from storage.filter.evaluate import truth
+from storage.filter.indexed import Indexed
 from storage.filter.json_paths import Keys
 from storage.filter.literals import is_unicode
 from storage.filter.parser import parse
 from storage.filter.printing import print_predicate
 from storage.filter.pruning import FieldStats, PrimaryKeys, may_be_true, primary_keys
-from storage.filter.reads import fields_of, paths_of
+from storage.filter.reads import fields_of, has_words, paths_of
 from storage.filter.syntax import Complaint
 from storage.filter.tree import Always, Predicate
 from storage.filter.values import Rows
@@ -31,24 +32,31 @@ class CompiledFilter:
     source: str
     predicate: Predicate
     schema: CollectionSchema
-    indexed: frozenset[FieldId] = frozenset()
-    """Fields with a scalar index."""
+    indexed: frozenset[Indexed] = frozenset()
+    """What has a scalar index."""
 
-    @cached_property
+    @property
     def always_true(self) -> bool:
-        return self.predicate == Always(True)
+        return isinstance(self.predicate, Always) and self.predicate.truth is True
 
-    def evaluate(self, batch: Batch, offsets: Offsets | None = None) -> Mask:
+    def evaluate(self, batch: Batch, offsets: Offsets | None = None, part: Predicate | None = None) -> Mask:
         """Return the rows of the batch, or of those at `offsets` in that order, that the filter is true of.
+
+        part  what to evaluate of the filter, if not all of it
 
         The batch holds the columns of `field_ids`; a nullable field without a column is null in every row.
         """
-        return truth(self.predicate, Rows(batch, offsets, self._paths)).yes
+        return truth(self.predicate if part is None else part, Rows(batch, offsets, self._paths)).yes
 
     @cached_property
     def field_ids(self) -> frozenset[FieldId]:
         """The fields it reads."""
         return fields_of(self.predicate)
+
+    @cached_property
+    def has_words(self) -> bool:
+        """Whether it asks for words of texts, of which there are lists."""
+        return has_words(self.predicate)
 
     @cached_property
     def _paths(self) -> Mapping[FieldId, tuple[Keys, ...]]:
@@ -80,12 +88,12 @@ def compile_filter(
     text: str,
     schema: CollectionSchema,
     params: Mapping[str, object] | None = None,
-    indexed: frozenset[FieldId] = frozenset(),
+    indexed: frozenset[Indexed] = frozenset(),
 ) -> CompiledFilter:
     """Return the filter that the text says; blank text is the filter that is always true.
 
     params   values of the templates `{name}` in the text
-    indexed  fields with a scalar index
+    indexed  what has a scalar index
     Raises FilterError, whose message points at the place, for whatever is wrong with text or params.
     """
     if not isinstance(text, str):

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from storage.columns import Offsets
+from storage.columns import ArrayColumn, Offsets, ScalarColumn, StringColumn
 from storage.filter.column_cache import ColumnCache
+from storage.filter.indexed import Cast
 from storage.strings import StringArray
 
 CACHE_BYTES_MAX: Final = 128 << 20
@@ -107,6 +108,40 @@ def json_values(
             _CACHE.put(texts, path, values)
         known = found[0]
     return known if offsets is None else known.take(offsets)
+
+
+_EXACT_MAX: Final = 1 << 53
+"""Beyond it doubles leave whole numbers out."""
+_ELEMENTS: Final = {
+    Cast.ARRAY_BOOL: Cast.BOOL, Cast.ARRAY_DOUBLE: Cast.DOUBLE, Cast.ARRAY_VARCHAR: Cast.VARCHAR,
+}  # fmt: skip
+
+
+def cast_column(values: JsonValues, cast: Cast) -> ScalarColumn | StringColumn | ArrayColumn | None:
+    """Return the values of one kind, all others as null; of lists the elements of that kind.
+
+    None if there are whole numbers among them that doubles cannot hold.
+    """
+    kinds, rows = values.kinds, len(values)
+    if cast.is_array:
+        bounds, items = np.zeros(rows + 1, np.int64), values.take(np.zeros(0, np.int64))
+        if values.bounds is not None and values.items is not None:
+            bounds, items = values.bounds, values.items
+        column = cast_column(items, _ELEMENTS[cast])
+        assert not isinstance(column, ArrayColumn), "elements are scalars"
+        return None if column is None else ArrayColumn(bounds, column)
+    if cast is Cast.VARCHAR:
+        texts = StringArray.from_strings([""] * rows) if values.texts is None else values.texts
+        return StringColumn(texts, kinds == Kind.TEXT)
+    if cast is Cast.BOOL:
+        return ScalarColumn(np.zeros(rows, np.bool_) if values.ints is None else values.ints != 0, kinds == Kind.BOOL)
+    doubles = np.zeros(rows, np.float64) if values.floats is None else values.floats
+    whole = kinds == Kind.INT
+    if values.ints is not None:
+        if values.uints is not None or (whole & ((values.ints > _EXACT_MAX) | (values.ints < -_EXACT_MAX))).any():
+            return None
+        doubles = np.where(whole, values.ints, doubles)
+    return ScalarColumn(doubles, whole | (kinds == Kind.FLOAT))
 
 
 class _Missing:

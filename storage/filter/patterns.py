@@ -62,6 +62,17 @@ def like_pattern(text: str) -> LikePattern:
     return LikePattern(text, "regex", pattern)
 
 
+def literal_runs(text: str) -> list[str]:
+    """Return the runs of characters without wildcards that every match of a LIKE pattern has, in their order."""
+    runs, taken = [""], iter(text)
+    for character in taken:
+        if character in "%_":
+            runs.append("")
+        else:
+            runs[-1] += next(taken, "") if character == "\\" else character
+    return [one for one in runs if one]
+
+
 def like_mask(pattern: LikePattern, texts: StringArray) -> Mask:
     """Return where the texts match."""
     match pattern.how:

@@ -73,6 +73,11 @@ class WordLists:
         first, last = (0, 0) if number is None else (int(self.bounds[number]), int(self.bounds[number + 1]))
         return self.owners[first:last].astype(np.int64), self.positions[first:last].astype(np.int64)
 
+    def rows_with(self, term: str) -> npt.NDArray[np.int32]:
+        """Return the rows that have a term, ascending, each as often as it does."""
+        number = self.numbers.get(term)
+        return self.owners[:0] if number is None else self.owners[self.bounds[number] : self.bounds[number + 1]]
+
     def with_terms(self, terms: Sequence[str], least: int) -> Mask:
         """Return the rows that have so many of these different terms at least."""
         counts = np.zeros(self.rows, np.int32)
@@ -148,6 +153,11 @@ def matched(node: TextMatch | PhraseMatch, rows: Rows) -> Mask:
         _CACHE.put(texts, key, known)
     found = _found(node, known)
     return found if offsets is None else found[offsets]
+
+
+def known_lists(column: StringColumn, field: FieldSchema) -> WordLists | None:
+    """Return the inverted list of a column, if it has been made."""
+    return _CACHE.get(column.values, _key(field))
 
 
 def _found(node: TextMatch | PhraseMatch, lists: WordLists) -> Mask:

@@ -2,8 +2,9 @@
 
     python -m tools.bench.scalars --rows 60000 --rows 1000000
 
-In the process, without the way there; each filter is new, as one that was asked before is remembered. The more rows a
-segment has, the more an index gains: looking at 60,000 numbers takes 50 us, and nothing takes much less.
+Measured is `storage.search.count`: which rows are visible and pass, without parsing the filter and without the way
+there; each filter is new, as one that was asked before is remembered. The more rows a segment has, the more an index
+gains: numpy compares 60,000 numbers in 15 us, and no question takes much less than 30 in all.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from storage.columns import Batch, Column, ScalarColumn, StringColumn, VectorColumn
+from storage.columns import ArrayColumn, Batch, Column, ScalarColumn, StringColumn, VectorColumn
 from storage.filter import compile_filter
+from storage.filter.indexed import Cast, Indexed
 from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
 from storage.sealed import SealedSegment
 from storage.search import count
@@ -35,6 +37,9 @@ FILTERS: Final[Mapping[str, Callable[[int], str]]] = {
     "word == x": lambda i: f"word == '{_word(i)}'",
     "word like 'x%'": lambda i: f"word like '{_word(i)[:-1]}%'",
     "n == x and word like '%y'": lambda i: f"n == {i} and word like '%{_word(i)[-8:]}'",
+    "word like '%x%', NGRAM": lambda i: f"word like '%y {i:04d} of%'",
+    "array_contains(tags, x)": lambda i: f"array_contains(tags, {i})",
+    'doc["n"] == x': lambda i: f'doc["n"] == {i}',
 }
 
 
@@ -56,7 +61,7 @@ def main(rows: tuple[int, ...], queries: int) -> None:
 def _median_us(
     schema: CollectionSchema, view: SegmentView, text: Callable[[int], str], queries: int, is_indexed: bool
 ) -> float:
-    indexed = frozenset(one.id for one in schema.fields if not one.type.is_vector) if is_indexed else frozenset()
+    indexed: frozenset[Indexed] = _indexed(schema) if is_indexed else frozenset()
     count([view], compile_filter(text(VALUES - 1), schema, indexed=indexed), tick=NOW)  # makes the index
     took_ns = []
     for i in range(queries):
@@ -67,6 +72,12 @@ def _median_us(
     return float(np.median(took_ns)) / 1e3
 
 
+def _indexed(schema: CollectionSchema) -> frozenset[Indexed]:
+    plain = [Indexed(one.id) for one in schema.fields if one.type is not DataType.JSON and not one.type.is_vector]
+    word, doc = schema.by_name["word"].id, schema.by_name["doc"].id
+    return frozenset([*plain, Indexed(word, gram=3), Indexed(doc, ("n",), Cast.DOUBLE)])
+
+
 def _segment(rows: int) -> tuple[CollectionSchema, SegmentView]:
     schema = make_schema(
         [
@@ -74,6 +85,8 @@ def _segment(rows: int) -> tuple[CollectionSchema, SegmentView]:
             FieldSchema("n", DataType.INT64),
             FieldSchema("ratio", DataType.DOUBLE),
             FieldSchema("word", DataType.VARCHAR, max_bytes=200),
+            FieldSchema("tags", DataType.ARRAY, element=DataType.INT64, capacity=2),
+            FieldSchema("doc", DataType.JSON),
             FieldSchema("v", DataType.FLOAT_VECTOR, dim=2),
         ],
         dynamic=False,
@@ -86,6 +99,8 @@ def _segment(rows: int) -> tuple[CollectionSchema, SegmentView]:
         "n": ScalarColumn(numbers),
         "ratio": ScalarColumn(chance.random(rows)),
         "word": StringColumn(StringArray.from_strings(words)),
+        "tags": ArrayColumn(np.arange(rows + 1, dtype=np.int64), ScalarColumn(numbers)),
+        "doc": StringColumn(StringArray.from_strings([f'{{"n": {i}}}' for i in numbers.tolist()])),
         "v": VectorColumn(np.zeros((rows, 2), np.float32)),
     }
     batch = Batch({one.id: columns[one.name] for one in schema.fields}, rows)
