@@ -4,6 +4,7 @@
     parquet    the same of Parquet, and its writing; the door to pyarrow's files
     schemas    a description of a collection -> the request that makes it again; a sample of rows -> a schema
     fitting    columns -> the columns of an insert; rows that do not fit, each with its reason
+    partitions the column that names each row's partition, and making those that are missing
     remote     a node or cluster as a client sees it
     importing  files into a collection: batches in flight, what was rejected, and where to go on after a break
     exporting  a collection into a file, by primary key

@@ -19,6 +19,7 @@ from node.asking import token_given, token_option
 from node.bulk.exporting import FORMATS, Exporter
 from node.bulk.importing import Importer, ImportStopped, State, batch_rows_for, new_state
 from node.bulk.parquet import ParquetFile
+from node.bulk.partitions import PARTITIONS, Partitions
 from node.bulk.remote import Refused, Remote, Unreachable
 from node.bulk.schemas import create_request, inferred, schema_of
 from node.bulk.sources import sources_of
@@ -55,7 +56,7 @@ def _remote(address: str, database: str, user: str, patience: float) -> Remote:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--collection", required=True, help="collection to write to; made if it does not exist")
 @_server
-@click.option("--partition", default="", help="partition to write to")
+@click.option("--partition", default="", help="partition to write all rows to, whatever the files name")
 @click.option("--primary", default="", help="new collection: the primary key's column")
 @click.option("--auto-id", is_flag=True, help="new collection: the database gives the primary keys")
 @click.option("--metric", default="", help="new collection: COSINE (default), L2 or IP")
@@ -96,6 +97,8 @@ def import_(
     .json .jsonl .ndjson  an object a line, or {"rows": [...]}, or a list
     .csv .tsv             with a line of names; vectors as JSON lists
 
+    Rows go to the partition that a column `$partition` names, which is made if it is missing, or all to --partition.
+
     A collection that does not exist is made: with the schema that an export left in the Parquet file, with --schema,
     or with one that fits the first rows (see --dry-run). Its primary key is --primary, or a column `id` without
     repeats, or given by the database.
@@ -130,6 +133,8 @@ def import_(
                 click.echo(json.dumps(body, indent=2))
                 return
             remote.call("/collections/create", body)
+            for name in body.get(PARTITIONS, ()):
+                Partitions(remote, collection).ensure(name)
         described = remote.call("/collections/describe", asked)
         schema = schema_of(create_request(described, []))
         if resume:
@@ -290,8 +295,6 @@ def export(
             remote, folder, database=database, collection=collection, format=format, filter=filter,
             partition=partition, file_rows=file_rows, live=live, noted=noted,
         )  # fmt: skip
-        if exporter.partitions > 1 and not partition:
-            click.echo("the files do not say of which partition a row is: export each with --partition", err=True)
         if resume:
             exporter.resume()
         try:

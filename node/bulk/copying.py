@@ -1,8 +1,9 @@
-"""A copy of a collection of another server, any that speaks Milvus's gRPC, by primary key ascending.
+"""A copy of a collection of another server, any that speaks Milvus's gRPC: partition by partition, by primary key.
 
 pymilvus's query iterator reads; each batch is an upsert, or where the database gives the keys an insert under a key of
 its own (`node/keyed.py`), so that a batch that was on its way when the copy broke off may come again. The state is the
-greatest primary key that is here. This is the door to pymilvus, which only this needs: install `annulus[copy]`.
+partition that is being read, and the greatest primary key of it that is here. Partitions and aliases come too. This is
+the door to pymilvus, which only this needs: install `annulus[copy]`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from node.bulk.importing import KEY, batch_rows_for
+from node.bulk.partitions import PARTITIONS, Partitions, named_partitions
 from node.bulk.remote import Remote
 from node.bulk.schemas import schema_of
 from storage.errors import InvalidParameter
@@ -73,6 +75,7 @@ class Origin:
                     {
                         "name": one["name"],
                         "type": getattr(one["type"], "name", str(one["type"])),
+                        "description": one.get("description", ""),
                         "inputFieldNames": list(one["input_field_names"]),
                         "outputFieldNames": list(one["output_field_names"]),
                         "params": dict(one.get("params") or {}),
@@ -82,14 +85,23 @@ class Origin:
             },
             "indexParams": indexes,
         }
-        if any(one.get("is_partition_key") for one in found["fields"]):
+        keyed = any(one.get("is_partition_key") for one in found["fields"])
+        if keyed:
             body["params"]["partitionsNum"] = found.get("num_partitions", 16)
-        return body
+        names = named_partitions(self._client.list_partitions(collection), keyed=keyed)
+        return body | ({PARTITIONS: names} if names else {})
 
-    def rows(self, collection: str, filter_text: str, batch_rows: int, fields: Sequence[str]) -> Any:
-        """Return an iterator of pymilvus: `next()` gives rows, none at the end."""
+    def aliases(self, collection: str) -> list[str]:
+        return sorted(self._client.list_aliases(collection)["aliases"])
+
+    def rows(self, collection: str, partition: str, filter_text: str, batch_rows: int, fields: Sequence[str]) -> Any:
+        """Return an iterator of pymilvus: `next()` gives rows, none at the end. "" is all partitions."""
         return self._client.query_iterator(
-            collection, batch_size=batch_rows, filter=filter_text, output_fields=list(fields)
+            collection,
+            batch_size=batch_rows,
+            filter=filter_text,
+            output_fields=list(fields),
+            partition_names=[partition] if partition else None,
         )
 
 
@@ -136,7 +148,10 @@ class Copier:
         self._collection = collection
         self._path = state_path
         self._noted = noted
+        self._partitions = Partitions(remote, collection)
         self.rows = 0
+        self._at = ""
+        """The partition that is being copied; "" where they are not told apart."""
         self._last: Any = None
         self._name = f"copy-{secrets.token_hex(8)}"
 
@@ -151,6 +166,19 @@ class Copier:
         else:
             self._save()
             self._remote.call("/collections/create", body)
+        for partition in body.get(PARTITIONS, [""]):
+            if partition < self._at:
+                continue
+            if partition != self._at:
+                self._at, self._last = partition, None
+                self._partitions.ensure(partition)
+            self._copy_rows(schema)
+        for alias in self._origin.aliases(self._collection):
+            self._remote.call("/aliases/create", {"collectionName": self._collection, "aliasName": alias})
+        os.remove(self._path)
+
+    def _copy_rows(self, schema: CollectionSchema) -> None:
+        """Copy the rows of the partition that are not here yet."""
         primary = schema.primary
         fields = [one.name for one in schema.user_fields if one.id not in schema.computed]
         fields += ["$meta"] if schema.dynamic is not None else []
@@ -159,16 +187,17 @@ class Copier:
             filter_text = f"{primary.name} >= {smallest}" if primary.type is DataType.INT64 else f'{primary.name} >= ""'
         else:
             filter_text = f"{primary.name} > {json.dumps(self._last, ensure_ascii=False)}"
-        iterator = self._origin.rows(self._collection, filter_text, batch_rows_for(schema), fields)
+        iterator = self._origin.rows(self._collection, self._at, filter_text, batch_rows_for(schema), fields)
         try:
             while rows := iterator.next():
                 self._write([_row(one, schema) for one in rows], rows[-1][primary.name], schema)
         finally:
             iterator.close()
-        os.remove(self._path)
 
     def _write(self, rows: list[dict[str, Any]], last: Any, schema: CollectionSchema) -> None:
         body = {"collectionName": self._collection, "data": rows}
+        if self._at:
+            body["partitionName"] = self._at
         if schema.primary.auto_id:
             self._remote.call("/entities/insert", body, headers={KEY: f"{self._name}/{self.rows}"})
         else:
@@ -183,12 +212,14 @@ class Copier:
             with open(self._path, "rb") as file:
                 found = json.load(file)
             self._name, self.rows, self._last = str(found["name"]), int(found["rows"]), found["last"]
+            self._at = str(found["partition"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidParameter(f"{self._path} is no state of a copy: {error}") from None
 
     def _save(self) -> None:
         with open(f"{self._path}.new", "w", encoding="utf-8") as file:
-            json.dump({"name": self._name, "rows": self.rows, "last": self._last}, file)
+            state = {"name": self._name, "rows": self.rows, "partition": self._at, "last": self._last}
+            json.dump(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{self._path}.new", self._path)

@@ -5,8 +5,9 @@
     export.json               where to go on after a break; gone when the export is whole
 
 `collections/create`'s body also stands in each Parquet file, so that an import of the files restores the collection.
-Dynamic keys are one column, `$meta`. In Parquet, vectors other than FloatVector are bytes, JSON and sparse vectors
-text; in JSON lines, halves and bits are base64.
+Dynamic keys are one column, `$meta`. Where a collection has several partitions and all are exported, one after the
+other, the column `$partition` names each row's. In Parquet, vectors other than FloatVector are bytes, JSON and sparse
+vectors text; in JSON lines, halves and bits are base64.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import orjson
 
 from node.bulk.importing import batch_rows_for
 from node.bulk.parquet import ParquetWriter
+from node.bulk.partitions import PARTITION_NAME, PARTITIONS, named_partitions
 from node.bulk.remote import Remote
 from node.bulk.schemas import create_request, schema_of
 from storage.errors import InvalidParameter
@@ -32,6 +34,8 @@ SNAPSHOT: Final = "Annulus-Snapshot"
 STATE_FILE: Final = "export.json"
 SCHEMA_FILE: Final = "collection.json"
 FORMATS: Final = ("parquet", "jsonl")
+_Page = tuple[str, list[dict[str, Any]]]
+"""A partition and some of its rows."""
 
 
 @dataclass
@@ -44,8 +48,10 @@ class State:
     partition: str
     snapshot: str = ""
     """Token of the first page."""
+    at: str = ""
+    """The partition that is being read, where each row's is told."""
     last: Any = None
-    """Greatest primary key in a file that is there."""
+    """Greatest primary key, of that partition, in a file that is there."""
     files: int = 0
     rows: int = 0
 
@@ -57,7 +63,9 @@ def described(remote: Remote, collection: str) -> tuple[dict[str, Any], Mapping[
     indexes = [
         remote.call("/indexes/describe", asked | {"indexName": name})[0] for name in remote.call("/indexes/list", asked)
     ]
-    return create_request(found, indexes), found
+    keyed = any(one["partitionKey"] for one in found["fields"])
+    partitions = named_partitions(remote.call("/partitions/list", asked), keyed=keyed)
+    return create_request(found, indexes, partitions), found
 
 
 class Exporter:
@@ -84,7 +92,7 @@ class Exporter:
         self._noted = noted
         self.body, found = described(remote, collection)
         self._schema = schema_of(self.body)
-        self.partitions = 1 if self._schema.partition_key is not None else int(found["partitionsNum"])
+        self._partitions: list[str] = [] if partition else self.body.get(PARTITIONS, [])
         self.state = State(database, collection, found["collectionID"], format, filter, partition)
 
     def resume(self) -> None:
@@ -111,14 +119,27 @@ class Exporter:
         pages = self._pages()
         page = next(pages, None)
         if page is None and not self.state.files:
-            self._write_file(iter(()), [], body)
+            self._write_file(iter(()), None, body)
         while page is not None:
             page = self._write_file(pages, page, body)
         os.remove(os.path.join(self._folder, STATE_FILE))
 
-    def _pages(self) -> Iterator[list[dict[str, Any]]]:
+    def _pages(self) -> Iterator[_Page]:
+        state = self.state
+        last = state.last
+        for partition in self._partitions or [state.partition]:
+            if partition < state.at:
+                continue
+            for rows in self._pages_of(partition, last):
+                if self._partitions:
+                    for row in rows:
+                        row[PARTITION_NAME] = partition
+                yield partition, rows
+            last = None
+
+    def _pages_of(self, partition: str, last: Any) -> Iterator[list[dict[str, Any]]]:
         state, primary = self.state, self._schema.primary.name
-        limit, last = batch_rows_for(self._schema), state.last
+        limit = batch_rows_for(self._schema)
         while True:
             parts = [f"({state.filter})"] if state.filter else []
             parts += [f"{primary} > {{last}}"] if last is not None else []
@@ -128,8 +149,8 @@ class Exporter:
             }  # fmt: skip
             if last is not None:
                 asked["exprParams"] = {"last": last}
-            if state.partition:
-                asked["partitionNames"] = [state.partition]
+            if partition:
+                asked["partitionNames"] = [partition]
             answered: dict[str, str] = {}
             headers = {SNAPSHOT: state.snapshot} if state.snapshot and not self._live else {}
             rows = self._remote.call("/entities/query", asked, headers=headers, answered=answered)
@@ -141,24 +162,24 @@ class Exporter:
             if len(rows) < limit:
                 return
 
-    def _write_file(
-        self, pages: Iterator[list[dict[str, Any]]], page: list[dict[str, Any]] | None, body: bytes
-    ) -> list[dict[str, Any]] | None:
+    def _write_file(self, pages: Iterator[_Page], page: _Page | None, body: bytes) -> _Page | None:
         """Write a file that begins with the page; return the first page of the next one."""
         state = self.state
         path = os.path.join(self._folder, f"part-{state.files:05d}.{state.format}")
         writer: _Writer = (
-            _Columns(f"{path}.new", self._schema, body)
+            _Columns(f"{path}.new", self._schema, body, with_partitions=bool(self._partitions))
             if state.format == "parquet"
             else _Lines(f"{path}.new", self._schema)
         )
         rows = 0
-        last = state.last
+        at, last = state.at, state.last
         try:
-            while page and rows < self._file_rows:
-                writer.write(page)
-                rows += len(page)
-                last = page[-1][self._schema.primary.name]
+            while page is not None and rows < self._file_rows:
+                partition, found = page
+                writer.write(found)
+                rows += len(found)
+                last = found[-1][self._schema.primary.name]
+                at = partition if self._partitions else ""
                 self._noted(state.rows + rows)
                 page = next(pages, None)
         finally:
@@ -166,7 +187,7 @@ class Exporter:
         with open(f"{path}.new", "rb") as file:
             os.fsync(file.fileno())
         os.replace(f"{path}.new", path)
-        state.files, state.rows, state.last = state.files + 1, state.rows + rows, last
+        state.files, state.rows, state.at, state.last = state.files + 1, state.rows + rows, at, last
         self._save()
         return page
 
@@ -210,10 +231,13 @@ def _shown(one: FieldSchema, value: bytes) -> Any:
 
 
 class _Columns:
-    def __init__(self, path: str, schema: CollectionSchema, body: bytes) -> None:
+    def __init__(self, path: str, schema: CollectionSchema, body: bytes, *, with_partitions: bool) -> None:
         self._fields = schema.user_fields
-        self._known = {one.name for one in self._fields}
+        self._known = {one.name for one in self._fields} | {PARTITION_NAME}
         kinds = {one.name: _kind(one) for one in self._fields}
+        self._with_partitions = with_partitions
+        if with_partitions:
+            kinds[PARTITION_NAME] = "VarChar"
         self._dynamic = schema.dynamic is not None
         if self._dynamic:
             kinds[DYNAMIC_NAME] = "JSON"
@@ -233,6 +257,8 @@ class _Columns:
                 orjson.dumps({key: value for key, value in row.items() if key not in self._known}).decode()
                 for row in rows
             ]
+        if self._with_partitions:
+            columns[PARTITION_NAME] = [row[PARTITION_NAME] for row in rows]
         self._file.write(columns)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from node.bulk.fitting import as_columns, as_rows
+from node.bulk.partitions import Partitions, by_partition
 from node.bulk.remote import PASSING, Refused, Remote
 from node.bulk.sources import Chunk, Source, sources_of
 from node.keyed import InsertKey
@@ -144,6 +145,7 @@ class Importer:
         self.state = state
         self._remote = remote
         self._schema = schema
+        self._partitions = Partitions(remote, state.collection)
         self._state_path = state_path
         self._rejects_path = rejects_path
         self._in_flight = in_flight
@@ -248,26 +250,39 @@ class Importer:
 
     def _send(self, i: int, chunk: Chunk) -> Done:
         number = i * ROWS_OF_FILE_MAX + chunk.first
+        done = Done(chunk.count, 0)
+        wanted, keyed = self.state.partition, self._schema.partition_key is not None
+        for partition, part in by_partition(chunk, wanted=wanted, keyed=keyed):
+            name = InsertKey(self.state.name, number)
+            if partition and partition != wanted:
+                self._partitions.ensure(partition)
+                name = InsertKey(f"{self.state.name}/{partition}", number)
+            imported, bad = self._send_part(name, partition, part)
+            done.imported += imported
+            done.bad |= bad
+        return done
+
+    def _send_part(self, name: InsertKey, partition: str, chunk: Chunk) -> tuple[int, dict[int, str]]:
+        """Write the rows that fit; return (how many, reasons for the others)."""
         columns = as_columns(chunk, self._schema)
         if columns is not None:
             try:
-                self._insert(number, columns, len(chunk.rows))
-                return Done(chunk.count, len(chunk.rows), chunk.bad)
+                self._insert(name, partition, columns, len(chunk.rows))
+                return len(chunk.rows), chunk.bad
             except Refused as refused:
                 if refused.code not in BAD_ROW_CODES:
                     raise
         good, bad = as_rows(chunk, self._schema)
         if good:
-            self._insert(number, good, len(good))
-        return Done(chunk.count, len(good), bad)
+            self._insert(name, partition, good, len(good))
+        return len(good), bad
 
-    def _insert(self, number: int, rows: Any, count: int) -> None:
+    def _insert(self, name: InsertKey, partition: str, rows: Any, count: int) -> None:
         state = self.state
-        name = InsertKey(state.name, number)
         try:
             written = self._remote.call(
                 "/entities/insert",
-                self._body(rows),
+                self._body(rows, partition),
                 headers={KEY: f"{name.name}/{name.number}"},
                 patient=lambda refused: refused.code in PASSING and TOO_LATE not in refused.message,
             )
@@ -278,20 +293,21 @@ class Importer:
                 ) from None
             if TOO_LATE not in refused.message:
                 raise
-            self._insert_late(name, rows, count)
+            self._insert_late(name, partition, rows, count)
             return
         if written["insertCount"] != count:
             raise Refused(
                 0,
-                f"rows {number % ROWS_OF_FILE_MAX} and following were written before as {written['insertCount']} rows, "
-                f"and are {count} now: the collection's schema changed in between, or the file did",
+                f"rows {name.number % ROWS_OF_FILE_MAX} and following were written before as "
+                f"{written['insertCount']} rows, and are {count} now: the collection's schema changed in between, or "
+                "the file did",
             )
 
-    def _insert_late(self, name: InsertKey, rows: Any, count: int) -> None:
+    def _insert_late(self, name: InsertKey, partition: str, rows: Any, count: int) -> None:
         """Write what is missing of a batch of which the shards do not remember whether they have it."""
         primary = self._schema.primary
         if not primary.auto_id:
-            self._remote.call("/entities/upsert", self._body(rows))
+            self._remote.call("/entities/upsert", self._body(rows, partition))
             return
         keys: list[Any] = name.ids(CollectionId(self.state.collection_id), count).tolist()
         if primary.type is DataType.VARCHAR:
@@ -314,8 +330,8 @@ class Importer:
                 "can not be told apart: delete these and begin anew",
             )
         again = {KEY: f"{name.name}.late/{name.number}"}
-        self._remote.call("/entities/insert", self._body(rows), headers=again)
+        self._remote.call("/entities/insert", self._body(rows, partition), headers=again)
 
-    def _body(self, rows: Any) -> Mapping[str, Any]:
+    def _body(self, rows: Any, partition: str) -> Mapping[str, Any]:
         body = {"collectionName": self.state.collection, "data": rows}
-        return body | {"partitionName": self.state.partition} if self.state.partition else body
+        return body | {"partitionName": partition} if partition else body

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 from node.api.rows import Write, rows_from_cbor
 from node.bulk.fitting import as_columns, as_rows
 from node.bulk.importing import ROWS_OF_FILE_MAX, TOO_LATE, batch_rows_for
+from node.bulk.partitions import by_partition
 from node.bulk.sources import Chunk, sources_of
 from node.clock import Clock
 from node.keyed import InsertKey
@@ -203,13 +204,17 @@ class ImportJobs:
     async def _import_source(self, job: Job, number: int, chunks: Iterator[Chunk]) -> None:
         while True:
             schema = await self._service.collection_schema(job.database, job.collection)
-            found = await self._executor.run(Lane.DISK, _next, chunks, schema)
+            found = await self._executor.run(Lane.DISK, _next, chunks, schema, job.partition)
             if found is None:
                 return
-            chunk, batch, bad = found
-            if batch is not None:
-                key = InsertKey(f"job-{job.job_id}", number * ROWS_OF_FILE_MAX + chunk.first)
-                await self._write(job, key, batch, schema)
+            chunk, batches, bad = found
+            for partition, batch in batches:
+                name = f"job-{job.job_id}"
+                if partition != job.partition:
+                    await self._check_partition(job, partition)
+                    name += f"/{partition}"
+                key = InsertKey(name, number * ROWS_OF_FILE_MAX + chunk.first)
+                await self._write(job, key, batch, schema, partition)
                 job.imported += batch.rows
             job.rejected += len(bad)
             for row, reason in sorted(bad.items()):
@@ -220,7 +225,12 @@ class ImportJobs:
             if job.rejected > job.rejects_max:
                 raise BadRow(f"{job.rejected} rows do not fit, options.max_rejects is {job.rejects_max}")
 
-    async def _write(self, job: Job, key: InsertKey, batch: Batch, schema: CollectionSchema) -> None:
+    async def _check_partition(self, job: Job, partition: str) -> None:
+        """Raise InvalidParameter if the rows' partition is not there: who may import may not make any."""
+        if not await self._service.has_partition(job.database, job.collection, partition):
+            raise InvalidParameter(f"rows are of partition {partition[:80]}, which is not there: make it first")
+
+    async def _write(self, job: Job, key: InsertKey, batch: Batch, schema: CollectionSchema, partition: str) -> None:
         """Write the batch once, however often that has to be tried."""
         until_s = self._clock.monotonic_s() + PATIENCE_S
         is_late = False
@@ -229,10 +239,10 @@ class ImportJobs:
             token = current.set(scope)
             try:
                 if is_late:
-                    await self._service.upsert(job.database, job.collection, batch, job.partition)
+                    await self._service.upsert(job.database, job.collection, batch, partition)
                 else:
                     scope.insert_key = key
-                    await self._service.insert(job.database, job.collection, batch, job.partition)
+                    await self._service.insert(job.database, job.collection, batch, partition)
                 return
             except AnnulusError as error:
                 if TOO_LATE in error.message and not schema.primary.auto_id:
@@ -280,17 +290,27 @@ class ImportJobs:
                 await self._executor.run(Lane.DISK, os.remove, _file_of(self._folder, job.job_id))
 
 
-def _next(chunks: Iterator[Chunk], schema: CollectionSchema) -> tuple[Chunk, Batch | None, dict[int, str]] | None:
-    """Return the next chunk, its rows that fit, and reasons for the others; None at the end."""
+def _next(
+    chunks: Iterator[Chunk], schema: CollectionSchema, wanted: str
+) -> tuple[Chunk, list[tuple[str, Batch]], dict[int, str]] | None:
+    """Return the next chunk, its rows that fit by partition, and reasons for the others; None at the end."""
     chunk = next(chunks, None)
     if chunk is None:
         return None
-    columns = as_columns(chunk, schema)
-    if columns is not None:
-        with suppress(BadRow):
-            return chunk, rows_from_cbor(columns, schema, Write.INSERT), chunk.bad
-    good, bad = as_rows(chunk, schema)
-    return chunk, rows_from_cbor(good, schema, Write.INSERT) if good else None, bad
+    batches: list[tuple[str, Batch]] = []
+    bad: dict[int, str] = {}
+    for partition, part in by_partition(chunk, wanted=wanted, keyed=schema.partition_key is not None):
+        columns = as_columns(part, schema)
+        if columns is not None:
+            with suppress(BadRow):
+                batches.append((partition, rows_from_cbor(columns, schema, Write.INSERT)))
+                bad |= part.bad
+                continue
+        good, unfit = as_rows(part, schema)
+        bad |= unfit
+        if good:
+            batches.append((partition, rows_from_cbor(good, schema, Write.INSERT)))
+    return chunk, batches, bad
 
 
 def _file_of(folder: str, job_id: int) -> str:

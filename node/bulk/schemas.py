@@ -12,6 +12,7 @@ from node.api.requests import values_of_cbor
 from node.api.routes import CREATE
 from node.api.schemas import collection_request
 from node.bulk.parquet import Values
+from node.bulk.partitions import PARTITION_NAME, PARTITIONS
 from node.bulk.sources import Chunk
 from storage.errors import InvalidParameter
 from storage.schema import DYNAMIC_NAME, VARCHAR_BYTES_MAX, CollectionSchema, DataType, make_schema
@@ -28,10 +29,13 @@ _NUMPY_TYPES: Final = {
 }  # fmt: skip
 
 
-def create_request(described: Mapping[str, Any], indexes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def create_request(
+    described: Mapping[str, Any], indexes: Sequence[Mapping[str, Any]], partitions: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the body of `collections/create` that makes a collection like one that was described.
 
-    indexes  what `indexes/describe` says of each
+    indexes     what `indexes/describe` says of each
+    partitions  names that are kept beside; making those is the caller's
     """
     fields = []
     for one in described["fields"]:
@@ -89,7 +93,7 @@ def create_request(described: Mapping[str, Any], indexes: Sequence[Mapping[str, 
     }
     if any(one["partitionKey"] for one in described["fields"]):
         body["params"]["partitionsNum"] = described["partitionsNum"]
-    return body
+    return body | ({PARTITIONS: list(partitions)} if partitions else {})
 
 
 def schema_of(body: Mapping[str, Any]) -> CollectionSchema:
@@ -112,7 +116,7 @@ def inferred(
         raise InvalidParameter("there are no rows to tell the schema from: make the collection first, or give --schema")
     fields: dict[str, dict[str, Any]] = {}
     for column, given in sample.columns.items():
-        if column != DYNAMIC_NAME:
+        if column not in (DYNAMIC_NAME, PARTITION_NAME):
             fields[column] = {"fieldName": column, **_type_of(column, _read(given, sample.is_text), whole)}
     if primary and primary not in fields:
         raise InvalidParameter(f"there is no column {primary} to be the primary key; columns: {', '.join(fields)}")
