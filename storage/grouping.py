@@ -9,7 +9,7 @@ best rows, and fewer than were asked for only if it has no more: Milvus's strict
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -30,6 +30,8 @@ _HITS_MAX: Final = 1 << 16
 
 _Hit: TypeAlias = tuple[int, int, float]
 """(view, offset, distance)."""
+_ValuedHit: TypeAlias = tuple[Hashable, _Hit]
+"""What the row has in the field, then the hit."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,25 @@ def search_groups(
         ):
             break
         fetched = wider
-    found: list[list[_Hit]] = []
-    for number, line in enumerate(lines):
-        mine = replace(query, queries=take(query.queries, np.array([number])))
-        is_all = len(line) < fetched or fetched >= possible
-        found.append(_groups(views, mine, grouping, narrowed, line, is_all=is_all))
+    every = fetched >= possible
+    states = [_Line(query.limit, line, is_all=every or len(line) < fetched) for line in lines]
+    wanted = max(1, fetched)
+    while short := [i for i, state in enumerate(states) if not state.has_all_groups]:
+        for members in _alike(short, lambda i: frozenset(states[i].groups)):
+            others = narrowed.without(list(states[members[0]].groups))
+            asked = replace(query, limit=wanted, filter=others)
+            for i, line in _each(views, asked, members, grouping.field_id):
+                states[i].add(line, is_all=len(line) < wanted)
+        wanted = min(_WIDER * wanted, max(wanted, _HITS_MAX))
+    lacking: dict[Hashable, list[int]] = {}
+    for i, state in enumerate(states):
+        for value in state.lacking(grouping.size):
+            lacking.setdefault(value, []).append(i)
+    for value, members in lacking.items():
+        asked = replace(query, limit=grouping.size, filter=narrowed.within(value))
+        for i, line in _each(views, asked, members, grouping.field_id):
+            states[i].groups[value] = [hit for _, hit in line]
+    found = [[hit for rows in state.groups.values() for hit in rows[: grouping.size]] for state in states]
     rows = Refs(
         np.array([view for line in found for view, _, _ in line], np.int64),
         np.array([offset for line in found for _, offset, _ in line], np.int64),
@@ -89,47 +105,56 @@ def search_groups(
     )
 
 
-def _groups(
-    views: Sequence[SegmentView],
-    query: VectorQuery,
-    grouping: Grouping,
-    narrowed: Narrowed,
-    line: Sequence[tuple[Hashable, _Hit]],
-    *,
-    is_all: bool,
-) -> list[_Hit]:
-    """Return the rows of the best groups of one query.
+class _Line:
+    """The groups of one query, the best first, as far as they have come up.
 
-    line    its nearest hits and the values that they have
-    is_all  whether there are no others
+    most  so many are wanted
     """
-    groups: dict[Hashable, list[_Hit]] = {}
-    whole: set[Hashable] = set()
-    """Groups of which all rows have come up."""
-    wanted = max(len(line), query.limit * grouping.size)
-    while True:
-        known = set(groups)
-        for value, hit in line:
-            if value in groups or len(groups) < query.limit:
-                groups.setdefault(value, []).append(hit)
+
+    def __init__(self, most: int, hits: Sequence[_ValuedHit], *, is_all: bool) -> None:
+        self.groups: dict[Hashable, list[_Hit]] = {}
+        self.has_all_groups = False
+        self._most = most
+        self._whole: set[Hashable] = set()
+        """Groups of which all rows have come up."""
+        self.add(hits, is_all=is_all)
+
+    def add(self, hits: Sequence[_ValuedHit], *, is_all: bool) -> None:
+        """Take the nearest rows of groups that have not come up; `is_all` if there are no others."""
+        known = set(self.groups)
+        for value, hit in hits:
+            if value in self.groups or len(self.groups) < self._most:
+                self.groups.setdefault(value, []).append(hit)
         if is_all:
-            whole |= groups.keys() - known
-        if is_all or len(groups) >= query.limit:
-            break
-        others = replace(query, limit=wanted, filter=narrowed.without(list(groups)))
-        (line,) = _hits(views, others, grouping.field_id)
-        is_all = len(line) < wanted
-        wanted = min(_WIDER * wanted, max(wanted, _HITS_MAX))
-    found: list[_Hit] = []
-    for value, hits in groups.items():
-        if len(hits) < grouping.size and value not in whole:
-            mine = replace(query, limit=grouping.size, filter=narrowed.within(value))
-            hits = [hit for _, hit in _hits(views, mine, grouping.field_id)[0]]
-        found += hits[: grouping.size]
-    return found
+            self._whole |= self.groups.keys() - known
+        self.has_all_groups = is_all or len(self.groups) >= self._most
+
+    def lacking(self, size: int) -> list[Hashable]:
+        """Return the groups that may have more rows than came up, of which so many are wanted."""
+        return [value for value, hits in self.groups.items() if len(hits) < size and value not in self._whole]
 
 
-def _hits(views: Sequence[SegmentView], query: VectorQuery, field_id: FieldId) -> list[list[tuple[Hashable, _Hit]]]:
+def _alike(members: Sequence[int], key: Callable[[int], Hashable]) -> Iterable[list[int]]:
+    """Return the members with equal keys together."""
+    found: dict[Hashable, list[int]] = {}
+    for one in members:
+        found.setdefault(key(one), []).append(one)
+    return found.values()
+
+
+def _each(
+    views: Sequence[SegmentView], query: VectorQuery, members: Sequence[int], field_id: FieldId
+) -> Iterator[tuple[int, list[_ValuedHit]]]:
+    """Yield (number, hits) of these of the queries, so many of them searched for at once as memory allows."""
+    step = max(1, _HITS_MAX // query.limit)
+    for first in range(0, len(members), step):
+        some = members[first : first + step]
+        yield from zip(
+            some, _hits(views, replace(query, queries=take(query.queries, np.array(some))), field_id), strict=True
+        )
+
+
+def _hits(views: Sequence[SegmentView], query: VectorQuery, field_id: FieldId) -> list[list[_ValuedHit]]:
     """Return the hits of each query with the values that they have in the field."""
     hits = search(views, query)
     refs = hits.refs()

@@ -95,6 +95,29 @@ def test_groups(node: Running, field: str, limit: int, offset: int, size: int, t
     assert reply.get("topks", [0, 0]) == [len(line) for line in wanted]
 
 
+@pytest.mark.parametrize("field", ["color", "number"])
+@pytest.mark.parametrize("size", [1, 4, 9])
+@pytest.mark.parametrize("text", ["", "price > 5"])
+def test_groups_of_many_queries(node: Running, field: str, size: int, text: str) -> None:
+    """More groups are asked for than there are, for so many queries that not all rows are looked at for each."""
+    passing = {"": THERE, "price > 5": [i for i in THERE if PRICE[i] > 5]}[text]
+    queries, copies = [V[3] + np.float32(0.01), V[150] * np.float32(0.9)], 300
+    reply = node.call(
+        "/entities/search",
+        collectionName="c",
+        data=[query.tolist() for query in queries] * copies,
+        limit=20,
+        filter=text,
+        groupingField=field,
+        groupSize=size,
+    )
+    assert reply["code"] == 0, reply
+    values: list[Any] = COLOR if field == "color" else NUMBER
+    wanted = [groups_of(near(node, query.astype(float), passing), values, 20, 0, size) for query in queries]
+    assert [row["id"] for row in reply["data"]] == [i for line in wanted for i in line] * copies
+    assert reply["topks"] == [len(line) for line in wanted] * copies
+
+
 def test_grouping_is_taken_from_search_params_too(node: Running) -> None:
     """As pymilvus sends it, and refused where it cannot be."""
     body = {"collectionName": "c", "data": [V[0].tolist()], "limit": 2}
