@@ -63,7 +63,7 @@ from storage.filter.indexed import Indexed
 from storage.fusion import fuse
 from storage.grouping import Grouping, Narrowed, merge_groups, search_groups
 from storage.key_lookup import Keys, batch_keys, key_list
-from storage.merging import ScoredRows
+from storage.merging import ScoredRows, rounded
 from storage.ordering import OrderBy, ordered, sort_keys
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.search import (
@@ -222,13 +222,11 @@ class Reader:
         answer = await self._ask(collection, question, plan.row_filter, options)
         for step in answer.steps:
             self._node.metrics.searched(PlanKind(step.plan))
-        scores, batch = answer.scores, answer.batch
+        scores, batch = rounded(answer.scores, request.round_decimal), answer.batch
         if orders and batch.rows:
             owners = np.repeat(np.arange(len(answer.counts)), np.asarray(answer.counts, np.int64))
             order = np.lexsort([*sort_keys(batch, orders), owners])
             scores, batch = scores[order], batch.take(order)
-        if request.round_decimal >= 0:
-            scores = np.round(scores, request.round_decimal)
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
         rows = self._rows(collection.schema, batch, plan.output, explain=explain)
         return SearchResult(rows, scores, answer.counts)
@@ -265,9 +263,7 @@ class Reader:
             limit=request.limit,
             offset=request.offset,
         )
-        scores = found.scores
-        if request.round_decimal >= 0:
-            scores = np.round(scores, request.round_decimal)
+        scores = rounded(found.scores, request.round_decimal)
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
         rows = self._rows(collection.schema, found.batch, plan.output, explain=explain)
         return SearchResult(rows, scores, found.counts)

@@ -45,6 +45,14 @@ def merge_hits(
     return ScoredRows(np.bincount(owners[kept], minlength=queries).tolist(), scores[kept], batch.take(kept))
 
 
+def rounded(scores: npt.NDArray[np.float32], decimals: int) -> npt.NDArray[np.float32]:
+    """Return the scores with so many decimals, as they are if that is negative.
+
+    As float32, a large one would become infinite on the way.
+    """
+    return scores if decimals < 0 else np.round(scores.astype(np.float64), decimals).astype(np.float32)
+
+
 def merge_rows(parts: Sequence[Batch], primary: FieldId, *, limit: int | None, offset: int = 0) -> Batch:
     """Return the rows of all parts by primary key ascending, without the first `offset` ones, at most `limit`."""
     batch = Batch.concat(parts)

@@ -190,7 +190,7 @@ def search_asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions
     params = search_params(values["searchParams"], values["params"])
     ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
     metric = str(_pop(params, "metricType", "metric_type") or "")
-    round_decimal = _round_decimal(_pop(params, "roundDecimal", "round_decimal"))
+    round_decimal = round_decimals(_pop(params, "roundDecimal", "round_decimal"))
     group_by, group_size = _grouping(values, params)
     for name in _HINTS:
         params.pop(name, None)
@@ -323,7 +323,8 @@ def _pop(params: dict[str, Any], *names: str) -> Any:
     return found[0] if found else None
 
 
-def _round_decimal(value: Any) -> int:
+def round_decimals(value: Any) -> int:
+    """Return the decimals that scores are to have, -1 for all. Raises InvalidParameter."""
     if value is None:
         return -1
     decimals = parse_int(value, "round_decimal")

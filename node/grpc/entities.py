@@ -31,6 +31,7 @@ from node.api.entities import (
     check_query,
     queries_of,
     read_options,
+    round_decimals,
     search_asked,
 )
 from node.api.forms import FORM_BYTES_MAX, FORMS_KEPT
@@ -54,6 +55,7 @@ from storage.errors import (
     SnapshotGone,
     UnsupportedOperation,
 )
+from storage.merging import rounded
 from storage.schema import CollectionSchema
 from storage.types import TICK_MAX, Tick
 
@@ -281,8 +283,7 @@ async def hybrid_search(call: Call) -> None:
         raise UnsupportedOperation(f"{name} is not supported by this server")
     schema = await call.service.collection_schema(call.database, call.collection)
     wanted: HybridRequest = await call.offload(hybrid_request, values, schema)
-    decimals = _number(params, "round_decimal") if "round_decimal" in params else -1
-    wanted = replace(wanted, round_decimal=decimals)
+    wanted = replace(wanted, round_decimal=round_decimals(params.get("round_decimal")))
     options = read_options(values, ())
     check_hybrid_hits(wanted, options, schema)
 
@@ -456,9 +457,7 @@ async def _behind(call: Call, wanted: SearchRequest, schema: CollectionSchema, b
 
 
 def _cut(result: SearchResult, keep: int, decimals: int) -> SearchResult:
-    rows, scores = result.rows, result.scores[:keep]
-    if decimals >= 0:
-        scores = np.round(scores, decimals)
+    rows, scores = result.rows, rounded(np.asarray(result.scores[:keep], np.float32), decimals)
     return SearchResult(replace(rows, batch=rows.batch.slice(0, keep)), scores, [keep])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.columns import Batch
-from storage.merging import ScoredRows, merge_hits, merge_rows
+from storage.merging import ScoredRows, merge_hits, merge_rows, rounded
 from storage.schema import DataType
 from tests.storage.rows import DIM, GROUP, PK, key_of, make_batch, make_collection
 
@@ -64,3 +64,10 @@ def test_hits_are_the_best_of_all(
     assert list(counts) == [len(one) for one in wanted]
     assert scores.tolist() == [score for query in wanted for _, score in query]
     assert batch.columns[PK].to_list() == [key_of(schema, key) for query in wanted for key, _ in query]
+
+
+@given(st.floats(-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), width=32), st.integers(-1, 6))
+def test_rounded_scores_stay_near(score: float, decimals: int) -> None:
+    """No score becomes infinite, however large it is, and none moves further than half of the last decimal."""
+    (found,) = rounded(np.array([score], np.float32), decimals).tolist()
+    assert abs(found - score) <= (0 if decimals < 0 else 0.5 * 10.0**-decimals + 1e-6 * abs(score))
