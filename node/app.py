@@ -208,12 +208,12 @@ async def _listen(
         guard=guard_of(node, settings, clock, workers),
     )
     app = make_app(database, edge, standard_status=settings.api.standard_error_status)
-    app.on_shutdown.append(lambda _: database.imports.stop())
+    app.on_shutdown.append(lambda _: database.imports.mine.stop())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
     await runner.setup()
     grpc = GrpcServer(database, edge)
     await grpc.start()
-    await database.imports.start()
+    await database.imports.mine.start()
     address = settings.node.listen
     limit = connections_max(raise_descriptor_limit())
     await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path).start()

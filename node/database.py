@@ -41,6 +41,7 @@ from index.spec import IndexSpec, SpecError, UnsupportedIndexType, UnsupportedMe
 from node.access import AccessService
 from node.broadcaster import COMPACT_METHOD
 from node.bulk.jobs import ImportJobs
+from node.bulk.jobs_anywhere import JobsAnywhere
 from node.node import Node
 from node.nodes import Nodes
 from node.read import Reader
@@ -110,13 +111,15 @@ class Database:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._router = node.router
-        self._imports = ImportJobs(
+        jobs = ImportJobs(
             self,
             node.seams.executor,
             node.seams.clock,
             data=node.settings.node.data,
             directory=node.settings.imports.directory,
+            number=lambda: node.known.number,
         )
+        self._imports = JobsAnywhere(jobs, node.mesh, node.known)
         self._reader = Reader(node)
         self._writer = Writer(node, self._reader)
         self._access = AccessService(node)
@@ -576,7 +579,7 @@ class Database:
         }
 
     @property
-    def imports(self) -> ImportJobs:
+    def imports(self) -> JobsAnywhere:
         return self._imports
 
     @property

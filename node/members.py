@@ -59,6 +59,14 @@ class Members(Background):
             raise Unavailable(f"node {self._node.name} is no node of the cluster, as far as it knows: try another node")
         return formed.index(self._node.name)
 
+    def name_of(self, number: int) -> str | None:
+        """Return the name of the node with this number, None if there is none as far as is known here."""
+        members = self._node.control.machine.membership.members if self._node.takes_part else {}
+        if members:
+            return next((name for name, one in members.items() if one.number == number), None)
+        formed = self._node.identity.members
+        return formed[number] if number < len(formed) else None
+
     @property
     def why_not_ready(self) -> str:
         if not self._is_removed:

@@ -387,7 +387,7 @@ class Service(Protocol):
     def nodes(self) -> Operation: ...
     @property
     def imports(self) -> Any:
-        """The import jobs of this node: `node.bulk.jobs.ImportJobs`."""
+        """The import jobs of all nodes: `node.bulk.jobs_anywhere.JobsAnywhere`."""
         ...
 
     @property

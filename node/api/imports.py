@@ -1,4 +1,4 @@
-"""Handlers of import jobs (`node/bulk/jobs.py`), in Milvus's words."""
+"""Handlers of import jobs (`node/bulk/jobs.py`, `jobs_anywhere.py`), in Milvus's words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from node.api.calls import Call, Handler
 from node.api.replies import success
-from node.bulk.jobs import ImportJobs, Job
+from node.bulk.jobs import Job
+from node.bulk.jobs_anywhere import JobsAnywhere
 from storage.errors import InvalidParameter
 
 Envelope = Mapping[str, Any]
@@ -21,21 +22,25 @@ async def create_import(call: Call) -> Envelope:
         isinstance(group, list) and all(isinstance(one, str) for one in group) for group in files
     ):
         raise InvalidParameter("files is a list of lists of names, each list one table: invalid parameter")
-    jobs: ImportJobs = call.service.imports
-    job_id = await jobs.create(call.database, call.collection, files, values["partitionName"], values["options"])
+    jobs: JobsAnywhere = call.service.imports
+    job_id = await jobs.mine.create(call.database, call.collection, files, values["partitionName"], values["options"])
     return success({"jobId": str(job_id)})
 
 
 async def list_imports(call: Call) -> Envelope:
     shown = []
-    for one in call.service.imports.known(call.database, call.collection):
+    jobs: JobsAnywhere = call.service.imports
+    known, silent = await jobs.known(call.database, call.collection)
+    for one in known:
         record = {"jobId": str(one.job_id), "collectionName": one.collection, "state": one.state}
         shown.append({**record, "progress": one.progress, **_reason(one)})
-    return success({"records": shown})
+    why = f"nodes that do not answer, and whose jobs are not here: {', '.join(silent)}" if silent else None
+    return success({"records": shown}, message=why)
 
 
 async def describe_import(call: Call) -> Envelope:
-    job: Job = call.service.imports.describe(call.values["jobId"])
+    jobs: JobsAnywhere = call.service.imports
+    job = await jobs.describe(call.values["jobId"])
     known = [one for one in job.totals if one is not None]
     times = {"createTime": _time(job.created_ms), "completeTime": _time(job.completed_ms)}
     facts: dict[str, Any] = {

@@ -602,7 +602,7 @@ _IMPORTS: Final = (
     Route(
         "/jobs/import/list",
         Shape("ListImportReq", (DB, _text("collectionName", "only jobs of this collection"))),
-        "Import jobs of this node.",
+        "Import jobs of all nodes; `message` names those that do not answer.",
         "list_imports",
         "{records: [{jobId, collectionName, state, progress, reason}]}",
     ),
@@ -610,7 +610,7 @@ _IMPORTS: Final = (
         Route(
             path,
             Shape("ImportJobReq", (DB, _text("jobId", "the job", required=True))),
-            "How far an import job of this node is.",
+            "How far an import job is, of whichever node.",
             "describe_import",
             "{jobId, createTime, completeTime, collectionName, state, progress, importedRows, totalRows, fileSize, "
             "reason, details}",

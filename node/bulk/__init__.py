@@ -8,6 +8,8 @@
     remote     a node or cluster as a client sees it
     importing  files into a collection: batches in flight, what was rejected, and where to go on after a break
     exporting  a collection into a file, by primary key
+    jobs       imports that a node does by itself
+    jobs_anywhere  the same, told by any node of a cluster
     commands   the command line
 
 Nothing is there twice after a break because each batch goes under a key (`node/keyed.py`) that follows from the import

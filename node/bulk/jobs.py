@@ -1,8 +1,8 @@
 """Imports that a node does by itself: files of one directory into collections, job after job, as `importing` does them.
 
 A job's state is a file in the node's data directory, replaced as a whole; a node that starts goes on with those that
-are not over. Only this node knows its jobs, because only it is sure to have the files. What a client may name lies
-below `imports.directory` once all links are followed.
+are not over. Only this node runs its jobs, because only it is sure to have the files; the others ask it for how far
+they are (`jobs_anywhere`). What a client may name lies below `imports.directory` once all links are followed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
+from cluster.membership import MEMBERS_MAX
 from node.api.rows import Write, rows_from_cbor
 from node.bulk.fitting import as_columns, as_rows
 from node.bulk.importing import ROWS_OF_FILE_MAX, TOO_LATE, batch_rows_for
@@ -91,11 +92,21 @@ class Job:
 class ImportJobs:
     """The jobs of one node. `start` when it serves, `stop` before it ends."""
 
-    def __init__(self, service: Collections, executor: Executor, clock: Clock, *, data: str, directory: str) -> None:
-        """`directory` is "" where no files may be imported."""
+    def __init__(
+        self,
+        service: Collections,
+        executor: Executor,
+        clock: Clock,
+        *,
+        data: str,
+        directory: str,
+        number: Callable[[], int],
+    ) -> None:
+        """`directory` is "" where no files may be imported; `number` tells that of the node."""
         self._service = service
         self._executor = executor
         self._clock = clock
+        self._number = number
         self._folder = os.path.join(data, "imports")
         self._directory = os.path.realpath(directory) if directory else ""
         self._jobs: dict[int, Job] = {}
@@ -143,7 +154,7 @@ class ImportJobs:
         if not rejects.isdigit() or len(rejects) > 9:
             raise InvalidParameter(f"options.max_rejects is a number, not {rejects[:40]!r}")
         totals, sizes = await self._executor.run(Lane.DISK, self._look, [list(one) for one in groups])
-        job_id = max([self._clock.wall_ms() * 1_000, *(one + 1 for one in self._jobs)])
+        job_id = _next_number(max([self._clock.wall_ms() * 1_000, *self._jobs]), self._number())
         job = Job(
             job_id, database, info.name, info.collection_id, partition, [list(one) for one in groups], sizes,
             batch_rows_for(info.schema), int(rejects), self._clock.wall_ms(), done=[0] * len(totals), totals=totals,
@@ -154,12 +165,9 @@ class ImportJobs:
         await self._forget_oldest()
         return job_id
 
-    def describe(self, job_id: str) -> Job:
-        """Raises InvalidParameter if this node has no such job."""
-        found = self._jobs.get(int(job_id)) if job_id.isascii() and job_id.isdigit() and len(job_id) < 20 else None
-        if found is None:
-            raise InvalidParameter(f"import job {job_id[:40]!r} does not exist on this node: ask the one that began it")
-        return found
+    def find(self, job_id: int) -> Job | None:
+        """Return the job if it is one of this node."""
+        return self._jobs.get(job_id)
 
     def known(self, database: str, collection: str = "") -> Sequence[Job]:
         """Return the jobs, the newest last."""
@@ -288,6 +296,16 @@ class ImportJobs:
             del self._jobs[job.job_id]
             with suppress(OSError):
                 await self._executor.run(Lane.DISK, os.remove, _file_of(self._folder, job.job_id))
+
+
+def number_of(job_id: int) -> int:
+    """Return the number of the node that began a job."""
+    return job_id % MEMBERS_MAX
+
+
+def _next_number(last: int, node: int) -> int:
+    """Return the number of a job of a node that comes after the last one."""
+    return last + 1 + (node - last - 1) % MEMBERS_MAX
 
 
 def _next(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.process.clusters import Trio
 from tests.process.running import Running, until
 
 ROWS = 40_000
@@ -119,3 +120,30 @@ def test_no_file_elsewhere_is_read(node: Running, files: Path, tmp_path: Path) -
         make(other, "c")
         reply = other.call("/jobs/import/create", collectionName="c", files=[["rows.jsonl"]])
         assert reply["code"] == 3000 and "imports.directory" in reply["message"]
+
+
+def test_every_node_tells_of_a_job(files: Path, tmp_path: Path) -> None:
+    """Any node describes and lists the jobs of all; of a node that is down it says so, and when it is back, again."""
+    (files / "few.jsonl").write_text(
+        "\n".join(json.dumps({"id": i, "number": i, "vector": [1, 2, 3, 4]}) for i in range(9))
+    )
+    with Trio(tmp_path / "trio", settings={"imports.directory": str(files)}) as nodes:
+        first, second, third = nodes["n1"], nodes["n2"], nodes["n3"]
+        make(first, "jobs")
+        ids = {begin(one, "jobs", ["few.jsonl"]): one for one in (first, second)}
+        assert len(ids) == 2
+        for job_id in ids:
+            for one in (third, first, second):
+                assert finished(one, job_id)["importedRows"] == 9
+        listed = third.call("/jobs/import/list", collectionName="jobs")
+        assert [one["jobId"] for one in listed["data"]["records"]] == sorted(ids) and "message" not in listed
+        assert third.call("/jobs/import/describe", jobId="17")["code"] == 1100
+        gone = next(job_id for job_id, one in ids.items() if one is second)
+        second.kill()
+        until(lambda: third.call("/jobs/import/describe", jobId=gone)["code"] != 0, what="the loss of n2")
+        reply = third.call("/jobs/import/describe", jobId=gone)
+        assert "node n2" in reply["message"] and gone in reply["message"], reply
+        listed = third.call("/jobs/import/list")
+        assert len(listed["data"]["records"]) == 1 and "n2" in listed["message"], listed
+        second.start()
+        until(lambda: third.call("/jobs/import/describe", jobId=gone)["code"] == 0, what="n2 is back")
