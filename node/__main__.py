@@ -15,22 +15,21 @@ import contextlib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from node.asking import opened, token_option
 from node.config import config_flags, describe, from_flags
-from node.node_command import node
+from node.memory import tame_allocator
 from node.settings import Settings, SettingsError
-from node.status_tables import tables, troubles
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
-BULK = ("import", "export", "copy")
+LATER = {"node": "node.node_command", **dict.fromkeys(("import", "export", "copy"), "node.bulk.commands")}
+"""Command -> its module, whose `COMMANDS` it is in: imported when it is asked for, as what it needs takes long."""
 try:
     VERSION = version("annulus")
 except PackageNotFoundError:
@@ -38,17 +37,16 @@ except PackageNotFoundError:
 
 
 class Commands(click.Group):
-    """Those of `node.bulk` are imported when they are asked for: what they need takes as long as the others take."""
+    """Those that are here, and those that come from elsewhere when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *BULK])
+        return sorted([*super().list_commands(ctx), *LATER])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in BULK:
+        if cmd_name not in LATER:
             return super().get_command(ctx, cmd_name)
-        from node.bulk.commands import COMMANDS
-
-        return COMMANDS[cmd_name]
+        commands: dict[str, click.Command] = import_module(LATER[cmd_name]).COMMANDS
+        return commands[cmd_name]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -65,6 +63,7 @@ def main() -> None:
 def serve(**flags: Any) -> None:
     """Start a node and serve until SIGTERM or Ctrl-C."""
     settings = _settings(flags)
+    tame_allocator()
     with _quiet_imports():
         from node.app import run
     from node.logs import setup
@@ -87,6 +86,9 @@ def config(as_json: bool, **flags: Any) -> None:
     if as_json:
         click.echo(json.dumps([row.__dict__ for row in rows], indent=2))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("setting", "value", "unit", "from", "what it does", show_edge=False)
     for row in rows:
         table.add_row(row.key, row.value, row.unit, row.source, row.description)
@@ -102,6 +104,8 @@ def status(address: str, as_json: bool) -> None:
 
     Exit status 0 if all is well; 1 if a node does not answer or is not ready, or a shard has no leader.
     """
+    from node.status_tables import tables, troubles
+
     try:
         with opened(f"http://{address}/status", timeout_s=10) as answer:  # http by design
             found = json.load(answer)
@@ -110,6 +114,8 @@ def status(address: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
+        from rich.console import Console
+
         console = Console()
         for one in tables(found):
             console.print(one)
@@ -148,9 +154,6 @@ def check(directory: str | None, cluster: bool, address: str, as_json: bool) -> 
         raise click.ClickException(str(error)) from error
     click.echo(f"{directory}: {f'{damaged} damaged parts' if damaged else 'clean'}")
     sys.exit(1 if damaged else 0)
-
-
-main.add_command(node)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ from node.grpc.server import GrpcServer
 from node.guard import WELL_KNOWN, Guard
 from node.identity import IDENTITY_KEY, settle
 from node.joining import CannotJoin, admit, join
-from node.memory import available_bytes, reclaim, resident_bytes, tame_allocator
+from node.memory import available_bytes, reclaim, resident_bytes
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.peers import PeerNetwork
@@ -52,6 +52,7 @@ from node.workers import Lane, Workers
 from storage.chunks import ChunkStore, LevelDbChunks
 from storage.filter import make_ready
 from storage.keys import record_key
+from storage.strings import forgo_pandas
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,6 @@ TICKET_KEY: Final = record_key("ticket")
 """Written before a directory asks to join (`node/joining.py`)."""
 START_BYTES_MIN: Final = 64 << 20
 """Room that is enough to start: LevelDB writes out its log of up to twice 16 MiB, and the journal goes on."""
-GC_THRESHOLDS: Final = (50_000, 20, 100)
-"""Rows come as lists of thousands of values, none of them in a cycle: looking for cycles each 700 is a waste."""
 SWITCH_INTERVAL_S: Final = 0.0002
 """How long a thread that wants the interpreter waits at most: the default of 5 ms is several searches' time."""
 
@@ -70,7 +69,7 @@ SWITCH_INTERVAL_S: Final = 0.0002
 def run(settings: Settings) -> int:
     """Serve until told to stop; return the exit status. Raises StorageFault or OSError if the node cannot start."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    tame_allocator()
+    forgo_pandas()
     raise_descriptor_limit()  # before LevelDB looks at it
     try:
         return uvloop.run(_serve(settings))
@@ -134,7 +133,6 @@ async def _serve(settings: Settings) -> int:
         await filters
         metrics.before_scrape(lambda: observe(node, metrics))
         gc.freeze()  # what is here stays; collections need not look at it again
-        gc.set_threshold(*GC_THRESHOLDS)
         runner, grpc = await _listen(listener, node, settings, metrics, clock, workers)
         both: set[asyncio.Future[Any]] = {stopping, node.failed}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

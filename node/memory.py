@@ -22,6 +22,8 @@ from typing import Any, Final
 MMAP_THRESHOLD_BYTES: Final = 256 << 10
 """Larger pieces get pages of their own, which `free` returns at once."""
 ARENAS_MAX: Final = 2
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+"""Rows come as lists of thousands of values, none of them in a cycle: looking for cycles each 700 is a waste."""
 CGROUP_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Of the container, by both versions of control groups."""
 
@@ -29,7 +31,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def tame_allocator() -> None:
-    """Fix glibc's thresholds; to be called before anything large is allocated."""
+    """Fix glibc's thresholds, and how often cycles are looked for; to be called before anything large is imported."""
+    gc.set_threshold(*GC_THRESHOLDS)
     libc = _libc()
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -109,6 +109,9 @@ def resume_moves(address: str) -> None:
     click.echo("moves begin again as they are needed")
 
 
+COMMANDS: Final = {"node": node}
+
+
 def tables(found: Mapping[str, Any]) -> list[RenderableType]:
     """Return what to print of a list of nodes."""
     nodes = Table("node", "state", "zone", "shards", "leads", "entries/s", "votes", "clients", "nodes", title="nodes")

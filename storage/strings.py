@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.abc import MetaPathFinder
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,27 @@ Comparison = Literal["==", "!=", "<", "<=", ">", ">="]
 _COMPARE: dict[str, str] = {
     "==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal",
 }  # fmt: skip
+
+
+def forgo_pandas() -> None:
+    """Have arrow not look for pandas, in a process that has no use for it.
+
+    When arrow first meets an array it imports pandas, where that is installed: half a second and 47 MB for nothing.
+    """
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas(MetaPathFinder):
+    """Finds nothing, and pandas least of all."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
 
 
 class PatternInvalid(ValueError):

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.errors import InvalidParameter
 
@@ -24,6 +23,8 @@ class ParquetFile:
     """An open file. Raises InvalidParameter if it is none."""
 
     def __init__(self, path: str) -> None:
+        import pyarrow.parquet as pq  # here: every node imports this module, and few read such files
+
         try:
             self._file = pq.ParquetFile(path, memory_map=False)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -117,6 +118,8 @@ class ParquetWriter:
     """Writes rows as columns whose types follow from the fields; `collection` is kept in the file's metadata."""
 
     def __init__(self, path: str, kinds: Mapping[str, str], collection: bytes) -> None:
+        import pyarrow.parquet as pq
+
         self._schema = pa.schema([(name, _TYPES[kind]) for name, kind in kinds.items()]).with_metadata(
             {SCHEMA_KEY: collection}
         )
