@@ -21,21 +21,6 @@ pa.set_cpu_count(1)  # queries run beside each other on the executor's threads; 
 pa.set_io_thread_count(1)
 pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps what is freed
 
-
-class _NoPandas:
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
-
-
-if "pandas" not in sys.modules:
-    # The first conversion would import it, to see whether the value is of its kind: 0.3 s that all threads wait for,
-    # while somebody searches. Told once that there is none, pyarrow does not look again, unless asked for a DataFrame.
-    sys.meta_path.insert(0, _NoPandas)
-    pa.array([""])
-    sys.meta_path.remove(_NoPandas)
-
 Mask = npt.NDArray[np.bool_]
 Comparison = Literal["==", "!=", "<", "<=", ">", ">="]
 _COMPARE: dict[str, str] = {
