@@ -37,6 +37,7 @@ from node.metrics import Metrics
 from node.provision import Provisioner
 from node.settings import Settings
 from node.slots import Slots
+from node.words import WordKeeper
 from node.workers import Executor, Lane, carry_through
 from storage.chunks import ChunkFault, ChunkStore
 from storage.compaction import CompactionSettings, Plan, choose, facts_of, merge
@@ -116,6 +117,7 @@ class Upkeep:
             lambda: self.shard, transfer, store, executor, dice, self.pins, on_store_error=on_store_error
         )
         """To be awaited before a message is applied."""
+        self._words = WordKeeper(lambda: self.shard, store, executor)
         self._tasks: list[asyncio.Task[None]] = []
         self._wakers: list[asyncio.Event] = []
         self._changed = asyncio.Event()
@@ -155,7 +157,7 @@ class Upkeep:
             (self._compact_step, self._settings.compaction.interval_s),
         ):
             self._begin(self._forever(step, self._waker(), idle_s, leading=True))
-        for step in (self._flush_step, self._load_step):
+        for step in (self._flush_step, self._load_step, self._words_step):
             self._begin(self._forever(step, self._waker(), IDLE_S, leading=False))
         if not self.swept:
             self._begin(self._sweep_later())
@@ -415,6 +417,10 @@ class Upkeep:
 
     def _read_index(self, view: SegmentView, index: ShardIndex, files: BlobFiles) -> VectorIndex:
         return load(index.spec, read_blob(files, self.shard.get_chunk), view.matrix(index.field_id, index.spec.metric))
+
+    async def _words_step(self) -> bool:
+        """Bring the word lists of one segment into memory, or make and store them."""
+        return not self._store_full() and await self._words.step()
 
     @property
     def loading(self) -> tuple[int, int]:

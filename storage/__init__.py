@@ -40,6 +40,7 @@ segment, and plans each on its own: skip, exact, or index (`search.py`). So dele
 | chunks of columns, indexes | LevelDB, "c" shard digest         | once, synced          | the digest is the name |
 | manifest of a shard        | LevelDB, "r" manifest shard       | one synced batch      | digest of key + bytes  |
 | spilled rows, deletes      | chunks that the manifest names    | at a checkpoint       | as chunks              |
+| word lists of a segment    | LevelDB, "r" words, words-piece   | after a flush         | digest of key + bytes  |
 
 The manifest is the commit point: what it names is there, what it does not name is garbage. Recovery is the manifest and
 the journal behind its position.
@@ -56,6 +57,7 @@ the journal behind its position.
 | `disk`, `journal*`                        | the disk seam; the log on disk                                       |
 | `chunks` (door to plyvel), `keys`         | chunks and records in LevelDB; the layout of its keys                |
 | `segment_files`                           | columns and blobs as chunks                                          |
+| `word_files`                              | word lists for text_match, kept by each node for itself              |
 | `growing`, `sealed`, `deletes`            | segments                                                             |
 | `key_lookup`, `stats`                     | from primary key to offset; bounds of each field                     |
 | `filter/`                                 | text to mask                                                         |

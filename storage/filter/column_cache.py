@@ -36,6 +36,8 @@ class _Entry(Generic[V]):
     bytes: int
     used: int
     seen: int = 0
+    kept: bool = False
+    """It goes with its array, not before, and leaves the room of others alone."""
 
 
 class ColumnCache(Generic[V]):
@@ -62,6 +64,16 @@ class ColumnCache(Generic[V]):
         if len(array) >= ROWS_KEPT_MIN:
             self._add(_Entry(weakref.ref(array, self._forget), values, values.nbytes, next(self._uses)), array, key)
 
+    def keep(self, array: StringArray, key: Hashable, values: V) -> None:
+        """Remember the values for as long as the array lives."""
+        entry = _Entry(weakref.ref(array, self._forget), values, values.nbytes, next(self._uses), kept=True)
+        self._add(entry, array, key)
+
+    def keeps(self, array: StringArray, key: Hashable) -> bool:
+        """Return whether `keep` has been called."""
+        entry = self._entry(array, key)
+        return entry is not None and entry.kept
+
     def defer(self, array: StringArray, key: Hashable, rows: int) -> bool:
         """Return whether to look at only these rows: with all such rows so far they are fewer than the array has."""
         entry = self._entry(array, key)
@@ -82,9 +94,10 @@ class ColumnCache(Generic[V]):
         entry.bytes += _ENTRY_BYTES
         table = {known: one for known, one in self._table.items() if one.array() is not None}
         table[id(array), key] = entry
-        spare = self._bytes_max - sum(one.bytes for one in table.values())
+        passing = [known for known, one in table.items() if not one.kept]
+        spare = self._bytes_max - sum(table[known].bytes for known in passing)
         if spare < 0:
-            for known in sorted(table, key=lambda known: table[known].used):
+            for known in sorted(passing, key=lambda known: table[known].used):
                 spare += table.pop(known).bytes
                 if spare >= 0:
                     break

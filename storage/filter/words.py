@@ -1,9 +1,10 @@
 """text_match and phrase_match: which texts have some of the terms, or have them one after the other.
 
-Both ask an inverted list: for each term the rows that have it, and where. It is made of a column when first asked for,
-which takes all its texts apart, and remembered while the column lives; the columns of a growing segment are short, and
-have lists of their own. A few rows of a column without one are taken apart for themselves, as long as that costs less
-than all would. So what is found is always what looking at every text would find.
+Both ask an inverted list: for each term the rows that have it, and where. To make it takes all texts of a column apart:
+a node does so once for each segment, and stores it (`storage.word_files`). Where a filter asks before that, it is made
+then and remembered; the columns of a growing segment are short, and have lists of their own. A few rows of a column
+without one are taken apart for themselves, as long as that costs less than all would. So what is found is always what
+looking at every text would find.
 
 A phrase matches where its terms stand in their order with their distances; with a slop of s, where that is so after
 moving them by s places in all: terms that each stand d places behind where the phrase would have them match if the
@@ -21,16 +22,19 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.analysis import Analyzer
-from storage.columns import StringColumn
+from storage.columns import ArrayColumn, Batch, BatchDamaged, ScalarColumn, StringColumn
 from storage.filter.column_cache import ColumnCache
 from storage.filter.tree import PhraseMatch, TextMatch
 from storage.filter.values import Rows
 from storage.schema import FieldSchema
+from storage.strings import StringArray
+from storage.types import FieldId
 
 CACHE_BYTES_MAX: Final = 256 << 20
 """60,000 definitions of 9 words take 9 MB."""
 _TERM_BYTES: Final = 150
 """Of a term in the dictionary."""
+_TERMS, _OWNERS, _POSITIONS = FieldId(1), FieldId(2), FieldId(3)
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
 
@@ -66,6 +70,26 @@ class WordLists:
         np.cumsum(np.bincount(by_row, minlength=len(numbers)), out=bounds[1:])
         owners = np.repeat(np.arange(len(texts), dtype=np.int32), counts)
         return cls(numbers, bounds, owners[order], np.array(positions, np.int32)[order], len(texts))
+
+    def to_bytes(self) -> bytes:
+        """Return the lists for storing."""
+        terms = StringColumn(StringArray.from_strings(list(self.numbers)))
+        owners, positions = (ArrayColumn(self.bounds, ScalarColumn(one)) for one in (self.owners, self.positions))
+        return Batch({_TERMS: terms, _OWNERS: owners, _POSITIONS: positions}, len(self.numbers)).to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, rows: int) -> WordLists:
+        """Return lists of so many texts. Raises BatchDamaged."""
+        columns = Batch.from_bytes(data).columns
+        try:
+            terms, owners, positions = columns[_TERMS], columns[_OWNERS], columns[_POSITIONS]
+            assert isinstance(terms, StringColumn)
+            assert isinstance(owners, ArrayColumn) and isinstance(owners.items, ScalarColumn)
+            assert isinstance(positions, ArrayColumn) and isinstance(positions.items, ScalarColumn)
+        except (KeyError, AssertionError) as error:
+            raise BatchDamaged("not word lists") from error
+        numbers = {term: number for number, term in enumerate(terms.values.to_list())}
+        return cls(numbers, owners.offsets, owners.items.values, positions.items.values, rows)
 
     def places(self, term: str) -> tuple[Places, Places]:
         """Return the rows that have a term, each as often as it does, and where they have it."""
@@ -158,6 +182,21 @@ def matched(node: TextMatch | PhraseMatch, rows: Rows) -> Mask:
 def known_lists(column: StringColumn, field: FieldSchema) -> WordLists | None:
     """Return the inverted list of a column, if it has been made."""
     return _CACHE.get(column.values, _key(field))
+
+
+def keep_lists(column: StringColumn, field: FieldSchema, lists: WordLists) -> None:
+    """Have the lists at hand for as long as the column lives."""
+    _CACHE.keep(column.values, _key(field), lists)
+
+
+def keeps_lists(column: StringColumn, field: FieldSchema) -> bool:
+    """Return whether `keep_lists` has been called."""
+    return _CACHE.keeps(column.values, _key(field))
+
+
+def make_lists(column: StringColumn, field: FieldSchema) -> WordLists:
+    """Return the inverted list of a column: the one that is known, or a new one, made of all its texts."""
+    return known_lists(column, field) or WordLists.of(column.values.to_list(), field.analyzer)
 
 
 def _found(node: TextMatch | PhraseMatch, lists: WordLists) -> Mask:

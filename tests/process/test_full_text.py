@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -276,3 +277,36 @@ def test_words_in_filters(node: Running, texts: dict[int, str]) -> None:
     chemical = {key: text for key, text in texts.items() if "chemic" in terms(text)}
     wanted_scores = {key: score for key, score in reference(texts, "water").items() if key in chemical}
     assert_same(answer["data"], wanted_scores, 1000)
+
+
+def test_texts_are_taken_apart_once(tmp_path: Path) -> None:
+    """Word lists are made when rows are flushed, and read at the next start; answers stay; a merge makes new ones."""
+    text = {"max_length": 99, "enable_analyzer": True, "enable_match": True}
+    fields = [
+        {"fieldName": "id", "dataType": "Int64", "isPrimary": True},
+        {"fieldName": "text", "dataType": "VarChar", "elementTypeParams": text},
+        {"fieldName": "v", "dataType": "FloatVector", "elementTypeParams": {"dim": 2}},
+    ]
+    index = [{"fieldName": "v", "indexName": "v", "metricType": "L2", "indexType": "FLAT"}]
+    with Running(tmp_path / "data") as node:
+        node.ask("/collections/create", collectionName="c", schema={"fields": fields}, indexParams=index)
+        rows = [{"id": i, "text": f"common word{i % 50} text{i}", "v": [0, i]} for i in range(3_000)]
+        node.ask("/entities/insert", collectionName="c", data=rows)
+        node.ask("/collections/flush", collectionName="c")
+        _until_said(node, "words listed")
+        node.kill()
+        node.start()
+        for words, wanted in (("word7", [*range(7, 3_000, 50)]), ("text12 text1700", [12, 1700])):
+            for filter in (f"text_match(text, '{words}')", f"text_match(text, '{words}') and id >= 0"):
+                found = node.ask("/entities/query", collectionName="c", filter=filter, limit=999, outputFields=["id"])
+                assert [one["id"] for one in found] == wanted
+        time.sleep(1)
+        assert "words listed" not in node.said()
+        assert node.stop() == 0
+
+
+def _until_said(node: Running, words: str) -> None:
+    until_s = time.monotonic() + 30
+    while words not in node.said():
+        assert time.monotonic() < until_s, node.said()
+        time.sleep(0.05)

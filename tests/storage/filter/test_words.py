@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.analysis import VERSION, Analyzer, analyzer_of
-from storage.columns import Batch, ScalarColumn, StringColumn
+from storage.candidates import candidates
+from storage.columns import Batch, BatchDamaged, ScalarColumn, StringColumn
 from storage.errors import FilterError
 from storage.filter import compile_filter
+from storage.filter.column_cache import ROWS_KEPT_MIN, ColumnCache
+from storage.filter.words import WordLists
 from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
 from storage.strings import StringArray
+from storage.view import Part, PartIndexes
 
 ENGLISH = '{"type": "english"}'
 
@@ -172,6 +177,42 @@ def test_the_same_as_a_scan(texts: list[str | None], asked: str, least: int, slo
             for _ in range(2):
                 assert few[compiled.evaluate(batch, few)].tolist() == [i for i in everywhere if i % 9 == 0]
                 assert np.flatnonzero(compiled.evaluate(batch)).tolist() == everywhere
+            planned = candidates(compiled.predicate, PartIndexes(Part(batch, 0), frozenset()), 1 << 30)
+            assert (planned is None) == (len(column) < ROWS_KEPT_MIN)  # whose lists are not remembered
+            if planned is not None:
+                offsets = planned.offsets
+                if planned.rest is not None:
+                    offsets = offsets[compiled.evaluate(batch, offsets, planned.rest)]
+                assert offsets.tolist() == everywhere
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(words, max_size=9))
+def test_lists_are_read_back_as_they_were(texts: list[str]) -> None:
+    """Stored and read, an inverted list answers the same; what is damaged or none is said to be so."""
+    lists = WordLists.of(texts, analyzer_of())
+    data = lists.to_bytes()
+    again = WordLists.from_bytes(data, len(texts))
+    assert again.numbers == lists.numbers and again.rows == lists.rows
+    for term in [*lists.numbers, "nowhere"]:
+        for one, other in zip(again.places(term), lists.places(term), strict=True):
+            assert one.tolist() == other.tolist()
+    for damaged in (b"", data[: len(data) // 2], batch_of(["x"]).to_bytes()):
+        with pytest.raises(BatchDamaged):
+            WordLists.from_bytes(damaged, len(texts))
+
+
+def test_kept_lists_stay_while_the_column_lives() -> None:
+    """However many others come; and go with it."""
+    cache: ColumnCache[np.ndarray[Any, Any]] = ColumnCache(100_000)
+    kept, *others = [StringArray.from_strings(["x"] * 200) for _ in range(9)]
+    cache.keep(kept, "k", np.zeros(1_000_000, np.uint8))
+    for one in others:
+        cache.put(one, "k", np.zeros(30_000, np.uint8))
+    assert cache.keeps(kept, "k") and not cache.keeps(others[-1], "k")
+    assert 2 <= sum(cache.get(one, "k") is not None for one in others) < len(others)
+    del kept
+    assert len(cache) <= len(others) and cache.bytes < 200_000
 
 
 def test_texts_have_bounds() -> None:
