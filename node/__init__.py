@@ -115,5 +115,5 @@ can be asked, `database` the answer, `write`, `read` rows, `route` where to ask,
 reads between nodes, `scope` what a request carries along; `upkeep` a shard's background, `background` a node's;
 `workers`, `clock`, `disk` the seams of the real world; `check` a directory offline; `status_tables` what `annulus
 status` prints; `memory` what is given back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP, `grpc/` gRPC,
-`tunnel` how both share a port.
+`tunnel` how both share a port, `client_tls`, `certificates` what secures it.
 """

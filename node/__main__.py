@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from node.asking import opened, token_option
+from node.asking import access_options, opened
 from node.config import config_flags, describe, from_flags
 from node.memory import tame_allocator
 from node.settings import Settings, SettingsError
@@ -97,7 +97,7 @@ def config(as_json: bool, **flags: Any) -> None:
 
 @main.command()
 @click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
-@token_option
+@access_options
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
 def status(address: str, as_json: bool) -> None:
     """Show nodes, shards, collections and sizes, as any node of the cluster sees them.
@@ -107,7 +107,7 @@ def status(address: str, as_json: bool) -> None:
     from node.status_tables import tables, troubles
 
     try:
-        with opened(f"http://{address}/status", timeout_s=10) as answer:  # http by design
+        with opened(address, "/status", timeout_s=10) as answer:
             found = json.load(answer)
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise click.ClickException(f"no node answers on {address} ({error}); is it running there?") from error
@@ -126,7 +126,7 @@ def status(address: str, as_json: bool) -> None:
 @click.argument("directory", type=click.Path(exists=True, file_okay=False), required=False)
 @click.option("--cluster", is_flag=True, help="heal a running cluster now, and say what was found")
 @click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
-@token_option
+@access_options
 @click.option("--json", "as_json", is_flag=True, help="with --cluster: print JSON instead of tables")
 def check(directory: str | None, cluster: bool, address: str, as_json: bool) -> None:
     """Verify the data directory of a stopped node: journal records, digests, references. Exit status 1 if damaged.

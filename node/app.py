@@ -31,6 +31,7 @@ from node.admission import Memory
 from node.api.server import make_app
 from node.audit import Audit
 from node.chunk_gate import GatedChunks
+from node.client_tls import ClientTls
 from node.clock import SystemClock
 from node.cluster_status import ReplicaRole, role_of
 from node.connections import GuardedSite, connections_max, raise_descriptor_limit
@@ -111,6 +112,11 @@ async def _serve(settings: Settings) -> int:
             build_nice=settings.workers.build_nice,
         )
         ending.push_async_callback(workers.close)
+        tls = ClientTls.from_settings(settings.api, clock, workers)
+        if tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, tls.look_again)
+            following = loop.create_task(tls.keep())
+            ending.callback(following.cancel)
         filters = loop.create_task(workers.run(Lane.PARSE, make_ready))  # while the data is read
         dice = random.Random(int.from_bytes(os.urandom(16)))
         memory = Memory(available_bytes(), resident_bytes)
@@ -133,7 +139,7 @@ async def _serve(settings: Settings) -> int:
         await filters
         metrics.before_scrape(lambda: observe(node, metrics))
         gc.freeze()  # what is here stays; collections need not look at it again
-        runner, grpc = await _listen(listener, node, settings, metrics, clock, workers)
+        runner, grpc = await _listen(listener, node, settings, metrics, clock, workers, tls)
         both: set[asyncio.Future[Any]] = {stopping, node.failed}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if node.failed.done():
@@ -193,7 +199,13 @@ def _plain_words(data: str) -> Iterator[None]:
 
 
 async def _listen(
-    listener: socket.socket, node: Node, settings: Settings, metrics: Metrics, clock: SystemClock, workers: Workers
+    listener: socket.socket,
+    node: Node,
+    settings: Settings,
+    metrics: Metrics,
+    clock: SystemClock,
+    workers: Workers,
+    tls: ClientTls | None,
 ) -> tuple[web.AppRunner, GrpcServer]:
     database = Database(node)
     edge = Edge(
@@ -214,9 +226,14 @@ async def _listen(
     await database.imports.mine.start()
     address = settings.node.listen
     limit = connections_max(raise_descriptor_limit())
-    await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path).start()
+    context = None if tls is None else (lambda: tls.context)
+    await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path, tls=context).start()
     log.info(
-        "listening address=%s protocols=http,grpc node=%s data=%s", address, settings.node.name, settings.node.data
+        "listening address=%s protocols=%s node=%s data=%s",
+        address,
+        "http,grpc" if tls is None else "https,grpcs",
+        settings.node.name,
+        settings.node.data,
     )
     return runner, grpc
 

@@ -62,7 +62,7 @@ def run_check(address: str, *, as_json: bool) -> int:
 
 def _ask(address: str, *, begin: bool = False) -> dict[str, Any]:
     body = b"" if begin else None  # which makes it a POST
-    with opened(f"http://{address}/cluster/check", body, timeout_s=10) as answer:
+    with opened(address, "/cluster/check", body, timeout_s=10) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from node.asking import TOKEN_VARIABLES
+from node.asking import VARIABLES
 from node.settings import (
     GIB,
     KIB,
@@ -86,8 +86,15 @@ CONFIG_VARIABLE = "ANNULUS_CONFIG"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 NAME_RULE = "use letters, digits, '_', '.' and '-', at most 63, a letter or digit first"
 SECRETS_IN_FILES = {"cluster_secret_file": "cluster_secret", "auth.root_password_file": "auth.root_password"}
-PRIVATE_FILES = (*SECRETS_IN_FILES, "cluster.tls_key_file")
-FILES = (*PRIVATE_FILES, "cluster.tls_certificate_file", "cluster.tls_ca_file")
+PRIVATE_FILES = (*SECRETS_IN_FILES, "cluster.tls_key_file", "api.tls_key_file")
+FILES = (
+    *PRIVATE_FILES,
+    "cluster.tls_certificate_file",
+    "cluster.tls_ca_file",
+    "api.tls_certificate_file",
+    "api.tls_client_ca_file",
+    "api.tls_ca_file",
+)
 SECRET_BYTES_MAX = 4 << 10
 
 S = TypeVar("S")
@@ -344,7 +351,7 @@ def _from_environment(environment: Mapping[str, str], warnings: list[str]) -> It
     for variable in sorted(environment):
         if variable in by_variable:
             yield by_variable[variable].key, environment[variable], f"environment {variable}"
-        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in (CONFIG_VARIABLE, *TOKEN_VARIABLES):
+        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in (CONFIG_VARIABLE, *VARIABLES):
             warnings.append(f"environment variable {variable} is not a setting{_suggest(variable, set(by_variable))}")
 
 

@@ -4,7 +4,8 @@ Whoever connects and sends no request costs a descriptor, and a node without one
 read a chunk. So the client connections get a share of the descriptors. At the limit the oldest connection that has
 never sent a whole request header makes way; if there is none, the new one is closed at once.
 
-A connection that begins as gRPC's do is passed on to the gRPC server, and counts like the others (`tunnel.py`).
+A connection that begins as gRPC's do is passed on to the gRPC server, and counts like the others (`tunnel.py`). Where
+clients come by TLS it is taken off first (`client_tls.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import contextlib
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 from aiohttp import web
 
+from node.client_tls import Entrance
 from node.tunnel import PREFACE, Tunnel
 
 log = logging.getLogger(__name__)
@@ -62,8 +65,11 @@ class Doorman:
         yielding_s: float = YIELDING_S,
         keepalive_s: float = KEEPALIVE_S,
         grpc_path: str = "",
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
+        """`tls` returns what the next connection is secured by; without it there is plain text."""
         self._server = server
+        self._tls = tls
         self._limit = limit
         self._header_s, self._yielding_s, self._keepalive_s = header_s, yielding_s, keepalive_s
         self._grpc_path = grpc_path
@@ -89,7 +95,10 @@ class Doorman:
         connection.timer = self._loop.call_later(self._header_s, self._close_silent, connection)
         self._open.add(connection)
         self._silent[connection] = now_s
-        return connection
+        if self._tls is None:
+            return connection
+        connection.entrance = Entrance(connection, self._tls(), lambda: self._forget(connection))
+        return connection.entrance
 
     def _make_room(self, now_s: float) -> bool:
         while self._silent:
@@ -128,26 +137,36 @@ class Doorman:
 class GuardedSite(web.SockSite):
     """A site of aiohttp with a doorman."""
 
-    __slots__ = ("_grpc_path", "_limit")
+    __slots__ = ("_grpc_path", "_limit", "_tls")
 
     def __init__(
-        self, runner: web.BaseRunner, listener: socket.socket, limit: int, *, backlog: int, grpc_path: str = ""
+        self,
+        runner: web.BaseRunner,
+        listener: socket.socket,
+        limit: int,
+        *,
+        backlog: int,
+        grpc_path: str = "",
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """`grpc_path`: the socket in the file system where a gRPC server listens; with none, there is only HTTP."""
+        """Take what `Doorman` does.
+
+        grpc_path  the socket in the file system where a gRPC server listens; with none, there is only HTTP
+        """
         super().__init__(runner, listener, backlog=backlog)
-        self._limit, self._grpc_path = limit, grpc_path
+        self._limit, self._grpc_path, self._tls = limit, grpc_path, tls
 
     async def start(self) -> None:
         await web.BaseSite.start(self)
         assert self._runner.server is not None
-        doorman = Doorman(self._runner.server, self._limit, grpc_path=self._grpc_path)
+        doorman = Doorman(self._runner.server, self._limit, grpc_path=self._grpc_path, tls=self._tls)
         self._server = await asyncio.get_running_loop().create_server(doorman, sock=self._sock, backlog=self._backlog)
 
 
 class _Connection(web.RequestHandler):
     """aiohttp's connection, and a word when it has gone; or a tunnel to the gRPC server, as its first bytes tell."""
 
-    __slots__ = ("_gone", "_grpc_path", "_opening", "_outer", "_tunnel", "timer")
+    __slots__ = ("_gone", "_grpc_path", "_opening", "_outer", "_tunnel", "entrance", "timer")
 
     def __init__(
         self,
@@ -160,6 +179,7 @@ class _Connection(web.RequestHandler):
         settings: dict[str, Any] = {**server._kwargs, "keepalive_timeout": keepalive_s}
         super().__init__(server, loop=loop, **settings)
         self.timer: asyncio.TimerHandle | None = None
+        self.entrance: Entrance | None = None
         self._gone = gone
         self._grpc_path = grpc_path
         self._outer: asyncio.Transport | None = None
@@ -195,6 +215,8 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
 
     def force_close(self) -> None:
+        if self._outer is None and self.entrance is not None:
+            self.entrance.abort()  # its TLS has not come about
         if self._opening is not None and self._outer is not None:
             self._outer.abort()
         super().force_close()

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from cluster.membership import SetMember
+from node.certificates import load_authority, load_chain
+from node.client_tls import WHAT
 from node.clock import Clock, SystemClock
 from node.guard import entry_token
 from node.handshake import INCARNATION_BYTES, NONCE_BYTES, Handshake, Proven, Refused, Verdict, dial
@@ -32,7 +34,7 @@ from node.members import own_facts
 from node.network import Frame, Link, encode_message
 from node.peer_link import PeerLink
 from node.peer_tls import TlsFiles, load_tls
-from node.settings import Address, Settings, parse_address
+from node.settings import Address, ApiSettings, Settings, parse_address
 from storage.errors import AnnulusError, Conflict, InvalidParameter, NoLeader, StorageFault, Unavailable, error_from
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ async def _ask(settings: Settings, clock: Clock, ticket: str) -> Mapping[str, An
     """Return a member's answer. Raises Refused, Unavailable for what may pass, or whatever the member refuses with."""
     node, cluster = settings.node, settings.cluster
     assert node.join is not None
-    member, peer = await _find_entry(node.join, entry_token(node.cluster_secret))
+    member, peer = await _find_entry(node.join, entry_token(node.cluster_secret), settings.api)
     if member == node.name:
         raise InvalidParameter(f"the node there is {member} too: give this one another --name")
     tls = None
@@ -185,14 +187,16 @@ async def _ask(settings: Settings, clock: Clock, ticket: str) -> Mapping[str, An
     raise InvalidParameter(f"node {member} answers what this program does not understand: run the same version on both")
 
 
-async def _find_entry(address: Address, credentials: str) -> tuple[str, Address]:
+async def _find_entry(address: Address, credentials: str, api: ApiSettings) -> tuple[str, Address]:
     """Return name and peer address of the node that serves clients at an address."""
     headers = {"Authorization": credentials} if credentials else {}
     limit = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
+    tls = _entry_tls(api)
+    url = f"{'https' if tls else 'http'}://{address}{ENTRY}"
     try:
         async with (
             aiohttp.ClientSession(timeout=limit, headers=headers) as client,
-            client.post(f"http://{address}{ENTRY}", json={}) as answer,
+            client.post(url, json={}, ssl=tls or True) as answer,
         ):
             found, may_pass = await answer.json(content_type=None), "Retry-After" in answer.headers
     except (aiohttp.ClientError, OSError) as error:
@@ -206,6 +210,17 @@ async def _find_entry(address: Address, credentials: str) -> tuple[str, Address]
         case {"code": int(), "message": str(message)}:
             raise (Unavailable if may_pass else InvalidParameter)(message)
     raise InvalidParameter("what answers there is no node of Annulus, or one of another version")
+
+
+def _entry_tls(api: ApiSettings) -> ssl.SSLContext | None:
+    """Return how to ask a node of a cluster whose clients come by TLS, as this node's will."""
+    if not api.tls_certificate_file:
+        return None
+    context = ssl.create_default_context()
+    load_chain(context, api.tls_certificate_file, api.tls_key_file, WHAT)  # where clients must show one
+    if api.tls_ca_file:
+        load_authority(context, api.tls_ca_file, WHAT)
+    return context
 
 
 class _Asking:

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from node.asking import opened, token_option
+from node.asking import access_options, opened
 from node.status_tables import moves_tables, size
 
 LOOK_S: Final = 1.0
@@ -29,7 +29,7 @@ def node() -> None:
 
 def _address(command: Any) -> Any:
     address = click.option("--address", default="127.0.0.1:19530", show_default=True, help="client address of any node")
-    return address(token_option(command))
+    return address(access_options(command))
 
 
 def _wait(command: Any) -> Any:
@@ -176,7 +176,7 @@ def _ask(address: str, what: str, **body: Any) -> Any:
     """Return what the node answers. Ends the command with its words if it refuses, or none answers."""
     data = json.dumps(body).encode()
     try:
-        with opened(f"http://{address}/v2/annulus/nodes/{what}", data, timeout_s=ANSWER_S) as answer:
+        with opened(address, f"/v2/annulus/nodes/{what}", data, timeout_s=ANSWER_S) as answer:
             reply = json.load(answer)
     except urllib.error.HTTPError as error:
         try:

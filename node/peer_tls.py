@@ -5,7 +5,11 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from node.certificates import load_authority, load_chain
+
+WHAT: Final = "TLS between nodes"
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,8 @@ def load_tls(files: TlsFiles, side: int) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # nodes are called by name, wherever they are: the connection compares names
     context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(files.certificate, files.key)
-    except OSError as error:
-        raise OSError(
-            f"TLS between nodes: {files.certificate} and {files.key} are no certificate and its key: {error}"
-        ) from error
-    try:
-        context.load_verify_locations(files.authority)
-    except OSError as error:
-        raise OSError(f"TLS between nodes: {files.authority} holds no certificates: {error}") from error
+    load_chain(context, files.certificate, files.key, WHAT)
+    load_authority(context, files.authority, WHAT)
     return context
 
 

@@ -380,6 +380,16 @@ class ApiSettings:
     request_timeout_s: float = setting(
         30.0, "s", "a request without a Request-Timeout header gets this long; Milvus's default", least=0.1, most=3600
     )
+    tls_certificate_file: str = setting(
+        "", "path", "PEM certificate that clients are shown, then those that it is signed by; turns on TLS for clients"
+    )
+    tls_key_file: str = setting("", "path", "PEM key of that certificate, which only its owner may read")
+    tls_client_ca_file: str = setting(
+        "", "path", "PEM certificates: clients must show one that these have signed; without it, none is asked for"
+    )
+    tls_ca_file: str = setting(
+        "", "path", "to join a cluster: PEM certificates that its nodes' for clients are signed by; else the system's"
+    )
     requests_running_max: int = setting(
         1024, "requests", "more at the same time are refused at once: a quick refusal instead of a slow death", least=1
     )
@@ -622,6 +632,12 @@ def _broken_relations(settings: Settings) -> Iterator[Problem]:
             "admission.memory_bytes_max",
             f"is less than a node without rows needs: give at least {_show_bytes(MEMORY_BYTES_MIN)}, or 0",
         )
+    api = settings.api
+    files = ("tls_certificate_file", "tls_key_file", "tls_client_ca_file", "tls_ca_file")
+    given = [f"api.{name}" for name in files if getattr(api, name)]
+    for name in files[:2]:
+        if given and not getattr(api, name):
+            yield problem(f"api.{name}", "is missing: TLS for clients needs a certificate and its key", *given)
     yield from _broken_cluster(settings, problem)
 
 

@@ -23,8 +23,8 @@ from node.api.entities import WINDOW_MAX
 from node.api.exact import DEPTH_MAX as JSON_DEPTH_MAX
 from node.api.faults import FAULTS
 from node.api.routes import BASE, QUERY_UNSUPPORTED, ROUTES, SEARCH_UNSUPPORTED
-from node.api.server import TIMEOUT_S_MAX
 from node.api.values import JSON_BYTES_MAX
+from node.edge import TIMEOUT_S_MAX
 from node.grpc.methods import PARTLY, SERVED
 from node.grpc.methods import REFUSED as REFUSED_METHODS
 from node.metrics import Metrics
@@ -125,7 +125,7 @@ def limits() -> str:
         ("`limit`, `limit` + `offset`, query vectors of a search", f"{WINDOW_MAX:,}"),
         ("text of a filter", f"{TEXT_CHARS_MAX:,} characters, {TOKENS_MAX:,} tokens, nesting {FILTER_DEPTH_MAX}"),
         ("pattern of `like`, `=~`, `!~`", f"{PATTERN_CHARS_MAX:,} characters"),
-        ("`Request-Timeout`", f"{TIMEOUT_S_MAX:,} s"),
+        ("`Request-Timeout`", f"{TIMEOUT_S_MAX:,.0f} s"),
     )
     return table(("what", "at most"), rows)
 

@@ -15,7 +15,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from node.asking import token_given, token_option
+from node.asking import access_options, tls_given, token_given
 from node.bulk.exporting import FORMATS, Exporter
 from node.bulk.importing import Importer, ImportStopped, State, batch_rows_for, new_state
 from node.bulk.parquet import ParquetFile
@@ -34,7 +34,7 @@ def _server(command: Any) -> Any:
         (
             click.option("--address", default="127.0.0.1:19530", show_default=True, help="any node; may be a URL"),
             click.option("--database", default="default", show_default=True, help="database of the collection"),
-            token_option,
+            access_options,
             click.option("--user", default="", help="user, whose password is asked for"),
             click.option(
                 "--patience", default=60.0, show_default=True, help="seconds without an answer that are borne"
@@ -49,7 +49,7 @@ def _remote(address: str, database: str, user: str, patience: float) -> Remote:
     token = token_given()
     if user:
         token = f"{user}:{click.prompt(f'password of {user}', hide_input=True)}"
-    return Remote(address, database=database, token=token, patience_s=patience)
+    return Remote(address, database=database, token=token, patience_s=patience, tls=tls_given(address))
 
 
 @click.command("import")

@@ -45,12 +45,27 @@ class Unreachable(Exception):
 class Remote:
     """Calls of one address from any thread; each thread has a connection of its own."""
 
-    def __init__(self, address: str, *, database: str = "", token: str = "", patience_s: float = 60.0) -> None:
-        """`token` goes with each request, as `user:password` or as a key; it is shown nowhere."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        database: str = "",
+        token: str = "",
+        patience_s: float = 60.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Make no connection yet.
+
+        token  goes with each request, as `user:password` or as a key; it is shown nowhere
+        tls    how connections are secured; without it, they are as the address says
+        """
         parts = urlsplit(address if "://" in address else f"http://{address}")
         self.address = parts.netloc
-        self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or (443 if self._secure else 19530)
+        self._tls = tls or (ssl.create_default_context() if parts.scheme == "https" else None)
+        self._host, self._port = (
+            parts.hostname or "127.0.0.1",
+            parts.port or (443 if parts.scheme == "https" else 19530),
+        )
         self._headers = {"Content-Type": "application/cbor", "Accept": "application/cbor"}
         if database:
             self._headers["DB-Name"] = database
@@ -98,10 +113,8 @@ class Remote:
     def _once(self, path: str, data: bytes, headers: Mapping[str, str], answered: dict[str, str] | None) -> Any:
         connection = getattr(self._own, "connection", None)
         if connection is None:
-            if self._secure:
-                connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=ANSWER_S, context=ssl.create_default_context()
-                )
+            if self._tls is not None:
+                connection = http.client.HTTPSConnection(self._host, self._port, timeout=ANSWER_S, context=self._tls)
             else:
                 connection = http.client.HTTPConnection(self._host, self._port, timeout=ANSWER_S)
             self._own.connection = connection

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from node.certificates import load_chain
 from node.connections import Doorman, connections_max
+from tests.process.authority import Authority, needs_openssl
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -64,6 +68,36 @@ def test_the_oldest_silent_connection_makes_way() -> None:
     run(story, limit=3, header_s=9, yielding_s=0.3)
 
 
+@needs_openssl
+def test_a_handshake_that_fails_or_never_comes_frees_its_place(tmp_path: Path) -> None:
+    """Where clients come by TLS, one counts from its first byte to its last, whatever becomes of its handshake."""
+    files = Authority(tmp_path, "ours").sign("node", "DNS:localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    load_chain(context, str(files.certificate), str(files.key), "TLS")
+
+    async def story(doorman: Doorman, port: int) -> None:
+        for opening in (b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0", b"\x16\x03\x01\x00\x05hello"):
+            streams = await asyncio.open_connection("127.0.0.1", port)
+            streams[1].write(opening)
+            await asyncio.wait_for(streams[0].read(), 5)
+            await close(streams)
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "ours.crt"))
+        streams = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
+        assert await asks(streams)
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        silent[0][1].write(b"\x16")
+        await asyncio.sleep(0.05)
+        assert doorman.connections == 3
+        assert [await is_closed(one) for one in silent] == [True, True]
+        assert doorman.connections == 1 and await asks(streams)
+        await close(streams, *silent)
+        async with asyncio.timeout(5):
+            while doorman.connections:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+
+    run(story, limit=4, header_s=0.5, yielding_s=9, tls=context)
+
+
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -84,13 +118,14 @@ async def close(*connections: Streams) -> None:
         writer.close()
 
 
-def run(story: object, *, limit: int, header_s: float, yielding_s: float) -> None:
+def run(story: object, *, limit: int, header_s: float, yielding_s: float, tls: ssl.SSLContext | None = None) -> None:
     async def inside() -> None:
         async def answer(_: web.BaseRequest) -> web.Response:
             return web.Response(text="well")
 
         server = web.Server(answer)
-        doorman = Doorman(server, limit, header_s=header_s, yielding_s=yielding_s)
+        secured = None if tls is None else (lambda: tls)
+        doorman = Doorman(server, limit, header_s=header_s, yielding_s=yielding_s, tls=secured)
         listening = await asyncio.get_running_loop().create_server(doorman, "127.0.0.1", 0)
         try:
             await story(doorman, listening.sockets[0].getsockname()[1])  # type: ignore[operator]

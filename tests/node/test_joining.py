@@ -14,7 +14,7 @@ from node import joining
 from node.handshake import Refused, Verdict
 from node.joining import CannotJoin, join
 from node.peer_tls import TlsFiles
-from node.settings import Address, ClusterSettings, NodeSettings, Settings
+from node.settings import Address, ApiSettings, ClusterSettings, NodeSettings, Settings
 from storage.errors import AnnulusError, Conflict, InvalidParameter, NoLeader
 from tests.node.peer_pair import SECRET, Host, free_addresses, run
 from tests.node.test_peers_tls import Authority
@@ -59,7 +59,7 @@ def meeting(
                 raise answer
             return answer
 
-        async def find_entry(address: Address, credentials: str) -> tuple[str, Address]:
+        async def find_entry(address: Address, credentials: str, api: ApiSettings) -> tuple[str, Address]:
             return "n1", addresses["n1"]
 
         monkeypatch.setattr(joining, "_find_entry", find_entry)

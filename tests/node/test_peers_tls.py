@@ -153,9 +153,9 @@ def test_a_client_without_a_certificate_is_refused(authority: Authority) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        pytest.param({"certificate": "nothing.crt"}, "no certificate and its key", id="no-file"),
-        pytest.param({"key": "other"}, "no certificate and its key", id="another-s-key"),
-        pytest.param({"authority": "nothing.crt"}, "holds no certificates", id="no-authority"),
+        pytest.param({"certificate": "nothing.crt"}, "cannot read the file nothing.crt", id="no-file"),
+        pytest.param({"key": "other"}, "is not that of the first certificate in", id="another-s-key"),
+        pytest.param({"authority": "nothing.crt"}, "cannot read the file nothing.crt", id="no-authority"),
         pytest.param({"authority": "garbage"}, "holds no certificates", id="garbage"),
     ],
 )

@@ -216,7 +216,7 @@ def refused(data: Path, port: int, settings: Mapping[str, str] | None = None) ->
         env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=30,
+        timeout=START_S_MAX,
     )
     return done.returncode, done.stdout.decode()
 
