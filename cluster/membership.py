@@ -13,7 +13,7 @@ So a plan may be changed or dropped at any time, and none of these steps can be 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -289,8 +289,8 @@ class Membership:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            "members": [asdict(one) for one in self.members.values()],
-            "placements": [[shard, asdict(one)] for shard, one in self.placements.items()],
+            "members": [dict(vars(one)) for one in self.members.values()],
+            "placements": [[shard, dict(vars(one))] for shard, one in self.placements.items()],
             "copies": self.copies,
             "epoch": self.epoch,
             "moves_paused": self.moves_paused,

@@ -96,7 +96,8 @@ class Placing(Background):
         if not membership.placements:  # a node that has just joined knows nothing before it has caught up
             return is_busy
         looks = [self._lead_control(membership)]
-        looks += [self._look_at(shard_id, placed) for shard_id, placed in membership.placements.items()]
+        placements = membership.placements.items()
+        looks += [self._look_at(shard_id, placed) for shard_id, placed in placements if self._asks(shard_id, placed)]
         # Side by side: a group that waits for its majority holds up no other.
         for found in await asyncio.gather(*looks, return_exceptions=True):
             if isinstance(found, OSError):
@@ -107,6 +108,14 @@ class Placing(Background):
                 raise found
             is_busy |= found is not False
         return is_busy
+
+    def _asks(self, shard_id: ShardId, placed: Placement) -> bool:
+        """Whether a shard may ask anything of this node; most are led elsewhere, and are where they are to be."""
+        node, host = self._node, self._node.replicas.shards.get(shard_id)
+        if host is None:
+            named = node.name in placed.members or node.name in placed.following
+            return named or shard_id in node.replicas.upkeep or shard_id in node.replicas.left
+        return host.is_over or host.is_leader or host.raft.is_learner or host.generation != placed.generation
 
     async def _look_at(self, shard_id: ShardId, placed: Placement) -> bool:
         node, host = self._node, self._node.replicas.shards.get(shard_id)

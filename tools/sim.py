@@ -101,7 +101,7 @@ def prepare() -> None:
     """Let the collector look less often, and never at what was there before the first world: both cost seconds."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(100_000, 20, 50)
 
 
 def seed_of_commit() -> int:
