@@ -7,6 +7,7 @@ Stamping log entries (the hybrid clock) builds on this and lives with the log.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 
@@ -36,6 +37,12 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
-def thread_cpu_s() -> float:
-    """Return the CPU seconds the calling thread has used: tells work from waiting. For reports, never for decisions."""
-    return time.thread_time()
+def cpu_clock_of(thread_id: int) -> Callable[[], float]:
+    """Return what any thread may ask for the CPU seconds that a living one has used; 0 where the system cannot tell.
+
+    That tells work from waiting. For reports, never for decisions.
+    """
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return lambda: 0.0
+    clock_id = time.pthread_getcpuclockid(thread_id)
+    return lambda: time.clock_gettime(clock_id)

@@ -1,11 +1,13 @@
 """Tells what blocked the event loop.
 
-The loop beats: a callback comes back every half threshold and notes when. A beat that comes late by more than the
-threshold is a stall; its length is measured by the loop itself. What blocked it is seen by a thread that looks at the
-loop's stack while the beat is overdue. Native code that holds the GIL also holds that thread up; then the place shown
-is where the loop was when the GIL came free, usually the line after.
+A thread looks every half threshold whether the loop rests. When it does not, or when the thread was held up itself,
+it asks for a beat: a callback that notes when it came. A beat that comes late by more than the threshold is a stall;
+its length is measured by the loop itself. What blocked it is seen by the thread, which looks at the loop's stack while
+the beat is overdue. Native code that holds the GIL also holds that thread up; then the place shown is where the loop
+was when the GIL came free, usually the line after.
 
-Cost: two wake-ups per threshold on each side, about 1 % of a core at 20 ms.
+Cost: two wake-ups of the thread per threshold, and as many of the loop while it is busy. A loop that rests is left
+alone.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ import asyncio
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from os.path import relpath
 from types import FrameType
+from typing import Final
 
-from node.clock import Clock, SystemClock, thread_cpu_s
+from node.clock import Clock, SystemClock, cpu_clock_of
 
 QUIET_S = 10.0
 """One line is logged in this time, about the longest stall of it; the metric counts every stall."""
 
+RESTING: Final = ("asyncio.runners", "selectors")
+"""Modules in which the innermost frame of a loop's thread is while it waits: uvloop's own are not to be seen."""
 OWN_ROOMS = ("node", "cluster", "storage", "index", "tools", "tests")
 
 log = logging.getLogger(__name__)
@@ -59,39 +65,36 @@ class Watchdog:
         self._report = report
         self._clock = clock or SystemClock()
         self._beat_s = 0.0
+        """A period before the beat that is due."""
         self._beat_cpu_s = 0.0
+        self._is_asked = False
+        """Whether a beat is due. Set by the thread, reset by the loop."""
         self._seen: tuple[str, tuple[str, ...]] | None = None
         self._logged_s = -QUIET_S
         self._unlogged = 0
         self._longest: Stall | None = None  # of those unlogged
-        self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self._loop_thread_id = 0
+        self._loop_thread_id = threading.get_ident()
+        self._cpu_s = cpu_clock_of(self._loop_thread_id)
 
     def start(self) -> None:
         """Begin to watch the loop this is called on."""
         assert self._thread is None, "started twice"
-        self._loop_thread_id = threading.get_ident()
-        self._beat_s, self._beat_cpu_s = self._clock.monotonic_s(), thread_cpu_s()
-        self._schedule()
-        self._thread = threading.Thread(target=self._watch, name="annulus-watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, args=(asyncio.get_running_loop(),), name="annulus-watchdog", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
         """End the watch; safe to call twice."""
         self._stopped.set()
-        if self._timer is not None:
-            self._timer.cancel()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._beat_period_s, self._beat)
-
     def _beat(self) -> None:
-        now_s, cpu_s = self._clock.monotonic_s(), thread_cpu_s()
+        now_s, cpu_s = self._clock.monotonic_s(), self._cpu_s()
         late_s = now_s - self._beat_s - self._beat_period_s
         seen, self._seen = self._seen, None
         if late_s > self._threshold_s:
@@ -100,7 +103,7 @@ class Watchdog:
             self._log(self._longest)
             self._logged_s, self._unlogged, self._longest = now_s, 0, None
         self._beat_s, self._beat_cpu_s = now_s, cpu_s
-        self._schedule()
+        self._is_asked = False
 
     def _stalled(self, stall: Stall) -> None:
         self._report(stall)
@@ -118,16 +121,38 @@ class Watchdog:
             ",".join(longest.threads) or "-",
         )
 
-    def _watch(self) -> None:
-        """Runs on the watchdog's own thread: note where the loop is whenever its beat is overdue."""
-        while not self._stopped.wait(self._beat_period_s):
-            overdue_s = self._clock.monotonic_s() - self._beat_s - self._beat_period_s
-            if overdue_s > self._threshold_s / 2 and self._seen is None:
-                frames = sys._current_frames()
-                frames.pop(threading.get_ident(), None)
-                loop_frame = frames.pop(self._loop_thread_id, None)
-                threads = [describe(frame) for frame in frames.values() if _own(frame) is not None]
-                self._seen = (describe(loop_frame) if loop_frame else "unknown", tuple(threads))
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs on the watchdog's own thread: ask for beats, and note where the loop is whenever one is overdue."""
+        looked_s = self._clock.monotonic_s()
+        while not self._stopped.is_set():
+            time.sleep(self._beat_period_s)  # half the cost of an event's wait, which a stop need not cut short
+            before_s, looked_s = looked_s, self._clock.monotonic_s()
+            if self._is_asked:
+                if self._is_late(looked_s - self._beat_s) and self._seen is None:
+                    self._seen = self._see()
+            elif self._is_late(looked_s - before_s) or not self._rests() or self._owes_a_line(looked_s):
+                self._beat_s, self._beat_cpu_s, self._is_asked = before_s, self._cpu_s(), True
+                loop.call_soon_threadsafe(self._beat)
+
+    def _is_late(self, length_s: float) -> bool:
+        """Whether something that takes a period has taken so long that a stall may be why."""
+        return length_s - self._beat_period_s > self._threshold_s / 2
+
+    def _owes_a_line(self, now_s: float) -> bool:
+        return self._longest is not None and now_s - self._logged_s >= QUIET_S
+
+    def _rests(self) -> bool:
+        """Whether the loop waits for something to do."""
+        frame = sys._current_frames().get(self._loop_thread_id)
+        return frame is None or frame.f_globals.get("__name__") in RESTING
+
+    def _see(self) -> tuple[str, tuple[str, ...]]:
+        """Return where the loop is, and the threads that are in our code too."""
+        frames = sys._current_frames()
+        frames.pop(threading.get_ident(), None)
+        loop_frame = frames.pop(self._loop_thread_id, None)
+        threads = [describe(frame) for frame in frames.values() if _own(frame) is not None]
+        return describe(loop_frame) if loop_frame else "unknown", tuple(threads)
 
 
 def describe(frame: FrameType) -> str:
