@@ -133,15 +133,55 @@ def absent_column(one: FieldSchema, rows: int) -> Column:
     return ScalarColumn(np.full(rows, 0 if one.default is None else one.default, NUMPY_TYPES[one.type]), valid)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Begun:
+    """What is prepared of so many first rows of a part."""
+
+    rows: int = 0
+    matrix: Matrix | None = None
+    """None: they are as they are stored."""
+    squares: Distances | None = None
+    stored: Any = None
+    """All rows of the part, as they are stored."""
+
+    @classmethod
+    def joined(cls, firsts: Sequence[_Begun]) -> _Begun:
+        """Return the same of consecutive parts that have become one, whose stored rows it does not have."""
+        count = next((i for i, one in enumerate(firsts, 1) if one.rows < len(one.stored)), len(firsts))
+        firsts = [one for one in firsts[:count] if one.rows]
+        pieces = [one.stored[: one.rows] if one.matrix is None else one.matrix for one in firsts]
+        squares = [one.squares for one in firsts if one.squares is not None]
+        return cls(
+            sum(one.rows for one in firsts),
+            np.concatenate(pieces) if any(one.matrix is not None for one in firsts) else None,
+            np.concatenate(squares) if squares else None,
+        )
+
+    def completed(self, matrix: Matrix, metric: Metric) -> tuple[Matrix, Distances | None]:
+        """Return what `Part.prepared` does, of which these first rows are known."""
+        rest = matrix[self.rows :]
+        if metric is not Metric.COSINE:
+            squares = squared_lengths(rest)
+            return matrix, squares if self.squares is None else np.concatenate([self.squares, squares])
+        unit = as_unit_rows(rest)
+        if self.matrix is None and (unit is rest or self.rows == 0):
+            return matrix if unit is rest else unit, None
+        return np.concatenate([matrix[: self.rows] if self.matrix is None else self.matrix, unit]), None
+
+
+_NOTHING: Final = _Begun()
+
+
 class Part:
     """Some consecutive rows of a segment in one batch, from offset `start` on."""
 
-    __slots__ = ("_grams", "_passing", "_prepared", "_sorted", "batch", "start")
+    __slots__ = ("_begun", "_grams", "_passing", "_prepared", "_sorted", "batch", "start")
 
     def __init__(self, batch: Batch, start: int) -> None:
         self.batch = batch
         self.start = start
         self._prepared: dict[tuple[FieldId, Metric], tuple[Vectors, Distances | None]] = {}
+        self._begun: dict[tuple[FieldId, Metric], _Begun] = {}
         # by the filter itself, whose text may have templates; and not to keep it alive, as it may hold many constants
         self._passing: dict[weakref.ref[CompiledFilter], Mask] = {}
         self._sorted: dict[Indexed, SortedColumn | None] = {}
@@ -149,14 +189,14 @@ class Part:
 
     @classmethod
     def joined(cls, parts: Sequence[Part]) -> Part:
-        """Return the rows of consecutive parts as one, with what all of them have prepared."""
+        """Return the rows of consecutive parts as one, with what the first of them have prepared.
+
+        The last has come just now, so that nobody has searched it, and the others have most of the rows.
+        """
         part = cls(Batch.concat([one.batch for one in parts]), parts[0].start)
-        for key in list(parts[0]._prepared):
-            known = [one._prepared[key] for one in parts if key in one._prepared]
-            if len(known) == len(parts) and dense(part.batch.columns[key[0]]) is not None:
-                matrix = concat([rows for rows, _ in known])
-                squares = [lengths for _, lengths in known if lengths is not None]
-                part._prepared[key] = matrix, np.concatenate(squares) if squares else None
+        for key in [*parts[0]._prepared, *parts[0]._begun]:
+            if dense(part.batch.columns[key[0]]) is not None:
+                part._begun[key] = _Begun.joined([one._known(key) for one in parts])
         return part
 
     @property
@@ -165,18 +205,29 @@ class Part:
 
     def prepared(self, field_id: FieldId, metric: Metric) -> tuple[Vectors, Distances | None]:
         """Return (the vectors as exact search wants them, their squared lengths; COSINE needs none)."""
-        known = self._prepared.get((field_id, metric))
+        key = field_id, metric
+        known = self._prepared.get(key)
         if known is None:
             column = self.batch.columns[field_id]
             matrix = dense(column)
             if matrix is None:
                 known = (searchable(column), None)
-            elif metric is Metric.COSINE:
-                known = (as_unit_rows(matrix), None)
             else:
-                known = (matrix, squared_lengths(matrix))
-            self._prepared[(field_id, metric)] = known
+                known = self._begun.get(key, _NOTHING).completed(matrix, metric)
+            self._prepared[key] = known
+            self._begun.pop(key, None)
         return known
+
+    def _known(self, key: tuple[FieldId, Metric]) -> _Begun:
+        """Return what is prepared of a dense field."""
+        column = self.batch.columns[key[0]]
+        assert isinstance(column, VectorColumn), "the field is dense"
+        whole = self._prepared.get(key)
+        if whole is None:
+            return replace(self._begun.get(key, _NOTHING), stored=column.values)
+        assert isinstance(whole[0], np.ndarray), "the field is dense"
+        stands = key[1] is not Metric.COSINE or whole[0] is column.values
+        return _Begun(len(column), None if stands else whole[0], whole[1], column.values)
 
     def candidates(self, row_filter: CompiledFilter) -> Candidates | None:
         """Return the rows, visible or not, that indexes leave to look at, if they are few."""

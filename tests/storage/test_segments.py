@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from index.engines import build, load
 from index.metric import DENSE_METRICS, Metric
 from index.spec import parse_index_spec
-from storage.columns import Batch
+from storage.columns import VECTOR_TYPES, Batch, ScalarColumn, VectorColumn
 from storage.compaction import merge
 from storage.deletes import DeleteLog
 from storage.filter import compile_filter
 from storage.growing import GrowingSegment
 from storage.key_lookup import batch_keys
-from storage.schema import CollectionSchema, DataType
+from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
 from storage.sealed import SealedSegment, prepare, prepare_from_files
 from storage.search import VectorQuery, count, fetch, find_keys, query, search
 from storage.segment_files import SegmentFiles, read_blob, read_segment, write_blob, write_segment
 from storage.types import PartitionId, SegmentId, ShardId, Tick
-from storage.view import SegmentView
+from storage.view import Part, SegmentView
 from tests.model import ModelRows, nearest_keys
 from tests.sim.chunks import SimChunks
 from tests.storage.rows import DIM, GROUP, META, NOTE, PK, VECTOR, as_keys, key_of, make_batch, make_collection
@@ -281,3 +281,39 @@ def test_reads_equal_the_model(pk: DataType, metric: Metric, unit: bool, seed: i
     world.check((world.floor + world.tick) // 2 + 1, 0)
     world.check(max(world.floor, world.tick - 3), max(0, world.tick - 6))
     assert sum(one.live_rows for one in world.segments) == len(world.model.live(world.tick))
+
+
+@given(
+    kind=st.sampled_from([DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR]),
+    metric=st.sampled_from(DENSE_METRICS),
+    batches=st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=12),
+    seed=st.integers(0, 99),
+)
+def test_parts_that_grow_between_searches(
+    kind: DataType, metric: Metric, batches: list[tuple[int, bool, bool]], seed: int
+) -> None:
+    """What searches prepared of parts that were joined since is what would be prepared of them now."""
+    key = FieldSchema("id", DataType.INT64, primary=True)
+    schema = make_schema([key, FieldSchema("vector", kind, dim=DIM)], dynamic=False)
+    rng = np.random.default_rng(seed)
+    growing = GrowingSegment(SegmentId(1), PARTITION, schema, Tick(1))
+    vector = next(one.id for one in schema.fields if one.type is kind)
+    for tick, (rows, is_unit, is_searched) in enumerate(batches, 1):
+        vectors = rng.standard_normal((rows, DIM)).astype(np.float32)
+        if is_unit:
+            vectors = np.eye(DIM, dtype=np.float32)[rng.integers(0, DIM, rows)]
+        keys = ScalarColumn(np.arange(growing.rows, growing.rows + rows))
+        stored = VectorColumn(vectors.astype(VECTOR_TYPES[kind]))
+        growing.append(Batch({schema.primary.id: keys, vector: stored}, rows), Tick(tick))
+        if is_searched:
+            growing.view().matrices(vector, metric)
+    for part in growing.view().parts:
+        matrix, squares = part.prepared(vector, metric)
+        fresh, lengths = Part(part.batch, part.start).prepared(vector, metric)
+        assert isinstance(matrix, np.ndarray) and isinstance(fresh, np.ndarray)
+        assert np.array_equal(matrix, fresh)
+        assert (squares is None) == (lengths is None)
+        assert squares is None or lengths is None or np.array_equal(squares, lengths)
+        column = part.batch.columns[vector]
+        assert isinstance(column, VectorColumn)
+        assert (matrix is column.values) == (fresh is column.values), "nothing is copied that stands"
