@@ -1,4 +1,4 @@
-"""The command line: `annulus serve|status|config|check|node|import|export`, the same as `python -m node`."""
+"""The command line: `annulus serve|status|config|check|node|import|export|copy|demo`, the same as `python -m node`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from node.settings import Settings, SettingsError
 from storage.errors import AnnulusError
 
 EXIT_USAGE = 2
-LATER = {"node": "node.node_command", **dict.fromkeys(("import", "export", "copy"), "node.bulk.commands")}
+LATER = {"node": "node.node_command", **dict.fromkeys(("import", "export", "copy", "demo"), "node.bulk.commands")}
 """Command -> its module, whose `COMMANDS` it is in: imported when it is asked for, as what it needs takes long."""
 try:
     VERSION = version("annulus")

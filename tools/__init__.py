@@ -8,7 +8,6 @@ run the rest, so that they can say so.
 |-------------|------------------------------------------------------------------------------------------------------|
 | bootstrap   | `demo`, `test` (what CI runs), `up`, `down`, `status`; with `environment` and `nodes`                |
 | check       | format, lint, types, tests, in that order; the same here and in CI                                   |
-| demo        | loads the sample into a running node and asks it two questions, by REST as any client could          |
 | sim         | clusters from seeds: clocks, disks, threads and network are simulated, and break                     |
 | crash       | a real node, killed while clients write, held to what it acknowledged; `--canary` lies on purpose    |
 | chaos       | three real nodes under load, killed, paused, cut off from each other, on bad disks and wrong clocks  |

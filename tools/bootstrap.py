@@ -70,7 +70,7 @@ def command_demo(chosen: argparse.Namespace) -> int:
         wait_ready(node, directory, process)
         body_file = directory / "demo-search.json"
         shown = _shortest(body_file)
-        demo = [str(python), "-m", "tools.demo", "--address", address, "--body-file", shown]
+        demo = [str(python), "-m", "node", "demo", "--address", address, "--body-file", shown]
         if subprocess.run(demo, env={**os.environ, "PYTHONPATH": str(PROJECT)}).returncode != 0:
             raise Failure(f"the demo failed; the node's log is {directory / 'demo.log'}")
         if chosen.once:

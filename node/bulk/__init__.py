@@ -10,6 +10,7 @@
     exporting  a collection into a file, by primary key
     jobs       imports that a node does by itself
     jobs_anywhere  the same, told by any node of a cluster
+    demo       the sample that ships with the project, loaded, searched and shown
     commands   the command line
 
 Nothing is there twice after a break because each batch goes under a key (`node/keyed.py`) that follows from the import

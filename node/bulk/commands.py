@@ -1,4 +1,4 @@
-"""`annulus import` and `annulus export`: files into collections and back."""
+"""`annulus import`, `export` and `copy`: files and other servers' collections; and the demonstration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -349,4 +350,51 @@ def copy(
             sys.exit(EXIT_STOPPED)
 
 
-COMMANDS: Final[Mapping[str, click.Command]] = {"import": import_, "export": export, "copy": copy}
+@click.command()
+@_server
+@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default="annulus-data/demo",
+              show_default=True, help="data and log of a node that is started, and the body of the search")  # fmt: skip
+@click.option("--body-file", type=click.Path(dir_okay=False, path_type=Path),
+              help="file for the body of the search that the printed curl line repeats")  # fmt: skip
+@click.option("--once", is_flag=True, help="stop a node that was started after the answers, instead of serving on")
+def demo(
+    address: str,
+    database: str,
+    user: str,
+    patience: float,
+    directory: Path,
+    body_file: Path | None,
+    once: bool,
+) -> None:
+    """Show semantic search: load 3,000 WordNet rows, and look for what is nearest to a sentence, also under a filter.
+
+    On the node at --address; if none answers there and it is an address of this machine, on one that is started for
+    it and serves until Ctrl-C. The collection is `wordnet_sample`, made anew each time.
+    """
+    from node.bulk.demo import DemoError, free_place, own_node, run
+
+    remote = _remote(address, database, user, patience)
+    body_file = body_file or directory / "demo-search.json"
+    console = Console()
+    try:
+        with _failures():
+            place = free_place(address)
+            if place is None:
+                run(remote, body_file=body_file, console=console)
+                return
+            click.echo(f"no node answers on {place}: starting one", err=True)
+            with own_node(directory, place) as process:
+                run(remote, body_file=body_file, console=console)
+                if not once:
+                    click.echo(f"\nData and log: {directory}. Ctrl-C stops the node.")
+                    status = process.wait()
+                    raise DemoError(f"the node stopped by itself (status {status}): see {directory}/demo.log")
+    except DemoError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("\nstopped", err=True)
+    finally:
+        remote.close()
+
+
+COMMANDS: Final[Mapping[str, click.Command]] = {"import": import_, "export": export, "copy": copy, "demo": demo}

@@ -137,3 +137,7 @@ class Remote:
         if connection is not None:
             connection.close()
             self._own.connection = None
+
+    def close(self) -> None:
+        """Close the connection of this thread; another call opens a new one."""
+        self._drop()

@@ -17,7 +17,7 @@ from storage.analysis import analyzer_of
 from tests.process.running import Running
 
 DEFINITIONS = Path("/work/shared/data/wordnet_rows.jsonl")
-SAMPLE = Path(__file__).parents[2] / "tools" / "sample" / "rows.jsonl"
+SAMPLE = Path(__file__).parents[2] / "node" / "sample" / "rows.jsonl"
 ROWS = 2_000
 QUESTIONS = [
     "a small carnivorous mammal with short legs", "the branch of science that studies light", "to the and of",

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import cbor2
 import numpy as np
 
 
@@ -56,7 +57,7 @@ class DemoNode(ThreadingHTTPServer):
         rows = self.rows
         if found := re.fullmatch(r'category == "(.*)" and link_count >= (\d+)', body.get("filter", "")):
             rows = [row for row in rows if row["category"] == found[1] and row["link_count"] >= int(found[2])]
-        scores = np.asarray([row["vector"] for row in rows]) @ np.asarray(body["data"][0])
+        scores = np.array([np.frombuffer(row["vector"], "<f4") for row in rows]) @ np.asarray(body["data"][0])
         best = np.argsort(-scores, kind="stable")[: body["limit"]]
         fields = ("id", *body["outputFields"])
         return [{**{name: rows[i][name] for name in fields}, "distance": float(scores[i])} for i in best]
@@ -70,12 +71,14 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200 if self.server.ready else 503, b"{}")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        is_cbor = self.headers["Content-Type"] == "application/cbor"
+        body = cbor2.loads(text) if is_cbor else json.loads(text)
         if self.server.fail_with:
-            self.reply(200, json.dumps({"code": 1100, "message": self.server.fail_with}).encode())
-            return
-        data = self.server.answer(self.path.removeprefix("/v2/vectordb"), body)
-        self.reply(200, json.dumps({"code": 0, "data": data}).encode())
+            answer: dict[str, Any] = {"code": 1100, "message": self.server.fail_with}
+        else:
+            answer = {"code": 0, "data": self.server.answer(self.path.removeprefix("/v2/vectordb"), body)}
+        self.reply(200, cbor2.dumps(answer) if is_cbor else json.dumps(answer).encode())
 
     def reply(self, status: int, payload: bytes) -> None:
         self.send_response(status)

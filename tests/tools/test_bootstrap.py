@@ -384,7 +384,7 @@ def test_demo_serves_until_interrupted(fake_python: Path, tmp_path: Path) -> Non
         "python = Path(sys.argv.pop(1)); bootstrap.make_environment = lambda extras: python;"
         "sys.exit(bootstrap.main(sys.argv[1:]))"
     )
-    # The stand-in answers as `python -m tools.demo` too: it sees no --data among its flags and fails.
+    # The stand-in answers as `python -m node demo` too: it sees no --data among its flags and fails.
     demo = subprocess.run(
         [sys.executable, "-c", code, str(fake_python), "demo", "--dir", str(directory), "--port", str(port)],
         cwd=environment.PROJECT,
@@ -398,7 +398,7 @@ def test_demo_serves_until_interrupted(fake_python: Path, tmp_path: Path) -> Non
 
     dispatch = tmp_path / "dispatching"
     dispatch.write_text(
-        f'#!/bin/sh\nif [ "$2" = node ]; then exec "{fake_python}" "$@"; else exec "{sys.executable}" "$@"; fi\n'
+        f'#!/bin/sh\nif [ "$3" = serve ]; then exec "{fake_python}" "$@"; else exec "{sys.executable}" "$@"; fi\n'
     )
     dispatch.chmod(0o755)
     serving = subprocess.Popen(

@@ -181,7 +181,7 @@ def _line(what: str, one: Interface, rates: list[float], times: list[float], use
 
 
 @click.command()
-@click.option("--data", "source", default="tools/sample/vectors.npy", show_default=True)
+@click.option("--data", "source", default="node/sample/vectors.npy", show_default=True)
 @click.option("--rows", default=20_000, show_default=True)
 @click.option("--searches", default=300, show_default=True, help="of each round")
 def main(source: str, rows: int, searches: int) -> None:

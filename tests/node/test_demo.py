@@ -1,18 +1,37 @@
-"""The demonstration: the sample is sound, and loading and searching it works over REST."""
+"""The demonstration: the sample is sound, and loading and searching it works over REST, on a node of its own too."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from node.bulk.commands import COMMANDS
+from node.bulk.demo import COLLECTION, SAMPLE, DemoError, free_place, indexed, load_sample, own_node, run
+from node.bulk.remote import Remote
+from tests.process.running import free_port
 from tests.tools.demo_node import demo_node
-from tools.demo import COLLECTION, SAMPLE, Client, DemoError, indexed, load_sample, main, run
+
+
+@pytest.fixture
+def remote() -> Iterator[Callable[[str], Remote]]:
+    """Return what makes clients, which are closed at the end."""
+    with contextlib.ExitStack() as ending:
+
+        def made(address: str) -> Remote:
+            one = Remote(address)
+            ending.callback(one.close)
+            return one
+
+        yield made
 
 
 def test_the_sample_is_sound() -> None:
@@ -30,15 +49,15 @@ def test_the_sample_is_sound() -> None:
     assert 'PROVIDED "AS IS"' in licence
 
 
-def test_it_loads_searches_and_shows(tmp_path: Path) -> None:
+def test_it_loads_searches_and_shows(tmp_path: Path, remote: Callable[[str], Remote]) -> None:
     """All rows arrive, the wait ends when the index is finished, both answers and the curl line are shown."""
     output = io.StringIO()
     body_file = tmp_path / "a b" / "search.json"
     with demo_node() as (node, address):
-        run(address, body_file=body_file, console=Console(file=output, width=140))
+        run(remote(address), body_file=body_file, console=Console(file=output, width=140))
         assert len(node.rows) == 3000
         assert node.looks == 2
-        run(address, body_file=body_file, console=Console(file=io.StringIO(), width=140))
+        run(remote(address), body_file=body_file, console=Console(file=io.StringIO(), width=140))
         assert len(node.rows) == 3000, "a second run starts anew"
         assert node.calls.count("/collections/drop") == 1
         (curl,) = [line for line in output.getvalue().splitlines() if line.startswith("  curl ")]
@@ -58,22 +77,28 @@ def test_it_loads_searches_and_shows(tmp_path: Path) -> None:
         assert json.loads(repeated.stdout)["code"] == 0, repeated.stderr
 
 
-def test_errors_are_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """No node, or a node that refuses, is one line on standard error."""
-    arguments = ["--body-file", str(tmp_path / "b.json"), "--address"]
+def test_errors_are_sentences(tmp_path: Path) -> None:
+    """A node that refuses is one line."""
     with demo_node() as (node, address):
         node.fail_with = "the disk is full"
-        assert main([*arguments, address]) == 1
-    assert capsys.readouterr().err == "demo: /collections/has failed: the disk is full (code 1100)\n"
-    assert main([*arguments, address]) == 1
-    assert capsys.readouterr().err.startswith(f"demo: no answer from a node at {address}: ")
+        found = CliRunner().invoke(COMMANDS["demo"], ["--dir", str(tmp_path), "--address", address])
+    assert (found.exit_code, found.output) == (1, "Error: the disk is full\n")
 
 
-def test_an_index_that_never_ends() -> None:
+def test_an_index_that_never_ends(remote: Callable[[str], Remote]) -> None:
     """The wait for the index has an end, and says how far it came."""
     with demo_node() as (node, address):
-        client = Client(address)
         node.looks, node.rows = -1000, [{} for _ in range(3000)]
         with pytest.raises(DemoError, match="after 0 s only 1500 of 3000 rows are indexed"):
-            list(indexed(client, rows=3000, wait_s=0.0))
-        client.close()
+            list(indexed(remote(address), rows=3000, wait_s=0.0))
+
+
+def test_a_node_is_started_where_none_is(tmp_path: Path, remote: Callable[[str], Remote]) -> None:
+    """It answers while it is wanted, has stopped afterwards, and another's place is not taken."""
+    address = f"127.0.0.1:{free_port()}"
+    with own_node(tmp_path / "demo", address) as process:
+        assert free_place(address) is None
+        assert remote(address).call("/collections/list", {}) == []
+    assert process.returncode == 0
+    assert free_place(address) == address
+    assert free_place("elsewhere.example:19530") is None
