@@ -227,7 +227,7 @@ async def _listen(
     address = settings.node.listen
     limit = connections_max(raise_descriptor_limit())
     context = None if tls is None else (lambda: tls.context)
-    await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc_path=grpc.path, tls=context).start()
+    await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc=grpc.backend, tls=context).start()
     log.info(
         "listening address=%s protocols=%s node=%s data=%s",
         address,

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 from aiohttp import web
 
 from node.client_tls import Entrance
-from node.tunnel import PREFACE, Tunnel
+from node.tunnel import PREFACE, Backend, Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Doorman:
         header_s: float = HEADER_S_MAX,
         yielding_s: float = YIELDING_S,
         keepalive_s: float = KEEPALIVE_S,
-        grpc_path: str = "",
+        grpc: Backend | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """`tls` returns what the next connection is secured by; without it there is plain text."""
@@ -72,7 +72,7 @@ class Doorman:
         self._tls = tls
         self._limit = limit
         self._header_s, self._yielding_s, self._keepalive_s = header_s, yielding_s, keepalive_s
-        self._grpc_path = grpc_path
+        self._grpc = grpc
         self._loop = asyncio.get_running_loop()
         self._open: set[_Connection] = set()
         self._silent: dict[_Connection, float] = {}
@@ -91,7 +91,7 @@ class Doorman:
             return _Refusal()
         if len(self._open) < self._limit // 2:
             self._say_crowded(False)
-        connection = _Connection(self._server, self._loop, self._forget, self._keepalive_s, self._grpc_path)
+        connection = _Connection(self._server, self._loop, self._forget, self._keepalive_s, self._grpc)
         connection.timer = self._loop.call_later(self._header_s, self._close_silent, connection)
         self._open.add(connection)
         self._silent[connection] = now_s
@@ -137,7 +137,7 @@ class Doorman:
 class GuardedSite(web.SockSite):
     """A site of aiohttp with a doorman."""
 
-    __slots__ = ("_grpc_path", "_limit", "_tls")
+    __slots__ = ("_grpc", "_limit", "_tls")
 
     def __init__(
         self,
@@ -146,27 +146,27 @@ class GuardedSite(web.SockSite):
         limit: int,
         *,
         backlog: int,
-        grpc_path: str = "",
+        grpc: Backend | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Take what `Doorman` does.
 
-        grpc_path  the socket in the file system where a gRPC server listens; with none, there is only HTTP
+        grpc  where the gRPC server listens; with none, there is only HTTP
         """
         super().__init__(runner, listener, backlog=backlog)
-        self._limit, self._grpc_path, self._tls = limit, grpc_path, tls
+        self._limit, self._grpc, self._tls = limit, grpc, tls
 
     async def start(self) -> None:
         await web.BaseSite.start(self)
         assert self._runner.server is not None
-        doorman = Doorman(self._runner.server, self._limit, grpc_path=self._grpc_path, tls=self._tls)
+        doorman = Doorman(self._runner.server, self._limit, grpc=self._grpc, tls=self._tls)
         self._server = await asyncio.get_running_loop().create_server(doorman, sock=self._sock, backlog=self._backlog)
 
 
 class _Connection(web.RequestHandler):
     """aiohttp's connection, and a word when it has gone; or a tunnel to the gRPC server, as its first bytes tell."""
 
-    __slots__ = ("_gone", "_grpc_path", "_opening", "_outer", "_tunnel", "entrance", "timer")
+    __slots__ = ("_gone", "_grpc", "_opening", "_outer", "_tunnel", "entrance", "timer")
 
     def __init__(
         self,
@@ -174,14 +174,14 @@ class _Connection(web.RequestHandler):
         loop: asyncio.AbstractEventLoop,
         gone: Callable[[_Connection], None],
         keepalive_s: float,
-        grpc_path: str,
+        grpc: Backend | None,
     ) -> None:
         settings: dict[str, Any] = {**server._kwargs, "keepalive_timeout": keepalive_s}
         super().__init__(server, loop=loop, **settings)
         self.timer: asyncio.TimerHandle | None = None
         self.entrance: Entrance | None = None
         self._gone = gone
-        self._grpc_path = grpc_path
+        self._grpc = grpc
         self._outer: asyncio.Transport | None = None
         self._opening: bytes | None = None
         """What has come while it may still become the preface of HTTP/2; None once it is known."""
@@ -194,7 +194,7 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._outer = cast(asyncio.Transport, transport)  # uvloop's transports have the methods, not the base class
-        if self._grpc_path:
+        if self._grpc is not None:
             self._opening = b""  # aiohttp hears of it when it turns out to be HTTP
         else:
             super().connection_made(transport)
@@ -206,8 +206,8 @@ class _Connection(web.RequestHandler):
             if len(data) < len(PREFACE) and PREFACE.startswith(data):
                 self._opening = data
                 return
-            if data.startswith(PREFACE):
-                self._tunnel = Tunnel(self._outer, self._grpc_path, data, lambda: self._gone(self))
+            if self._grpc is not None and data.startswith(PREFACE):
+                self._tunnel = Tunnel(self._outer, self._grpc, data, lambda: self._gone(self))
                 self._outer.set_protocol(self._tunnel)
                 return
             self._opening = None

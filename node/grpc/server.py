@@ -31,6 +31,7 @@ from node.grpc.status import refuse
 from node.rules import METHOD_RULES, UNLISTED
 from node.scope import Scope
 from node.service import Service
+from node.tunnel import Backend
 from storage.errors import (
     AnnulusError,
     InvalidParameter,
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 ANSWER_BYTES_MAX: Final = 512 << 20
 """Of one response; how many rows may be asked for keeps it below (`node.api.limits`)."""
 PREFIX: Final = "annulus-grpc-"
+SWEPT_S_MIN: Final = 60.0
 IDLE_MS: Final = 600_000
 """A connection without a call is closed: clients open another one without noticing."""
 HANDSHAKE_MS: Final = 30_000
@@ -54,7 +56,7 @@ Context = Any
 
 
 class GrpcServer:
-    """Serves Milvus's methods at `path` from `start` to `stop`."""
+    """Serves Milvus's methods at `backend` from `start` to `stop`."""
 
     def __init__(self, service: Service, edge: Edge) -> None:
         self._service = service
@@ -63,15 +65,12 @@ class GrpcServer:
         self._guard = edge.guard
         self._server: Any = None
         self._directory = ""
-
-    @property
-    def path(self) -> str:
-        """The socket in the file system."""
-        return f"{self._directory}/grpc"
+        self.backend: Backend
 
     async def start(self) -> None:
-        _sweep()
         self._directory = tempfile.mkdtemp(prefix=PREFIX)  # which only its owner may enter
+        _sweep(os.stat(self._directory).st_mtime - SWEPT_S_MIN)
+        self.backend = Backend(self._directory)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._settings.body_bytes_max),
@@ -83,7 +82,7 @@ class GrpcServer:
             ]
         )
         self._server.add_generic_rpc_handlers((_Handlers(self._serve, self._refuse_unknown),))
-        self._server.add_insecure_port(f"unix:{self.path}")
+        self._server.add_insecure_port(f"unix:{self.backend.path}")
         await self._server.start()
 
     async def stop(self) -> None:
@@ -96,7 +95,7 @@ class GrpcServer:
 
     async def _serve(self, operation: Operation, shape: Shape, method: Method, body: bytes, context: Context) -> bytes:
         metadata = dict(context.invocation_metadata() or ())
-        with self._edge.request(operation, "", _given_id(metadata)) as passing:
+        with self._edge.request(operation, self._address(context), _given_id(metadata)) as passing:
             response = shape.response()
             try:
                 await self._answer(passing, shape, method, body, context, metadata, response)
@@ -117,15 +116,15 @@ class GrpcServer:
     async def _refuse_unknown(self, text: str, context: Context) -> None:
         """Say that a method is not served, to those who may hear it."""
         if self._guard is not None:
-            scope, code = Scope(0.0), 0
+            scope, code, address = Scope(0.0), 0, self._address(context)
             metadata = dict(context.invocation_metadata() or ())
             try:
-                await self._guard.admit(_shown(metadata), "", scope)
+                await self._guard.admit(_shown(metadata), address, scope)
             except AnnulusError as error:
                 code = refusal(error).code
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.message)
             finally:
-                self._guard.note(text.split(":")[0][:100], UNLISTED, scope, "", code)
+                self._guard.note(text.split(":")[0][:100], UNLISTED, scope, address, code)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
     async def _answer(
@@ -173,16 +172,21 @@ class GrpcServer:
                 f"the request is no {shape.request.DESCRIPTOR.name}: its bytes can not be parsed: invalid parameter"
             ) from None
 
+    def _address(self, context: Context) -> str:
+        return self.backend.client_of(context.peer())
+
     def _timeout_s(self, method: Method, left_s: float | None) -> float:
         if left_s is None:
             return TIMEOUT_S_MAX if method.patient else self._settings.request_timeout_s
         return min(max(left_s, 0.0), TIMEOUT_S_MAX)
 
 
-def _sweep() -> None:
-    """Remove the sockets of nodes that were killed: nobody listens there."""
+def _sweep(before_s: float) -> None:
+    """Remove the sockets of nodes that were killed: nobody listens there. One that is younger may be starting."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if os.stat(directory).st_mtime >= before_s:
+                continue
             try:
                 probe.connect(f"{directory}/grpc")
             except ConnectionRefusedError:

@@ -153,10 +153,12 @@ def test_one_node(tmp_path: Path, password_file: Path) -> None:
 
 
 def test_pymilvus(tmp_path: Path, password_file: Path) -> None:
-    """Milvus's own client makes users and roles, and is held to them."""
+    """Milvus's own client makes users and roles, and is held to them; the audit log knows where it is."""
+    audit = tmp_path / "audit.jsonl"
     pymilvus = pytest.importorskip("pymilvus")
     refused = (pymilvus.MilvusException, pytest.importorskip("grpc").RpcError)
-    with Running(tmp_path / "data", settings={**AUTH, "auth.root_password_file": str(password_file)}) as node:
+    settings = {**AUTH, "auth.root_password_file": str(password_file), "auth.audit_file": str(audit)}
+    with Running(tmp_path / "data", settings=settings) as node:
         uri = f"http://127.0.0.1:{node.port}"
         with pytest.raises(refused):
             pymilvus.MilvusClient(uri, timeout=5).list_collections()
@@ -192,6 +194,9 @@ def test_pymilvus(tmp_path: Path, password_file: Path) -> None:
             ann.list_collections()
         root.drop_user("ann")
         assert root.list_users() == ["root"]
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert {"CreateCollection", "DropCollection", "DeleteCredential", "Search"} <= {one["operation"] for one in lines}
+    assert {one["address"] for one in lines} == {"127.0.0.1"}
 
 
 def test_three_nodes(tmp_path: Path, password_file: Path) -> None:

@@ -50,7 +50,8 @@ def secured(data: Path, authority: Authority, files: Files, **settings: str) -> 
 @pytest.fixture(scope="module")
 def node(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     files = authority.sign("node", *NAMES)
-    with secured(tmp_path_factory.mktemp("secured") / "data", authority, files) as running:
+    place = tmp_path_factory.mktemp("secured")
+    with secured(place / "data", authority, files, **{"auth.audit_file": str(place / "audit.jsonl")}) as running:
         yield running
 
 
@@ -59,7 +60,7 @@ def milvus(node: Secured, **options: Any) -> MilvusClient:
 
 
 def test_both_interfaces_on_one_port(node: Secured) -> None:
-    """pymilvus and REST do the same over TLS, also with answers of megabytes both ways."""
+    """pymilvus and REST do the same over TLS, with answers of megabytes too, and the audit log knows where they are."""
     client = milvus(node, secure=True, server_pem_path=str(node.authority), server_name="localhost")
     client.create_collection("both", dimension=8)
     rows = [{"id": i, "vector": [float(i)] * 8, "text": chr(97 + i % 26) * 8_000} for i in range(800)]
@@ -71,6 +72,10 @@ def test_both_interfaces_on_one_port(node: Secured) -> None:
     (hits,) = client.search("both", data=[[3.0] * 8], limit=1, search_params={"metric_type": "COSINE"})
     assert len(hits) == 1
     client.close()
+    node.ask("/collections/drop", collectionName="both")
+    audited = [json.loads(line) for line in (node.data.parent / "audit.jsonl").read_text().splitlines()]
+    assert {"CreateCollection", "/v2/vectordb/collections/drop"} <= {one["operation"] for one in audited}
+    assert {one["address"] for one in audited} == {"127.0.0.1"}
 
 
 def test_who_offers_both_protocols_gets_http_1(node: Secured) -> None:
