@@ -60,7 +60,7 @@ from storage.errors import (
 )
 from storage.filter.compiled import CompiledFilter, compile_filter
 from storage.filter.indexed import Indexed
-from storage.fusion import fuse
+from storage.fusion import FusedGroups, fuse
 from storage.grouping import Grouping, Narrowed, merge_groups, search_groups
 from storage.key_lookup import Keys, batch_keys, key_list
 from storage.merging import ScoredRows, rounded
@@ -233,7 +233,10 @@ class Reader:
 
     async def hybrid(self, collection: Collection, request: HybridRequest, options: ReadOptions) -> SearchResult:
         """Return the best rows of several searches, all of one snapshot, ranked anew."""
-        searches, plan = [], None
+        searches, plan, groups = [], None, None
+        if request.group_by_field:
+            field = group_field(collection.schema, request.group_by_field)
+            groups = FusedGroups(Grouping(field.id, request.group_size), request.group_scorer)
         for one in request.searches:
             mine = replace(options, filter=one.filter, params=one.params)
             plan = self._plan(collection, one.request, mine)
@@ -249,8 +252,9 @@ class Reader:
             collection.collection_id,
             plan.partitions,
             not options.ignore_growing,
-            field_ids=plan.field_ids,
+            field_ids=plan.field_ids if groups is None else with_fields(plan.field_ids, [groups.grouping.field_id]),
             searches=tuple(searches),
+            grouping=None if groups is None else groups.grouping,
         )
         answer = await self._ask(collection, question, None, options)
         for step in answer.steps:
@@ -262,6 +266,7 @@ class Reader:
             collection.schema.primary.id,
             limit=request.limit,
             offset=request.offset,
+            groups=groups,
         )
         scores = rounded(found.scores, request.round_decimal)
         explain = [step.to_dict() for step in answer.steps] if options.explain else ()
@@ -620,10 +625,8 @@ class Reader:
         if question.kind is Kind.TERMS:
             return await self._node.read(_count_terms, seen, question)
         columns: Sequence[FieldId] = question.field_ids
-        if question.grouping is not None:
-            name = schema.by_id[question.grouping.field_id].name
-            facts = question.filter, question.templates, name, schema
-            narrowed = Narrowed(partial(_within, *facts), partial(_without, *facts))
+        if question.grouping is not None and question.near is not None:
+            narrowed = _narrowed(question, question.grouping, schema)
             return await self._node.read(_search_grouped, seen, question, row_filter, narrowed)
         if question.aggregation is not None:
             groups = await self._node.read(_aggregate, seen, row_filter, question.aggregation)
@@ -635,7 +638,10 @@ class Reader:
             filters = [
                 self._compiled(question.collection_id, schema, one.filter, one.templates) for one in question.searches
             ]
-            return await self._node.read(_search_all, seen, question, filters)
+            narrowing: Sequence[Narrowed | None] = [None] * len(filters)
+            if question.grouping is not None:
+                narrowing = [_narrowed(one, question.grouping, schema) for one in question.searches]
+            return await self._node.read(_search_all, seen, question, filters, narrowing)
         if question.kind is Kind.GET:
             assert question.keys is not None, "a get has keys"
             batch, inserted = await self._node.read(_find_and_fetch, seen, question.keys, columns, question.inserted)
@@ -862,12 +868,20 @@ def _found(
     return ScoredRows(found.sum(axis=1).tolist(), scores, rows), hits.steps
 
 
-def _search_all(seen: Snapshot, question: Question, filters: Sequence[CompiledFilter]) -> Answer:
+def _search_all(
+    seen: Snapshot,
+    question: Question,
+    filters: Sequence[CompiledFilter],
+    narrowing: Sequence[Narrowed | None],
+) -> Answer:
     """Return the answer to the searches of a hybrid search, each by itself."""
     parts: list[ScoredRows] = []
     steps: list[Step] = []
-    for sub, row_filter in zip(question.searches, filters, strict=True):
+    for sub, row_filter, narrowed in zip(question.searches, filters, narrowing, strict=True):
         asked = _asked(sub.near, sub.near.vectors, sub.limit + sub.offset, row_filter, seen)
+        if question.grouping is not None and narrowed is not None and seen.views:
+            parts.append(_groups(seen, asked, question.grouping, narrowed, question.field_ids, sub.limit, sub.offset))
+            continue
         found, mine = _found(seen, asked, sub.offset, question.field_ids)
         parts.append(found)
         steps += mine
@@ -899,16 +913,32 @@ def _search_grouped(
     asked = _asked(near, near.vectors, question.limit + question.offset, row_filter, seen)
     if not seen.views:
         return Answer.nothing(question, seen.schema, seen.ticks)
-    found = search_groups(seen.views, asked, grouping, narrowed, question.field_ids)
-    best = merge_groups(
-        [found],
+    best = _groups(seen, asked, grouping, narrowed, question.field_ids, question.limit, question.offset)
+    return Answer(*best, ticks=seen.ticks)
+
+
+def _groups(
+    seen: Snapshot,
+    asked: VectorQuery,
+    grouping: Grouping,
+    narrowed: Narrowed,
+    field_ids: Sequence[FieldId],
+    limit: int,
+    offset: int,
+) -> ScoredRows:
+    return merge_groups(
+        [search_groups(seen.views, asked, grouping, narrowed, field_ids)],
         seen.schema.primary.id,
         grouping,
-        limit=question.limit,
-        offset=question.offset,
-        larger_is_better=near.metric.is_similarity,
+        limit=limit,
+        offset=offset,
+        larger_is_better=asked.metric.is_similarity,
     )
-    return Answer(*best, ticks=seen.ticks)
+
+
+def _narrowed(asked: Question | SubQuestion, grouping: Grouping, schema: CollectionSchema) -> Narrowed:
+    facts = asked.filter, asked.templates, schema.by_id[grouping.field_id].name, schema
+    return Narrowed(partial(_within, *facts), partial(_without, *facts))
 
 
 def _query_ordered(seen: Snapshot, row_filter: CompiledFilter | None, question: Question) -> Batch:

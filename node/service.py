@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.columns import Batch
-from storage.fusion import Ranker
+from storage.fusion import GroupScorer, Ranker
 from storage.schema import CollectionSchema, FieldSchema, FunctionSchema
 from storage.types import Tick
 from storage.vectors import Vectors
@@ -218,6 +218,11 @@ class HybridRequest:
     limit: int = 100
     offset: int = 0
     round_decimal: int = -1
+    group_by_field: str = ""
+    """If given, limit and offset, also those of the searches, count groups, the rows with one value of this field."""
+    group_size: int = 1
+    """Rows of each group."""
+    group_scorer: GroupScorer = GroupScorer.MAX
 
 
 class Operation(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import cbor2
@@ -124,7 +125,7 @@ class Question:
     searches: tuple[SubQuestion, ...] = ()
     """Of a hybrid search, whose hits are answered one search after the other."""
     grouping: Grouping | None = None
-    """Of a search for groups; limit and offset count them."""
+    """Of a search for groups, or a hybrid one; limit and offset count them."""
     orders: tuple[OrderBy, ...] = ()
     """Of a query; the fields are among those to fetch."""
     aggregation: Aggregation | None = None
@@ -329,8 +330,9 @@ def merge_answers(question: Question, schema: CollectionSchema, answers: Sequenc
         return Answer(*merged, [step for one in some for step in one.steps], ticks)
     if question.searches:
         found = [one.by_search(question) for one in some]
+        merge = merge_hits if question.grouping is None else partial(merge_groups, grouping=question.grouping)
         joined = [
-            merge_hits(
+            merge(
                 [hits[number] for hits in found],
                 primary,
                 limit=sub.limit,

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from enum import StrEnum
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from index.metric import Metric
-from storage.columns import Batch
+from storage.columns import Batch, Offsets
+from storage.grouping import Grouping
 from storage.merging import ScoredRows, key_ranks
 from storage.types import FieldId
 
@@ -41,6 +43,23 @@ class Weighted:
 Ranker: TypeAlias = ReciprocalRank | Weighted
 
 
+class GroupScorer(StrEnum):
+    """What a group counts for, of the scores of its rows."""
+
+    MAX = "max"
+    """That of its best row, which is the smallest where small scores are good."""
+    SUM = "sum"
+    AVG = "avg"
+
+
+@dataclass(frozen=True)
+class FusedGroups:
+    """The rows with one value of a field are a group, of the best of which its best rows are wanted."""
+
+    grouping: Grouping
+    scorer: GroupScorer = GroupScorer.MAX
+
+
 def fuse(
     parts: Sequence[ScoredRows],
     metrics: Sequence[Metric],
@@ -49,13 +68,15 @@ def fuse(
     *,
     limit: int,
     offset: int = 0,
+    groups: FusedGroups | None = None,
 ) -> ScoredRows:
     """Return the best rows of all searches for each query, best first, without its first `offset` ones.
 
     parts    the hits of each search, of the same queries and fields, the primary key among them
     metrics  of each search: what its scores are
+    groups   if given, limit and offset count groups, whose rows come together
 
-    Rows with equal scores come by primary key ascending.
+    Rows with equal scores come by primary key ascending, groups by their best rows.
     """
     queries = len(parts[0].counts)
     batch = Batch.concat([part.batch for part in parts])
@@ -66,10 +87,41 @@ def fuse(
     scores = np.bincount(member, shares, len(first)).astype(np.float32)
     owners = owners[first]
     order = np.lexsort((ranks[first], scores if smaller_is_better else -scores, owners))
+    if groups is not None:
+        lines = _grouped(order, owners, scores, batch.take(first), queries, groups, smaller_is_better)
+        kept = np.array([row for line in lines for group in line[offset : offset + limit] for row in group], np.int64)
+        return ScoredRows(np.bincount(owners[kept], minlength=queries).tolist(), scores[kept], batch.take(first[kept]))
     starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=queries))])
     places = np.arange(len(order)) - starts[owners[order]]
     kept = order[(places >= offset) & (places < offset + limit)]
     return ScoredRows(np.bincount(owners[kept], minlength=queries).tolist(), scores[kept], batch.take(first[kept]))
+
+
+def _grouped(
+    order: Offsets,
+    owners: Offsets,
+    scores: npt.NDArray[np.float32],
+    rows: Batch,
+    queries: int,
+    groups: FusedGroups,
+    smaller_is_better: bool,
+) -> list[list[list[int]]]:
+    """Return the groups of each query, the best first, each as its best rows; `order` has all rows, best first."""
+    values = rows.columns[groups.grouping.field_id].to_list()
+    found: list[dict[Any, list[int]]] = [{} for _ in range(queries)]
+    for row in order.tolist():
+        mine = found[int(owners[row])].setdefault(values[row], [])
+        if len(mine) < groups.grouping.size:
+            mine.append(row)
+    sign = 1 if smaller_is_better else -1
+
+    def worth(group: list[int]) -> float:
+        if groups.scorer is GroupScorer.MAX:
+            return sign * float(scores[group[0]])
+        total = sign * float(scores[group].astype(np.float64).sum())
+        return total / len(group) if groups.scorer is GroupScorer.AVG else total
+
+    return [sorted(line.values(), key=worth) for line in found]
 
 
 def normalised(scores: Floats, metric: Metric) -> Floats:

@@ -191,7 +191,7 @@ def search_asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions
     ignore_growing = parse_bool(_pop(params, "ignoreGrowing", "ignore_growing") or False, "ignoreGrowing")
     metric = str(_pop(params, "metricType", "metric_type") or "")
     round_decimal = round_decimals(_pop(params, "roundDecimal", "round_decimal"))
-    group_by, group_size = _grouping(values, params)
+    group_by, group_size = grouping_of(values, params)
     for name in _HINTS:
         params.pop(name, None)
     asked = {
@@ -201,7 +201,7 @@ def search_asked(values: Mapping[str, Any]) -> tuple[dict[str, Any], ReadOptions
     return asked, read_options(values, (), ignore_growing=ignore_growing)
 
 
-def _grouping(values: Mapping[str, Any], params: dict[str, Any]) -> tuple[str, int]:
+def grouping_of(values: Mapping[str, Any], params: dict[str, Any]) -> tuple[str, int]:
     """Return the field to group by, if any, and the rows of each group, from either of the places they may stand in."""
     field = _pop(params, "groupingField", "group_by_field") or values.get("groupingField") or ""
     size = _pop(params, "groupSize", "group_size")

@@ -12,6 +12,7 @@ from node.api.entities import (
     Envelope,
     check_hits,
     check_window,
+    grouping_of,
     queries_of,
     read_options,
     search_params,
@@ -22,7 +23,7 @@ from node.api.requests import as_text, parse_bool
 from node.api.routes import HYBRID_UNSUPPORTED, unsupported_given
 from node.service import HybridRequest, ReadOptions, SearchRequest, SubSearch
 from storage.errors import InvalidParameter, MissingParameter, UnsupportedOperation
-from storage.fusion import Ranker, ReciprocalRank, Weighted
+from storage.fusion import GroupScorer, Ranker, ReciprocalRank, Weighted
 from storage.schema import CollectionSchema
 
 RRF_K_MAX: Final = 16_384
@@ -50,14 +51,33 @@ def hybrid_request(values: Mapping[str, Any], schema: CollectionSchema) -> Hybri
     if not values["search"]:
         raise MissingParameter("missing required parameters, error: search is required and holds no search")
     searches = _searches(values, schema)
-    return HybridRequest(searches, ranker_of(values, len(searches)), limit, offset)
+    group_by, group_size = grouping_of(values, {})
+    return HybridRequest(
+        searches,
+        ranker_of(values, len(searches)),
+        limit,
+        offset,
+        group_by_field=group_by,
+        group_size=group_size,
+        group_scorer=_group_scorer(values["rerank"] or {}),
+    )
+
+
+def _group_scorer(rerank: Mapping[str, Any]) -> GroupScorer:
+    given = (rerank.get("params") or {}).get("rank_group_scorer") or GroupScorer.MAX
+    if given not in list(GroupScorer):
+        raise InvalidParameter(
+            f"rank_group_scorer can be {', '.join(GroupScorer)}, got {str(given)[:80]}: invalid parameter"
+        )
+    return GroupScorer(given)
 
 
 def check_hybrid_hits(request: HybridRequest, options: ReadOptions, schema: CollectionSchema) -> None:
     """Raise InvalidParameter if so many hits would take more memory than a reply may."""
     searches = request.searches
     queries = sum(0 if one.request.vectors is None else len(one.request.vectors) for one in searches)
-    check_hits(queries * max(one.request.limit + one.request.offset for one in searches), options, schema)
+    limit = max(one.request.limit + one.request.offset for one in searches)
+    check_hits(queries * limit * request.group_size, options, schema)
 
 
 def _searches(values: Mapping[str, Any], schema: CollectionSchema) -> list[SubSearch]:

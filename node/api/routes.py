@@ -213,6 +213,11 @@ def _unsupported_fields(*names: str) -> tuple[Field, ...]:
     return tuple(Field(name, Kind.ANY, "not supported: answers 3000") for name in names)
 
 
+_GROUPS: Final = (
+    _text("groupingField", "limit and offset count groups: the rows with one value of this field"),
+    Field("groupSize", Kind.INT32, "rows of each group, 1 to 10", 1),
+    Field("strictGroupSize", Kind.BOOL, "accepted: groups have as many rows as there are, up to groupSize", False),
+)
 SEARCH = Shape(
     "SearchReqV2",
     (
@@ -237,9 +242,7 @@ SEARCH = Shape(
         STALENESS,
         EXPR_PARAMS,
         EXPLAIN,
-        _text("groupingField", "limit and offset count groups: the rows with one value of this field"),
-        Field("groupSize", Kind.INT32, "rows of each group, 1 to 10", 1),
-        Field("strictGroupSize", Kind.BOOL, "accepted: groups have as many rows as there are, up to groupSize", False),
+        *_GROUPS,
         Field("orderByFields", Kind.TEXTS, "each query's hits come by these, nearest first where they are equal", ()),
         *_unsupported_fields(*_SEARCH_UNSUPPORTED),
     ),
@@ -263,7 +266,12 @@ RERANK = Shape(
     "Rand",
     (
         _text("strategy", "rrf or weighted"),
-        Field("params", Kind.MAP, "rrf: k (60); weighted: weights, one per search, and norm_score (false)", {}),
+        Field(
+            "params",
+            Kind.MAP,
+            "rrf: k (60); weighted: weights, norm_score (false); of groups rank_group_scorer: max, sum or avg",
+            {},
+        ),
     ),
 )
 HYBRID = Shape(
@@ -289,7 +297,8 @@ HYBRID = Shape(
         STALENESS,
         EXPLAIN,
         Field("functionScore", Kind.ANY, "instead of rerank: one function of type Rerank, params.reranker as strategy"),
-        *_unsupported_fields("groupingField", "groupSize", "strictGroupSize", "orderByFields", "functionChains"),
+        *_GROUPS,
+        *_unsupported_fields("orderByFields", "functionChains"),
     ),
 )
 QUERY = Shape(
@@ -863,5 +872,5 @@ def unsupported_given(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 SEARCH_UNSUPPORTED: Final = _SEARCH_UNSUPPORTED
-HYBRID_UNSUPPORTED: Final = ("groupingField", "orderByFields", "functionChains")
+HYBRID_UNSUPPORTED: Final = ("orderByFields", "functionChains")
 QUERY_UNSUPPORTED: Final[tuple[str, ...]] = ()

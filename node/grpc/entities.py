@@ -262,7 +262,10 @@ async def hybrid_search(call: Call) -> None:
     values: dict[str, Any] = {
         **routes.HYBRID.defaults,
         "search": [_sub_search(one) for one in request.requests],
-        "rerank": {"strategy": str(params.get("strategy") or ""), "params": params.get("params") or {}},
+        "rerank": {
+            "strategy": str(params.get("strategy") or ""),
+            "params": {**(params.get("params") or {}), "rank_group_scorer": params.get("rank_group_scorer")},
+        },
         "limit": _number(params, "limit"),
         "offset": _number(params, "offset"),
         "outputFields": names,
@@ -302,7 +305,8 @@ def _sub_search(request: Message) -> dict[str, Any]:
     params = values["searchParams"]
     for name in ("round_decimal", "ignore_growing", "hints"):  # of the whole, not of one search
         params.pop(name, None)
-    values["offset"] = 0  # clients repeat the one of the whole with each search; Milvus looks at that one alone
+    # Clients repeat what is of the whole with each search; Milvus looks at that alone.
+    values |= {"offset": 0, "groupingField": ""}
     return {**routes.SUB_SEARCH.defaults, **{key: values[key] for key in routes.SUB_SEARCH.defaults if key in values}}
 
 

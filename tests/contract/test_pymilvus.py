@@ -179,6 +179,14 @@ def test_groups_and_orders(client: MilvusClient, node: Running) -> None:
         "/entities/search", collectionName="groups", data=[vector], limit=3, groupingField="color", groupSize=2
     )
     assert [hit["id"] for hit in hits] == [hit["id"] for hit in shown] and len(hits) == 6
+    asked = [AnnSearchRequest([vector], "vector", {"metric_type": "L2"}, 4)]
+    (hits,) = client.hybrid_search(
+        "groups", asked, RRFRanker(), limit=2, group_by_field="color", group_size=3, strict_group_size=True
+    )
+    search = [{"data": [vector], "annsField": "vector", "limit": 4}]
+    body = {"search": search, "rerank": {"strategy": "rrf"}, "limit": 2, "groupingField": "color", "groupSize": 3}
+    shown = node.ask("/entities/hybrid_search", collectionName="groups", **body)
+    assert [hit["id"] for hit in hits] == [hit["id"] for hit in shown] and len(hits) == 6
     for params, output, body in [
         ({"order_by_fields": "color:desc,id:desc"}, ["color"], {"orderByFields": ["color:desc", "id:desc"]}),
         ({"group_by_fields": "color"}, ["color", "count(*)", "avg(id)"], {"groupByFields": ["color"]}),

@@ -118,6 +118,49 @@ def test_groups_of_many_queries(node: Running, field: str, size: int, text: str)
     assert reply["topks"] == [len(line) for line in wanted] * copies
 
 
+@pytest.mark.parametrize("field", ["color", "number"])
+@pytest.mark.parametrize(("limit", "offset", "size"), [(3, 0, 1), (4, 1, 3)])
+def test_groups_of_a_hybrid_search(node: Running, field: str, limit: int, offset: int, size: int) -> None:
+    """Each search finds its best groups; of their rows, ranked anew, those of the best groups come group by group."""
+    values: list[Any] = COLOR if field == "color" else NUMBER
+    queries = [V[3] + np.float32(0.01), V[150] * np.float32(0.9)]
+    scores: dict[int, float] = {}
+    for query, passing in zip(queries, (THERE, [i for i in THERE if PRICE[i] > 5]), strict=True):
+        mine = groups_of(near(node, query.astype(float), passing), values, 6, 0, size)
+        for rank, i in enumerate(mine, start=1):
+            scores[i] = scores.get(i, 0.0) + 1 / (60 + rank)
+    order = sorted(scores, key=lambda i: (-np.float32(scores[i]), i))
+    reply = node.call(
+        "/entities/hybrid_search",
+        collectionName="c",
+        search=[
+            {"data": [queries[0].tolist()], "annsField": "v", "limit": 6},
+            {"data": [queries[1].tolist()], "annsField": "v", "limit": 6, "filter": "price > 5"},
+        ],
+        rerank={"strategy": "rrf", "params": {"k": 60}},
+        limit=limit,
+        offset=offset,
+        groupingField=field,
+        groupSize=size,
+    )
+    assert reply["code"] == 0, reply
+    assert [row["id"] for row in reply["data"]] == groups_of(order, values, limit, offset, size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"groupingField": "v"}, "of type FloatVector is not supported"),
+        ({"groupingField": "color", "groupSize": 11}, "group size [11] is invalid"),
+        ({"rerank": {"strategy": "rrf", "params": {"rank_group_scorer": "min"}}}, "rank_group_scorer can be max, sum"),
+    ],
+)
+def test_groups_of_a_hybrid_search_that_cannot_be(node: Running, wrong: dict[str, Any], says: str) -> None:
+    body = {"search": [{"data": [V[0].tolist()], "annsField": "v", "limit": 6}], "rerank": {"strategy": "rrf"}}
+    reply = node.call("/entities/hybrid_search", collectionName="c", **(body | wrong))
+    assert reply["code"] != 0 and says in reply["message"]
+
+
 def test_grouping_is_taken_from_search_params_too(node: Running) -> None:
     """As pymilvus sends it, and refused where it cannot be."""
     body = {"collectionName": "c", "data": [V[0].tolist()], "limit": 2}

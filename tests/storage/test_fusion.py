@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from index.metric import Metric
 from storage.columns import Batch, Column, ScalarColumn, StringColumn
-from storage.fusion import Ranker, ReciprocalRank, Weighted, fuse
+from storage.fusion import FusedGroups, GroupScorer, Ranker, ReciprocalRank, Weighted, fuse
+from storage.grouping import Grouping
 from storage.merging import ScoredRows, key_ranks
 from storage.strings import StringArray
 from storage.types import FieldId
 
-PK = FieldId(100)
+PK, COLOR = FieldId(100), FieldId(101)
 Hits = list[tuple[int, float]]
 
 
@@ -84,6 +85,50 @@ def test_fusion_is_the_formula(
         assert keys[mine] == [f"k{key:03d}" if text else key for key, _ in wanted]
         assert found.scores[mine].tolist() == pytest.approx([score for _, score in wanted], rel=1e-6)
         row += len(wanted)
+
+
+@given(
+    st.lists(st.tuples(line, st.sampled_from([Metric.L2, Metric.IP])), min_size=1, max_size=3),
+    st.sampled_from(["rrf", "weighted", "normalised"]),
+    st.sampled_from(list(GroupScorer)),
+    st.integers(1, 4),
+    st.integers(0, 2),
+    st.integers(1, 3),
+)
+def test_groups_of_the_ranking(
+    searches: list[tuple[Hits, Metric]], kind: str, scorer: GroupScorer, limit: int, offset: int, size: int
+) -> None:
+    """Each group has its best rows; groups come by their best row, their sum or their mean, ties by their best row."""
+    weights = tuple(0.25 * (1 + i) for i in range(len(searches)))
+    ranker: Ranker = ReciprocalRank(60) if kind == "rrf" else Weighted(weights, kind == "normalised")
+    metrics = [metric for _, metric in searches]
+    raw = kind == "weighted" and all(metric is Metric.L2 for metric in metrics)
+
+    def value_of(key: int) -> int | None:
+        return None if key % 4 == 0 else key % 4
+
+    parts = []
+    for hits, _ in searches:
+        plain = part([hits], False)
+        values = [value_of(key) for key, _ in hits]
+        valid = np.array([one is not None for one in values], np.bool_)
+        column = ScalarColumn(np.array([one or 0 for one in values], np.int64), valid)
+        parts.append(plain._replace(batch=Batch({**plain.batch.columns, COLOR: column}, len(hits))))
+    groups: dict[int | None, Hits] = defaultdict(list)
+    for key, score in dumb([hits for hits, _ in searches], metrics, ranker, 99, 0):
+        if len(groups[value_of(key)]) < size:
+            groups[value_of(key)].append((key, score))
+
+    def worth(rows: Hits) -> float:
+        total = math.fsum(score for _, score in rows)
+        best = rows[0][1]
+        return {GroupScorer.MAX: best, GroupScorer.SUM: total, GroupScorer.AVG: total / len(rows)}[scorer]
+
+    wanted = sorted(groups.values(), key=lambda rows: round(worth(rows) if raw else -worth(rows), 9))
+    wanted_keys = [key for rows in wanted[offset : offset + limit] for key, _ in rows]
+    made = FusedGroups(Grouping(COLOR, size), scorer)
+    found = fuse(parts, metrics, ranker, PK, limit=limit, offset=offset, groups=made)
+    assert found.batch.columns[PK].to_list() == wanted_keys and found.counts == [len(wanted_keys)]
 
 
 @given(st.lists(st.integers(0, 5)), st.booleans())
