@@ -183,7 +183,7 @@ class ImportJobs:
                 job.state = "Completed"
             except AnnulusError as error:
                 job.state = "Failed"
-                job.reasons.append(error.message)
+                job.reasons.append(self._shown(error.message))
             except Exception as error:
                 log.exception("import job failed unexpectedly job=%d", job.job_id)
                 job.state = "Failed"
@@ -265,12 +265,16 @@ class ImportJobs:
 
     def _path(self, name: str) -> str:
         """Return the file of this name. Raises InvalidParameter if it is outside the directory, or none."""
-        path = os.path.realpath(os.path.join(self._directory, name))
-        if "\0" in name or os.path.commonpath([path, self._directory]) != self._directory:
+        path = "" if "\0" in name else os.path.realpath(os.path.join(self._directory, name))
+        if not path or os.path.commonpath([path, self._directory]) != self._directory:
             raise InvalidParameter(f"file {name[:200]!r} is not in the directory of imports")
         if not os.path.isfile(path):
             raise InvalidParameter(f"file {name[:200]!r} does not exist in the directory of imports")
         return path
+
+    def _shown(self, message: str) -> str:
+        """Return the message with files named as the client names them: where they are here is not told."""
+        return message.replace(self._directory + os.sep, "")
 
     def _look(self, groups: list[list[str]]) -> tuple[list[int | None], list[int]]:
         """Return (rows of each source where they are known, bytes of each file)."""
@@ -282,7 +286,7 @@ class ImportJobs:
                 sources = sources_of(paths)
             except (AnnulusError, OSError) as error:
                 said = error.message if isinstance(error, AnnulusError) else str(error.strerror)
-                raise InvalidParameter(said.replace(self._directory + os.sep, "")) from None
+                raise InvalidParameter(self._shown(said)) from None
             totals += [one.rows for one in sources]
             sizes += [os.path.getsize(one) for one in paths]
         return totals, sizes

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -22,6 +23,8 @@ from node.bulk.parquet import ParquetFile, Values
 from storage.errors import InvalidParameter
 
 READ_BYTES: Final = 1 << 20
+_LIST: Final = re.compile(r'\s*(?:\{\s*"rows"\s*:\s*)?\[')
+"""What is in front of the first row."""
 ROW_BYTES_MAX: Final = 64 << 20
 """Of one row as text."""
 
@@ -135,7 +138,7 @@ class _Json:
         self._is_list = head[:1] == b"[" or (head[:1] == b"{" and head[1:].lstrip()[:6] == b'"rows"')
 
     def chunks(self, batch_rows: int, first: int = 0) -> Iterator[Chunk]:
-        rows: list[Any] = []
+        rows: list[bytes] = []
         at = 0
         for row in _elements(self.label) if self._is_list else _lines(self.label):
             if at + len(rows) >= first or len(rows):
@@ -156,12 +159,22 @@ def _lines(path: str) -> Iterator[bytes]:
                 yield line
 
 
-def _elements(path: str) -> Iterator[Any]:
-    """Yield the objects of a list that may not fit into memory. Raises InvalidParameter where it is no JSON."""
-    decode = json.JSONDecoder().raw_decode
+def _elements(path: str) -> Iterator[bytes]:
+    """Yield the texts of a list's rows, which may not fit into memory. Raises InvalidParameter where it is no JSON."""
+    try:
+        yield from _texts(path)
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(f"{path} is no JSON: {error}") from None
+
+
+def _texts(path: str) -> Iterator[bytes]:
+    decode = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode  # finds where a row ends, and reads no number
     with open(path, encoding="utf-8") as file:
         text = file.read(READ_BYTES)
-        start = text.index("[") + 1
+        head = _LIST.match(text)
+        if head is None:
+            raise InvalidParameter(f'{path}: "rows" should be a list')
+        start = head.end()
         number = 0
         while True:
             while start < len(text) and text[start] in " \t\r\n,":
@@ -184,22 +197,21 @@ def _elements(path: str) -> Iterator[Any]:
                     ) from None
                 text, start = text + more, 0
                 continue
-            yield value
+            yield text[start:end].encode()
             number += 1
             start = end
 
 
-def _of_objects(first: int, given: Sequence[Any]) -> Chunk:
+def _of_objects(first: int, given: Sequence[bytes]) -> Chunk:
     bad: dict[int, str] = {}
     rows: list[Mapping[str, Any]] = []
     numbers: list[int] = []
-    for number, one in enumerate(given, first):
-        if isinstance(one, bytes):
-            try:
-                one = orjson.loads(one)
-            except orjson.JSONDecodeError as error:
-                bad[number] = f"no JSON: {error}"
-                continue
+    for number, text in enumerate(given, first):
+        try:
+            one = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            bad[number] = f"no JSON: {error}"
+            continue
         if not isinstance(one, dict):
             bad[number] = "a row is an object"
             continue

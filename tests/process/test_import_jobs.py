@@ -147,3 +147,48 @@ def test_every_node_tells_of_a_job(files: Path, tmp_path: Path) -> None:
         assert len(listed["data"]["records"]) == 1 and "n2" in listed["message"], listed
         second.start()
         until(lambda: third.call("/jobs/import/describe", jobId=gone)["code"] == 0, what="n2 is back")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[{"id": 1, "number": 2, "vector": [1, 2, 3, 4], "x": "\xff"}]', "is no JSON"),
+        (b'[{"id": ' + b"9" * 5_000 + b', "number": 2, "vector": [1, 2, 3, 4]}]', "row 0"),
+        (b'[{"id": 1, "number": 2, "vector": [1, 2, 3, 4], "x": "\\ud800"}]', "row 0: no JSON"),
+        (b'[{"id": 1, "number": NaN, "vector": [1, 2, 3, 4]}]', "row 0: no JSON"),
+        (b'{"rows": {"id": 1}}', '"rows" should be a list'),
+        (b'[{"id": 1, "number": 2', "row 0 is no JSON"),
+        (b"[" * 100_000, "row 0 is no JSON"),
+    ],
+)
+def test_json_that_is_none(node: Running, files: Path, content: bytes, said: str) -> None:
+    """A file that cannot be read fails its job with the reason, and does not tell where the file is on this machine."""
+    (files / "odd.json").write_bytes(content)
+    if not node.ask("/collections/has", collectionName="odd")["has"]:
+        make(node, "odd")
+    facts = finished(node, begin(node, "odd", ["odd.json"]))
+    assert facts["state"] == "Failed" and said in facts["reason"], facts
+    assert "unexpected error" not in facts["reason"] and str(files) not in facts["reason"]
+    assert node.count("odd") == 0
+
+
+def test_rows_of_a_list_are_those_of_lines(node: Running, files: Path) -> None:
+    """The same rows, however the file has them."""
+    rows = [{"id": i, "number": (1 << 62) + i, "vector": [0.5, i, -1e-7, 3]} for i in range(50)]
+    (files / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (files / "two.json").write_text(json.dumps(rows))
+    (files / "three.json").write_text(json.dumps({"rows": rows}, indent=3))
+    found = []
+    for name in ("one.jsonl", "two.json", "three.json"):
+        collection = name.split(".")[0]
+        make(node, collection)
+        assert finished(node, begin(node, collection, [name]))["importedRows"] == len(rows)
+        found.append(node.ask("/entities/query", collectionName=collection, filter="id >= 0", outputFields=["*"]))
+    assert found[0] == found[1] == found[2] and [row["number"] for row in found[0]] == [row["number"] for row in rows]
+
+
+def test_a_name_with_a_zero_byte(node: Running) -> None:
+    """No file has such a name: that is the client's mistake, not the node's."""
+    make(node, "zero")
+    reply = node.call("/jobs/import/create", collectionName="zero", files=[["a\0b"]])
+    assert reply["code"] == 1100, reply
