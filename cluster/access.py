@@ -371,6 +371,24 @@ class Access:
         self.version += 1
         return {}
 
+    def forget(self, database: str, name: str) -> None:
+        """Take the grants on a collection from all roles: it is gone, and the next of its name is another one."""
+        self._move(database, name, None)
+
+    def follow(self, database: str, name: str, new: tuple[str, str]) -> None:
+        """Let the grants on a collection be on it under its new database and name."""
+        self._move(database, name, new)
+
+    def _move(self, database: str, name: str, new: tuple[str, str] | None) -> None:
+        for role in list(self.roles.values()):
+            found = [one for one in role.grants if _is_on(one, database, name)]
+            if not found:
+                continue
+            moved = () if new is None else (replace(one, database=new[0], object_name=new[1]) for one in found)
+            kept = dict.fromkeys((*(one for one in role.grants if one not in found), *moved))
+            self.roles[role.name] = replace(role, grants=tuple(kept))
+            self.version += 1
+
     def _create_user(self, message: CreateUser) -> None:
         _check_user_name(message.name)
         _check_description(message.description)
@@ -550,6 +568,11 @@ _USERS: Final = PRIVILEGES_OF[ObjectType.USER]
 
 def _grants_of(role: Role, group: str) -> list[Grant]:
     return [one for one in role.grants if one.privilege == group]
+
+
+def _is_on(grant: Grant, database: str, name: str) -> bool:
+    """Return whether a grant is on this very collection, not on all or on those of a name in any database."""
+    return (grant.database, grant.object_name) == (database, name) and grant.object_type != ObjectType.USER
 
 
 def _check_user_name(name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import cbor2
 
 from cluster.access import Access
-from cluster.catalog import Catalog
+from cluster.catalog import Catalog, RenameCollection
 from cluster.ddl import AckDdl, BeginDdl, acknowledge, begin
 from cluster.idempotency import CloseKey, KeyedStep, Keys, OpenKey
 from cluster.jobs import BeginCompaction, CompactedShard, Jobs
@@ -63,7 +63,7 @@ class Control(StateMachine):
                 task = begin(self.catalog, message, tick)
                 return {} if task is None else {"task": task.task_id}
             case AckDdl():
-                acknowledge(self.catalog, message)
+                self._acknowledge(message)
                 return {}
             case FormCluster():
                 if not self.cluster_id:  # the first one stays
@@ -76,6 +76,10 @@ class Control(StateMachine):
                 return self.keys.step(message, lambda command: self._execute(command, b"", tick))
             case CloseKey():
                 return self.keys.close(message)
+            case RenameCollection(database, name, new_database, new_name):
+                answer = self.catalog.change(message)
+                self.access.follow(database, name, (new_database, new_name))
+                return answer
             case BeginCompaction():
                 return self.jobs.begin(self.catalog, message)
             case CompactedShard():
@@ -86,6 +90,15 @@ class Control(StateMachine):
                 if changed is None:
                     changed = self.access.change(message, tick)
                 return self.catalog.change(message) if changed is None else changed
+
+    def _acknowledge(self, message: AckDdl) -> None:
+        """Note who is told of a change; a collection that is gone with it takes its grants along, as in Milvus."""
+        catalog = self.catalog
+        task = catalog.tasks.get(message.task_id)
+        owner = None if task is None else catalog.collections.get(task.collection_id)
+        acknowledge(catalog, message)
+        if owner is not None and owner.collection_id not in catalog.collections:
+            self.access.forget(owner.database, owner.name)
 
     def freeze(self, term: int | None = None, *, reset_log: bool = False) -> FrozenControl:
         """Return the whole state as it is now, in time proportional to the number of collections, not of fields.

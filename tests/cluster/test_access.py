@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,23 +24,52 @@ from cluster.access import (
     SetPassword,
     SetUserRole,
 )
-from cluster.message import Message
+from cluster.catalog import RenameCollection
 from cluster.privileges import BUILT_IN_GROUPS, LEVELS, PRIVILEGES_OF, Level, object_type_of
 from storage.errors import InvalidParameter
-from tests.cluster.controls import Driver, driver, refused, restored
+from tests.cluster.controls import Driver, driver, new_collection, refused, restored
 
 
 def grant(privilege: str, collection: str = "*", database: str = "*", *, kind: str = "", has: bool = True) -> SetGrant:
     return SetGrant("r", kind, collection, privilege, database, "root", has)
 
 
-def with_user(*messages: Message) -> Driver:
-    return driver(CreateUser("ann", "hash", ""), CreateRole("r", ""), SetUserRole("ann", "r", True), *messages)
+def with_user(*changes: Any) -> Driver:
+    return driver(CreateUser("ann", "hash", ""), CreateRole("r", ""), SetUserRole("ann", "r", True), *changes)
 
 
 def may(one: Driver, privilege: str, database: str = "default", name: str = "c") -> bool:
     rights = one.control.access.rights("ann")
     return rights is not None and rights.may(privilege, database, name)
+
+
+def test_grants_go_with_their_collection() -> None:
+    """A dropped collection takes its grants along, a renamed one keeps them; those on more than it stay."""
+    one = with_user(
+        grant("Insert", "c", "default"),
+        grant("CollectionReadOnly", "c", "default"),
+        grant("Delete", "c", "*"),
+        grant("Flush", "*", "default"),
+        grant("UpdateUser", "c", "default", kind="User"),
+        grant("Load", "d", "default"),
+        ("create_collection", "c", new_collection()),
+        ("create_collection", "e", new_collection()),
+    )
+    assert one.say(RenameCollection("default", "c", "default", "d")) == {}
+    assert may(one, "Insert", name="d") and may(one, "Query", name="d") and may(one, "Load", name="d")
+    assert not may(one, "Insert") and not may(one, "Query") and may(one, "Delete") and may(one, "Flush", name="d")
+    before = one.control.access.version
+    assert one.carry("truncate_collection", "d") is not None and one.carry("drop_collection", "e") is not None
+    assert may(one, "Insert", name="d") and one.control.access.version == before
+    task = one.begin("drop_collection", "d")
+    assert may(one, "Insert", name="d")
+    one.end(task)
+    one.carry("create_collection", "d", new_collection())
+    after = restored(one.control).access
+    assert after.to_plain() == one.control.access.to_plain()
+    assert not any(may(one, privilege, name="d") for privilege in ("Insert", "Query", "Load", "Delete"))
+    kept = {(each.object_type, each.database, each.object_name) for each in one.control.access.role("r").grants}
+    assert kept == {("Collection", "*", "c"), ("Collection", "default", "*"), ("User", "default", "c")}
 
 
 PRIVILEGES = ["Insert", "Search", "DescribeCollection", "CreateCollection", "ShowCollections", "FlushAll"]
