@@ -184,8 +184,14 @@ def test_groups_and_orders(client: MilvusClient, node: Running) -> None:
         "groups", asked, RRFRanker(), limit=2, group_by_field="color", group_size=3, strict_group_size=True
     )
     search = [{"data": [vector], "annsField": "vector", "limit": 4}]
-    body = {"search": search, "rerank": {"strategy": "rrf"}, "limit": 2, "groupingField": "color", "groupSize": 3}
-    shown = node.ask("/entities/hybrid_search", collectionName="groups", **body)
+    asked_there = {
+        "search": search,
+        "rerank": {"strategy": "rrf"},
+        "limit": 2,
+        "groupingField": "color",
+        "groupSize": 3,
+    }
+    shown = node.ask("/entities/hybrid_search", collectionName="groups", **asked_there)
     assert [hit["id"] for hit in hits] == [hit["id"] for hit in shown] and len(hits) == 6
     for params, output, body in [
         ({"order_by_fields": "color:desc,id:desc"}, ["color"], {"orderByFields": ["color:desc", "id:desc"]}),
