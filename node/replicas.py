@@ -39,6 +39,7 @@ from node.workers import Lane
 from storage.chunks import ChunkFault
 from storage.keys import record_key
 from storage.types import Position, ShardId
+from storage.word_files import drop_all_words
 
 if TYPE_CHECKING:
     from node.node import Node
@@ -440,6 +441,7 @@ class Replicas:
         digests = await run(Lane.DISK, store.chunk_digests, shard_id)
         gone = [(shard_id, digest) for digest in digests]
         await run(Lane.DISK, store.commit, [], [manifest_key(shard_id), incoming_key(shard_id)], gone)
+        await run(Lane.DISK, drop_all_words, store, shard_id)
         for group in node.journal.group_ids:
             if slot_of(group) == group_of(shard_id):
                 node.journal.forget(group)

@@ -11,6 +11,7 @@ makes them anew.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,6 +88,16 @@ def drop_words(store: ChunkStore, of: WordsOf) -> None:
         head = None
     count = 0 if head is None else head[2]
     store.commit([], [record_key(_HEAD, *of.ids), *(record_key(_PIECE, *of.ids, i) for i in range(count))])
+
+
+def drop_all_words(store: ChunkStore, shard_id: ShardId) -> None:
+    """Remove the lists of all segments of a shard, but for what comes after one that is damaged. Raises OSError."""
+    for name in (_HEAD, _PIECE):
+        keys: list[bytes] = []
+        with suppress(ChunkDamaged):
+            keys.extend(key for key, _ in store.scan(record_key(name, shard_id)))
+        if keys:
+            store.commit([], keys)
 
 
 def _head(store: ChunkStore, of: WordsOf) -> tuple[bytes, int, int] | None:

@@ -33,7 +33,8 @@ def _differences(wanted: Collection, state: CollectionState) -> list[str]:
         "schema": wanted.schema,
         "partitions": set(wanted.partitions.values()),
         "properties": dict(wanted.properties),
-        "indexes": {one.index_id: one.field_id for one in wanted.indexes.values()},
+        # Nothing is built for the others: the catalogue's word is enough.
+        "indexes": {one.index_id: one.field_id for one in wanted.indexes.values() if not one.is_scalar},
     }
     is_so = {
         "schema": state.schema,

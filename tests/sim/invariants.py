@@ -30,11 +30,13 @@ from node.service import Consistency, ReadOptions
 from storage.errors import StorageFault
 from storage.types import Position, ShardId
 from storage.view import SegmentView
+from storage.word_files import stored_words
 from tests.sim.agreement import disagreements
 from tests.sim.architect import Architect
 from tests.sim.cluster import Cluster
 from tests.sim.history import History, Version, Violation
 from tests.sim.order import Order
+from tests.sim.workload import filters_of, versions_of
 
 COUNT_S: Final = 4.0
 
@@ -385,6 +387,10 @@ class Ending:
         for one in self.cluster.membership().members.values():
             if one.state is not MemberState.ACTIVE or one.is_replaced:
                 yield f"{one.name} is {one.state}"
+        for name, node in self.nodes:
+            strange = {ShardId(one) for one in range(self.cluster.plan.shards)} - node.replicas.upkeep.keys()
+            if left := [one for one in sorted(strange) if stored_words(node.seams.store, one)]:
+                yield f"{name} has word lists of shards {left}, which have gone elsewhere"
 
     def all_or_none(self) -> Iterator[str]:
         for name, node in self.nodes:
@@ -445,6 +451,26 @@ class Ending:
                 if counted != wanted:
                     raise Violation(f"count(*) of {collection} is {counted} at {name}, must be {wanted}")
 
+    async def filters_find(self) -> None:
+        """Filters find the rows that they are true of, and no others, at every node, whatever they look at."""
+        plan, dice = self.cluster.plan, self.cluster.dice("filters")
+        for collection, found in self.found.items():
+            if not (versions := sorted({one for one in found.values() if one is not None})):
+                continue
+            for name, _ in self.nodes:
+                version = dice.choice(versions)
+                wanted = {key for key, one in found.items() if one == version}
+                filters = filters_of(plan, version)
+                for text in filters if plan.indexed else dice.sample(filters, 1):
+                    got = await self.cluster.ask(name, partial(_matching, collection, text), within_s=COUNT_S)
+                    if got != wanted:
+                        raise Violation(f"{text} of {collection} finds {got} at {name}, must find {wanted}")
+
+
+async def _matching(collection: str, text: str, database: Database) -> set[int]:
+    options = ReadOptions(filter=text, output_fields=["*"], consistency=Consistency.STRONG)
+    return set(versions_of(await database.query("default", collection, options, limit=0, offset=0)))
+
 
 async def _count(collection: str, database: Database) -> int | None:
     options = ReadOptions(output_fields=["count(*)"], consistency=Consistency.STRONG)
@@ -467,6 +493,7 @@ IN_THE_END: Final[Mapping[str, Callable[[Ending], Iterator[str] | Awaitable[None
     "I-SH-1 states that were rebuilt": Ending.states_are_equal,
     "acknowledged writes": Ending.acknowledged_is_there,
     "snapshot counts": Ending.counts_are_right,
+    "filters": Ending.filters_find,
     "full replication": Ending.all_copies,
     "removed nodes": Ending.removed_are_out,
 }

@@ -84,6 +84,8 @@ class Plan:
     """In how many zones the nodes are; 0 for none that anybody has told them of."""
     dead_after_s: float = 600.0
     """After how long a node that is away counts as gone."""
+    indexed: int = 0
+    """1: all fields have indexes, texts word lists too, and what is made of large segments is made of small ones."""
     steps: Sequence[Step] = ()
 
     @property
@@ -150,6 +152,7 @@ CHURN: Final = {"join": 3, "leave": 4, "replace": 3, "lose": 3, "lose-zone": 2, 
 GUESTS_MAX: Final = 6
 CHURN_SHARE: Final = 0.25
 """Of the worlds with peers."""
+INDEXED_SHARE: Final = 0.4
 
 
 def plan_of(
@@ -190,6 +193,7 @@ def plan_of(
         churn=int(churns),
         zones=dice.choice((0, 2, 3)) if churns else 0,
         dead_after_s=dice.choice((1.5, 4.0, 600.0)) if churns else 600.0,
+        indexed=int(Random(f"{seed} indexed").random() < INDEXED_SHARE and kinds is None),
     )
     steps = [*_requests(plan, Random(f"{seed} requests")), *_faults(plan, Random(f"{seed} faults"), kinds)]
     steps += _changes(plan, Random(f"{seed} changes"), kinds)

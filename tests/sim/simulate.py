@@ -23,15 +23,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, TypeVar
+from unittest.mock import patch
 
 from cluster.control import CONTROL_GROUP
 from cluster.machine import StateMachine
 from cluster.membership import MemberState, Placement
 from cluster.planner import plan
+from node import words
 from node.database import Database
 from node.group import GroupHost
 from node.node import Node
@@ -40,6 +42,7 @@ from node.replicas import group_of
 from node.scrub import Scrub
 from node.service import Consistency, ReadOptions
 from node.upkeep import SWEEP_AFTER_S
+from storage import view
 from storage.errors import AnnulusError, Unavailable
 from storage.types import ShardId
 from tests.sim.agreement import disagreements
@@ -105,7 +108,7 @@ class Simulation:
     def run(self) -> Summary:
         """Live through the plan; raise Violation if a promise is broken."""
         try:
-            with self.witness.watching(), _Alarms(self.cluster).listening():
+            with self.witness.watching(), _Alarms(self.cluster).listening(), _thresholds(self.plan):
                 run(self.loop, self._main())
         except Exception as error:
             raise self.witness.violation or error from error
@@ -402,6 +405,15 @@ class _Alarms(logging.Handler):
             yield
         finally:
             root.removeHandler(self)
+
+
+@contextmanager
+def _thresholds(plan: Plan) -> Iterator[None]:
+    """Where fields are indexed: have the small segments of a world use their indexes, and keep lists of their words."""
+    with ExitStack() as stack:
+        for module, name in ((view, "ROWS_MIN"), (words, "ROWS_KEPT_MIN")) if plan.indexed else ():
+            stack.enter_context(patch.object(module, name, 1))
+        yield
 
 
 def simulate(seed: int, *, nodes: int | None = None) -> Summary:

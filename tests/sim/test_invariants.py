@@ -26,7 +26,14 @@ NO_MATTER: Final = {
     "I-CP-4": "of two merges of a segment the second changes nothing, as I-CP-3 has it",
 }
 CHAPTERS: Final = {"I-CH": 8, "I-CO": 9, "I-SH": 9, "I-CP": 6, "I-CT": 3}
-OF_NODES: Final = ["acknowledged writes", "snapshot counts", "full replication", "removed nodes", "who leads belongs"]
+OF_NODES: Final = [
+    "acknowledged writes",
+    "snapshot counts",
+    "filters",
+    "full replication",
+    "removed nodes",
+    "who leads belongs",
+]
 
 
 def test_every_invariant_is_looked_after_by_name() -> None:

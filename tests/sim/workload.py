@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from random import Random
 from typing import Any, Final, TypeVar
@@ -19,6 +20,7 @@ from cluster.membership import PlanMove
 from node.database import Database
 from node.scope import Scope
 from node.service import CollectionRequest, Consistency, IndexRequest, ReadOptions, Rows, SearchRequest
+from storage import analysis
 from storage.columns import Batch, Column, ScalarColumn, StringColumn, VectorColumn
 from storage.errors import (
     AnnulusError,
@@ -50,6 +52,11 @@ UNSURE_MAX: Final = 5
 COLLECTIONS: Final = {"rows": 1, "wide": 2}
 """Name -> virtual channels."""
 INDEXES: Final = (("FLAT", "L2"), ("AUTOINDEX", "COSINE"), ("IVF_FLAT", "IP"), ("HNSW", "L2"), ("IVF_SQ8", "COSINE"))
+FIELD_INDEXES: Final = (
+    (("version", "version", "INVERTED"), ("text", "text", "INVERTED"), ("flag", "flag", "BITMAP")),
+    (("version", "version", "STL_SORT"), ("text", "text", "NGRAM", "", {"min_gram": 2, "max_gram": 3})),
+)
+"""Of worlds in which fields beside the vector have some."""
 ATTEMPTS_MAX: Final = 4
 REQUEST_S: Final = 4.0
 DDL_S: Final = 8.0
@@ -74,11 +81,15 @@ def batch_of(versions: Mapping[int, int]) -> Batch:
     return Batch(columns, len(versions))
 
 
-def fields() -> list[FieldSchema]:
+def fields(plan: Plan) -> list[FieldSchema]:
+    text = FieldSchema("text", DataType.VARCHAR, max_bytes=20)
+    if plan.indexed:
+        matched = {"enable_analyzer": "true", "enable_match": "true"}
+        text = replace(text, params=matched, analyzer_version=analysis.VERSION)
     return [
         FieldSchema("id", DataType.INT64, primary=True),
         FieldSchema("version", DataType.INT64),
-        FieldSchema("text", DataType.VARCHAR, max_bytes=20),
+        text,
         FieldSchema("vector", DataType.FLOAT_VECTOR, dim=DIM),
         FieldSchema("flag", DataType.BOOL),
     ]
@@ -102,8 +113,17 @@ def versions_of(rows: Rows) -> dict[int, int]:
 def collection_request(name: str, plan: Plan) -> CollectionRequest:
     channels = COLLECTIONS.get(name, 1)
     index_type, metric = INDEXES[(plan.seed + channels) % len(INDEXES)]
-    index = IndexRequest("vector", "vector", index_type, metric)
-    return CollectionRequest(name, fields(), shards=channels, indexes=[index], load=True)
+    indexes = [IndexRequest("vector", "vector", index_type, metric)]
+    if plan.indexed:
+        indexes += [IndexRequest(*one) for one in FIELD_INDEXES[plan.seed % len(FIELD_INDEXES)]]
+    return CollectionRequest(name, fields(plan), shards=channels, indexes=indexes, load=True)
+
+
+def filters_of(plan: Plan, version: int) -> list[str]:
+    """Return filters that are true of the rows of a version and of no others, of which indexes know different parts."""
+    matched = [f"text_match(text, 'v{version}')"] if plan.indexed else []
+    same = [f"version == {version}", f"version in [{version}, -1]", f"text == 'v{version}'", f"text like '%v{version}'"]
+    return [*same, f"flag == true and version > {version - 1} and version <= {version}", *matched]
 
 
 async def _create(wanted: CollectionRequest, database: Database) -> None:
@@ -287,6 +307,8 @@ class Client:
                     await self._get(rng, name, level, self._some(rng))
                 case "hot-get":
                     await self._get(rng, name, level, rng.sample(HOT_KEYS, 2))
+                case "scan" if self._cluster.plan.indexed and rng.random() < 0.7:
+                    await self._find(rng, name, level)
                 case "scan":
                     await self._scan(rng, name, level)
                 case "search":
@@ -351,6 +373,20 @@ class Client:
         found = versions_of(rows)
         seen = {key: found.get(key) for key in {*keys, *found}}
         self._history.read(self.name, name, level, seen, called, self._workload.now_s)
+
+    async def _find(self, rng: Random, name: str, level: Consistency) -> None:
+        """Ask for the rows of one request that wrote."""
+        writes = [one for one in self._history.writes if one.collection == name]
+        versions = {version for one in writes for version in one.wanted.values() if version is not None}
+        version = rng.choice(sorted(versions)) if versions else 1
+        text = rng.choice(filters_of(self._cluster.plan, version))
+        options = ReadOptions(filter=text, output_fields=["*"], consistency=level)
+        called = self._history.moment(self._workload.now_s)
+        rows = await self._ask(rng, lambda database: database.query("default", name, options, limit=0, offset=0))
+        found = versions_of(rows)
+        if not set(found.values()) <= {version}:
+            raise Violation(f"{name}: {text} found {found}")
+        self._history.read(self.name, name, level, found, called, self._workload.now_s)
 
     async def _search(self, rng: Random, name: str, level: Consistency) -> None:
         limit = rng.randint(1, 20)

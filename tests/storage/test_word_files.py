@@ -14,7 +14,7 @@ from storage.keys import record_key
 from storage.schema import DataType, FieldSchema
 from storage.segment_files import ChunkRef, SegmentFiles
 from storage.types import FieldId, SegmentId, ShardId
-from storage.word_files import WordsOf, drop_words, mark_of, read_words, stored_words, write_words
+from storage.word_files import WordsOf, drop_all_words, drop_words, mark_of, read_words, stored_words, write_words
 from tests.sim.chunks import SimChunks
 
 OF = WordsOf(ShardId(1), SegmentId(20), FieldId(101))
@@ -44,6 +44,17 @@ def test_what_was_written_is_read(store: ChunkStore) -> None:
     drop_words(store, OF)
     assert stored_words(store, OF.shard_id) == {OTHER} and read_words(store, OF, b"m") is None
     assert not list(store.scan(record_key("words-piece", *OF.ids)))
+
+
+def test_a_shard_that_goes_takes_its_lists_along(store: ChunkStore) -> None:
+    """And leaves those of others."""
+    elsewhere = WordsOf(ShardId(2), SegmentId(20), FieldId(101))
+    for of in (OF, OTHER, elsewhere):
+        write_words(store, of, b"m", LARGE)
+    drop_all_words(store, OF.shard_id)
+    left = [key for name in ("words", "words-piece") for key, _ in store.scan(record_key(name))]
+    assert left and all(key.startswith((record_key("words", 2), record_key("words-piece", 2))) for key in left)
+    assert read_words(store, elsewhere, b"m") is not None
 
 
 def test_smaller_lists_leave_nothing_of_larger_ones(store: ChunkStore) -> None:
