@@ -42,6 +42,8 @@ _METRICS: Final = {
     Metric.IP: faiss.METRIC_INNER_PRODUCT,
     Metric.COSINE: faiss.METRIC_INNER_PRODUCT,
 }
+_UNOWNED: Final = faiss.MaybeOwnedVectorUInt8()
+"""Its owner is nobody, as of rows that faiss only looks at: the index here keeps them."""
 _SLICE_ROWS: Final = 2_000
 """Rows that one thread adds between two looks at `cancelled`: a second or so of work. Slices cost it nothing."""
 _PARALLEL_SLICE: Final = 2
@@ -92,11 +94,12 @@ def load_faiss(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex | Li
 class GraphIndex:
     """An HNSW graph over float32 rows (AUTOINDEX, HNSW) or 8-bit rows (HNSW_SQ)."""
 
-    def __init__(self, spec: IndexSpec, graph: Any, given: Matrix) -> None:
+    def __init__(self, spec: IndexSpec, graph: Any, given: Matrix, *, borrows: bool = False) -> None:
+        """`borrows`: the graph has no rows of its own, but looks at those given."""
         self._spec = spec
         self._graph = graph
         self._is_lossy = spec.index_type in _LOSSY
-        self._vectors = given if self._is_lossy else _storage_view(graph)
+        self._vectors = given if self._is_lossy or borrows else _storage_view(graph)
         links = graph.hnsw.neighbors
         ask_for_huge_pages(int(links.data()), int(links.byte_size()))
         codes = faiss.downcast_index(graph.storage).codes
@@ -252,13 +255,15 @@ def _load_graph(spec: IndexSpec, blob: bytes, vectors: Matrix) -> GraphIndex:
     if is_lossy:
         storage = faiss.IndexScalarQuantizer(dim, _scalar_type(spec), _METRICS[spec.metric])
         _train(spec, storage, parts[1])
+        storage.add(vectors)
     else:
         storage = faiss.IndexFlat(dim, _METRICS[spec.metric])
-    storage.add(vectors)
+        storage.codes = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(vectors), vectors.nbytes, _UNOWNED.owner)
+        storage.ntotal = rows
     graph.storage = storage
     graph.own_fields = True  # the graph frees it, so Python must not
     storage.this.disown()
-    return GraphIndex(spec, graph, vectors)
+    return GraphIndex(spec, graph, vectors, borrows=not is_lossy)
 
 
 def _check_graph(graph: Any, rows: int, dim: int, metric: int) -> None:

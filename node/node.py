@@ -140,6 +140,8 @@ class Node:
         self._reader_left = asyncio.Event()
         self._changes_reclaimed = -1
         self._reclaimed_at_s = 0.0
+        self._journal_end = (0, 0.0)
+        """Where the journal ended when it was last seen to have grown, and when that was."""
         self._background: set[asyncio.Task[None]] = set()
         self._remembering = asyncio.Lock()
         self._forming = (
@@ -645,10 +647,18 @@ class Node:
             await self.checkpoint_control()
 
     async def _reclaim(self) -> None:
-        """Give memory back some seconds after segments were written, indexed or loaded, and while it is short."""
+        """Give memory back some seconds after segments were written, indexed or loaded, and while it is short.
+
+        The journal's too, when nothing has been written for as long: who wants an old entry then reads the disk.
+        """
         is_short = self.admission.look() is not Level.ACCEPT
         changes = sum(host.machine.changes for host in self.shards.values()) + sum(self.loading)
         now_s = self.seams.clock.monotonic_s()
+        if self.journal.end_lsn != self._journal_end[0]:
+            self._journal_end = self.journal.end_lsn, now_s
+        elif self.journal.cached_bytes and now_s - self._journal_end[1] >= RECLAIM_S:
+            self.journal.forget_cached()
+            self._changes_reclaimed = -1
         if (is_short or changes != self._changes_reclaimed) and now_s - self._reclaimed_at_s >= RECLAIM_S:
             await self.seams.executor.run(Lane.DISK, self.seams.reclaim)
             self._changes_reclaimed, self._reclaimed_at_s = changes, now_s

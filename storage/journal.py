@@ -428,6 +428,11 @@ class Journal:
     def cached_bytes(self) -> int:
         return self._cache_bytes
 
+    def forget_cached(self) -> None:
+        """Let go of the payloads kept for those who read what was just written; the disk has them."""
+        self._cache.clear()
+        self._cache_bytes = 0
+
     @property
     def halted(self) -> bool:
         return self._halted is not None

@@ -316,7 +316,10 @@ class SealedSegment:
         self._ticks, self._keys = rows.ticks, rows.keys
         self._stats, self._unit = rows.stats, rows.unit
         held = [one for one in rows.batch.columns if one in self.schema.by_id]
-        self._parts = (Part(rows.batch if len(held) == len(rows.batch.columns) else rows.batch.select(held), 0),)
+        part = Part(rows.batch if len(held) == len(rows.batch.columns) else rows.batch.select(held), 0)
+        for field_id in rows.unit.intersection(held):
+            part.note_unit(field_id)
+        self._parts = (part,)
         for field_id in list(self.indexes):
             self.install_index(field_id, self.indexes[field_id])
         self._view = None

@@ -162,7 +162,20 @@ def read_segment(files: SegmentFiles, get: GetChunk, fields: Sequence[FieldId] |
 
 def read_column(files: SegmentFiles, field_id: FieldId, get: GetChunk) -> Column:
     """Return a whole column. Raises ChunkDamaged."""
-    return concat_columns([_column(ref, field_id, get) for ref in files.fields[field_id]])
+    refs = files.fields[field_id]
+    first = _column(refs[0], field_id, get)
+    if len(refs) == 1 or not isinstance(first, VectorColumn):
+        return concat_columns([first, *(_column(ref, field_id, get) for ref in refs[1:])])
+    # Vectors are most of the bytes: each chunk's go to their place while they are in the cache, and are not held twice.
+    values = np.empty((sum(ref.rows for ref in refs), *first.values.shape[1:]), first.values.dtype)
+    values[: len(first)] = first.values
+    start = len(first)
+    for ref in refs[1:]:
+        piece = _column(ref, field_id, get)
+        assert isinstance(piece, VectorColumn), "a column is of one kind"
+        values[start : start + ref.rows] = piece.values
+        start += ref.rows
+    return VectorColumn(values)
 
 
 def read_rows(files: SegmentFiles, field_id: FieldId, offsets: Offsets, get: GetChunk) -> Column:

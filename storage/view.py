@@ -81,8 +81,10 @@ def as_unit_rows(matrix: Matrix) -> Matrix:
     """
     unit: Matrix | None = None
     step = max(1, _BLOCK_VALUES // max(1, matrix.shape[1]))
+    block = np.empty((min(step, len(matrix)), matrix.shape[1]))  # one for all: memory that is new each time is slow
     for start in range(0, len(matrix), step):
-        rows = matrix[start : start + step].astype(np.float64)
+        rows = block[: len(matrix) - start]
+        rows[...] = matrix[start : start + step]
         squares = np.einsum("ij,ij->i", rows, rows)
         far = (np.abs(squares - 1.0) > UNIT_TOLERANCE) & (squares > 0.0)
         if unit is None:
@@ -228,6 +230,12 @@ class Part:
         assert isinstance(whole[0], np.ndarray), "the field is dense"
         stands = key[1] is not Metric.COSINE or whole[0] is column.values
         return _Begun(len(column), None if stands else whole[0], whole[1], column.values)
+
+    def note_unit(self, field_id: FieldId) -> None:
+        """Note that all rows of a dense field have length 1 already."""
+        column = self.batch.columns[field_id]
+        if isinstance(column, VectorColumn) and column.values.dtype == np.float32:  # else they take memory of their own
+            self._prepared[field_id, Metric.COSINE] = column.values, None
 
     def candidates(self, row_filter: CompiledFilter) -> Candidates | None:
         """Return the rows, visible or not, that indexes leave to look at, if they are few."""

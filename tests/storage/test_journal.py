@@ -175,6 +175,9 @@ def test_memory_is_bounded_by_the_cache(place: tuple[Disk, str]) -> None:
             assert log.payload(position) == bytes([position % 251]) * 3_000
             assert log.payload_bytes(position) == 3_000
         assert journal.cached_bytes <= 50_000
+        journal.forget_cached()
+        assert journal.cached_bytes == 0
+        assert log.payload(300) == bytes([300 % 251]) * 3_000
 
 
 def test_an_entry_larger_than_a_file_gets_its_own(place: tuple[Disk, str]) -> None:
