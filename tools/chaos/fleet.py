@@ -92,13 +92,19 @@ class Fleet:
     """Carries calls; a `Caller` as the crash test's clients want one. `requests` keeps what became of each."""
 
     def __init__(
-        self, addresses: Mapping[str, Address], chance: random.Random, *, attempt_s_max: float = ATTEMPT_S_MAX
+        self,
+        addresses: Mapping[str, Address],
+        chance: random.Random,
+        *,
+        attempt_s_max: float = ATTEMPT_S_MAX,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.requests: list[Request] = []
         self._chance = chance
         self._apis = {name: Api(address, request_s_max=attempt_s_max) for name, address in addresses.items()}
         self._former: list[Api] = []
         self._attempt_s_max = attempt_s_max
+        self._patience_s = patience_s
         self._avoided_until_s: dict[str, float] = {}
         self._open = asyncio.Event()
         self._open.set()
@@ -147,7 +153,7 @@ class Fleet:
         attempts, last, error = 0, None, None
         self._under_way += 1
         try:
-            while last is None or time.monotonic() < began_s + PATIENCE_S:
+            while last is None or time.monotonic() < began_s + self._patience_s:
                 node = self._another(last.node if last else None)
                 ended = watch() if watch is not None else None
                 last, error = await self._attempt(node, path, body, session or Session())

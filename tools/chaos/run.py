@@ -19,7 +19,7 @@ from node.service import Consistency
 from tools.bench.loading import REPOSITORY
 from tools.bench.wire import Address
 from tools.chaos.faults import FAULTS, Planned, plan
-from tools.chaos.fleet import ATTEMPT_S_MAX, Fleet, Outcome
+from tools.chaos.fleet import ATTEMPT_S_MAX, PATIENCE_S, Fleet, Outcome
 from tools.chaos.machines import Machines
 from tools.chaos.registers import CLIENTS, SUBJECT, Registers
 from tools.crash.api import NOT_LOADED_CODES, REFUSED_CODES, Answered, Caller, Unknown
@@ -287,7 +287,13 @@ class Run:
 
     def _one(self, name: str, address: Address) -> Fleet:
         """Return a client of one node alone."""
-        return Fleet({name: address}, self._chance, attempt_s_max=VERIFY_S_MAX * self.machines.patience)
+        patience = self.machines.patience
+        return Fleet(
+            {name: address},
+            self._chance,
+            attempt_s_max=VERIFY_S_MAX * patience,
+            patience_s=PATIENCE_S * patience,
+        )
 
     def _died(self, name: str, text: str) -> None:
         self.world.complain(Kind.PROCESS, name, text)
