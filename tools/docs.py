@@ -22,11 +22,8 @@ from index.spec import index_types as index_types_of
 from node.api.entities import WINDOW_MAX
 from node.api.exact import DEPTH_MAX as JSON_DEPTH_MAX
 from node.api.faults import FAULTS
-from node.api.routes import BASE, QUERY_UNSUPPORTED, ROUTES, SEARCH_UNSUPPORTED
 from node.api.values import JSON_BYTES_MAX
 from node.edge import TIMEOUT_S_MAX
-from node.grpc.methods import PARTLY, SERVED
-from node.grpc.methods import REFUSED as REFUSED_METHODS
 from node.metrics import Metrics
 from node.settings import OPTIONS
 from storage.errors import AnnulusError, BadRequest, Unavailable
@@ -44,6 +41,7 @@ from storage.schema import (
     VECTOR_FIELDS_MAX,
     DataType,
 )
+from tools.compatibility import declared, rows
 
 README: Final = Path(__file__).resolve().parent.parent / "README.md"
 _BLOCK: Final = re.compile(
@@ -73,25 +71,8 @@ def settings() -> str:
     )
 
 
-def routes() -> str:
-    groups: dict[str, list[str]] = {}
-    for route in ROUTES:
-        if not route.unsupported and route.base == BASE:
-            _, group, verb = route.path.split("/", 2)
-            groups.setdefault(group, []).append(verb)
-    rows = [(f"`/{group}/`", ", ".join(f"`{verb}`" for verb in verbs)) for group, verbs in groups.items()]
-    return table(("`/v2/vectordb` +", "routes that are served"), rows)
-
-
-def refused() -> str:
-    sentences: dict[str, list[str]] = {}
-    for route in ROUTES:
-        if route.unsupported:
-            sentences.setdefault(route.unsupported, []).append(route.path)
-    rows = [(sentence, ", ".join(f"`{path}`" for path in paths)) for sentence, paths in sentences.items()]
-    fields = [("search", SEARCH_UNSUPPORTED), ("query", QUERY_UNSUPPORTED)]
-    rows += [(f"in the body of `/entities/{route}`", ", ".join(f"`{one}`" for one in given)) for route, given in fields]
-    return table(("the server says", "routes and fields that are refused"), rows)
+def compatible() -> str:
+    return table(("how", "REST, `/v2/vectordb` +", "gRPC"), rows(declared()))
 
 
 def codes() -> str:
@@ -161,22 +142,9 @@ def _build_params(kind: IndexType, spec: IndexSpec) -> str:
     return f"none; built with {values}" if kind is IndexType.AUTOINDEX and values else values
 
 
-def grpc_methods() -> str:
-    whole = [f"`{name}`" for name in SERVED if name not in PARTLY]
-    rows = [("supported", ", ".join(whole))]
-    rows += [(f"partly: `{name}`", what) for name, what in PARTLY.items()]
-    reasons: dict[str, list[str]] = {}
-    for name, reason in REFUSED_METHODS.items():
-        reasons.setdefault(reason, []).append(f"`{name}`")
-    rows += [(f"refused: {reason}", ", ".join(sorted(found))) for reason, found in reasons.items()]
-    return table(("how", "methods"), rows)
-
-
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings,
-    "routes": routes,
-    "refused": refused,
-    "grpc_methods": grpc_methods,
+    "compatibility": compatible,
     "codes": codes,
     "limits": limits,
     "index_types": index_types,

@@ -21,12 +21,12 @@ _REASONS: Final = {
         "CreateResourceGroup DropResourceGroup UpdateResourceGroups TransferNode TransferReplica LoadBalance"
     ),
     "imports by the server are not supported: insert the rows": "Import GetImportState ListImportTasks",
-    "functions come with the schema that a collection is made with, and stay": (
-        "AddCollectionFunction AlterCollectionFunction DropCollectionFunction ComputePhraseMatchSlop "
-        "AddFileResource RemoveFileResource ListFileResources"
+    "functions come with the schema of a new collection and stay as they are": (
+        "AddCollectionFunction AlterCollectionFunction DropCollectionFunction"
     ),
+    "file resources are not supported by this server": "AddFileResource RemoveFileResource ListFileResources",
     "struct fields are not supported by this server: use a field of type JSON": "AddCollectionStructField",
-    "snapshots are not supported by this server": (
+    "snapshots are not implemented by this server (not implemented)": (
         "CreateSnapshot DropSnapshot ListSnapshots DescribeSnapshot RestoreSnapshot RestoreExternalSnapshot "
         "ExportSnapshot GetExportSnapshotState GetRestoreSnapshotState ListRestoreSnapshotJobs PinSnapshotData "
         "UnpinSnapshotData"
@@ -49,7 +49,7 @@ PARTLY: Final = {
     "AlterCollectionSchema": "one field is added or dropped, no functions",
     "DescribeCollection": "by name, not by id",
     "LoadCollection": "all fields; one replica of those that the shards have anyway",
-    "LoadPartitions": "the same",
+    "LoadPartitions": "all fields; one replica of those that the shards have anyway",
     "GetReplicas": "one replica, which stands for the nodes that hold the shards",
     "ShowPartitions": "ids are places in the list",
     "CreateIndex": "of JSON values of one type, json_cast_type: JSON and json_cast_function are refused",
