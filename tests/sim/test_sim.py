@@ -15,8 +15,11 @@ from cluster.machine import StateMachine
 from cluster.shard import Shard
 from cluster.tick import HybridClock
 from node.upkeep import Upkeep
+from storage.columns import Offsets
 from storage.deletes import DeleteLog
+from storage.filter.compiled import CompiledFilter
 from storage.journal import GroupLog
+from storage.view import SegmentView
 from tests.sim.disk import SimFile
 from tests.sim.history import Violation
 from tests.sim.plan import Plan, plan_of
@@ -136,6 +139,15 @@ def _remove_needed_chunks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Shard, "forget", forget)
 
 
+def _lose_rows_that_indexes_know(patch: pytest.MonkeyPatch) -> None:
+    def chosen(self: SegmentView, row_filter: CompiledFilter) -> Offsets | None:
+        found = original(self, row_filter)
+        return None if found is None else found[1:]
+
+    original = SegmentView.chosen
+    patch.setattr(SegmentView, "chosen", chosen)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
@@ -146,6 +158,7 @@ def _remove_needed_chunks(patch: pytest.MonkeyPatch) -> None:
         _lose_deletes_in_checkpoint,
         _trim_too_far,
         _remove_needed_chunks,
+        _lose_rows_that_indexes_know,
     ],
 )
 def test_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
