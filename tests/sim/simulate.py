@@ -6,7 +6,8 @@ in one event loop. What is checked:
   1. every acknowledged write is there in the end, with its values, exactly once, and nothing that was never asked for;
   2. Strong reads are those of one copy; Session, Bounded and Eventually keep what they promise (tests/sim/history.py);
   3. a request whose outcome nobody heard is there wholly or not at all, per shard;
-  4. a search returns min(limit, live rows) of the live rows;
+  4. a search returns min(limit, live rows) of the live rows, and a filter those that it is true of, whatever indexes
+     there are;
   5. replicas agree: equal positions hold equal entries, ticks and states, and ticks ascend (tests/sim/witness.py);
   6. one node leads a group in a term;
   7. when the faults have ended, every node serves again within a bounded time, and all replicas become equal;
