@@ -21,25 +21,18 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any, Final
 
 import uvloop
-from aiohttp import web
 
-from cluster.access import Access
 from node.admission import Memory
-from node.api.server import make_app
-from node.audit import Audit
 from node.chunk_gate import GatedChunks
 from node.client_tls import ClientTls
 from node.clock import SystemClock
 from node.cluster_status import ReplicaRole, role_of
-from node.connections import GuardedSite, connections_max, raise_descriptor_limit
-from node.database import Database
+from node.descriptors import raise_descriptor_limit
 from node.disk import OsDisk
-from node.edge import Edge
-from node.grpc.server import GrpcServer
-from node.guard import WELL_KNOWN, Guard
 from node.identity import IDENTITY_KEY, settle
 from node.joining import CannotJoin, admit, join
 from node.memory import available_bytes, reclaim, resident_bytes
@@ -58,7 +51,6 @@ from storage.strings import forgo_pandas
 log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 70
-BACKLOG: Final = 1024
 TICKET_KEY: Final = record_key("ticket")
 """Written before a directory asks to join (`node/joining.py`)."""
 START_BYTES_MIN: Final = 64 << 20
@@ -118,7 +110,9 @@ async def _serve(settings: Settings) -> int:
             loop.add_signal_handler(signal.SIGHUP, tls.look_again)
             following = loop.create_task(tls.keep())
             ending.callback(following.cancel)
-        filters = loop.create_task(workers.run(Lane.PARSE, make_ready))  # while the data is read
+        # While the data is read, which takes other threads.
+        front = loop.create_task(workers.run(Lane.PARSE, import_module, "node.front"))
+        filters = loop.create_task(workers.run(Lane.PARSE, make_ready))
         dice = random.Random(int.from_bytes(os.urandom(16)))
         memory = Memory(available_bytes(), resident_bytes)
         seams = Seams(
@@ -137,10 +131,12 @@ async def _serve(settings: Settings) -> int:
             if not await _unless_stopped(node.start(), stopping):
                 log.info("stopped while starting; the next start begins with the same data")
                 return 0
-        await filters
+        await asyncio.gather(front, filters)
+        from node.front import listen
+
         metrics.before_scrape(lambda: observe(node, metrics))
         gc.freeze()  # what is here stays; collections need not look at it again
-        runner, grpc = await _listen(listener, node, settings, metrics, clock, workers, tls)
+        runner, grpc = await listen(listener, node, settings, metrics, clock, workers, tls)
         both: set[asyncio.Future[Any]] = {stopping, node.failed}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if node.failed.done():
@@ -199,64 +195,6 @@ def _plain_words(data: str) -> Iterator[None]:
         ) from error
 
 
-async def _listen(
-    listener: socket.socket,
-    node: Node,
-    settings: Settings,
-    metrics: Metrics,
-    clock: SystemClock,
-    workers: Workers,
-    tls: ClientTls | None,
-) -> tuple[web.AppRunner, GrpcServer]:
-    database = Database(node)
-    edge = Edge(
-        settings.api,
-        metrics,
-        clock=clock,
-        executor=workers,
-        admission=node.admission,
-        ready=lambda: why_not_ready(node),
-        guard=guard_of(node, settings, clock, workers),
-    )
-    app = make_app(database, edge, standard_status=settings.api.standard_error_status)
-    app.on_shutdown.append(lambda _: database.imports.mine.stop())
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=settings.api.drain_s_max)
-    await runner.setup()
-    grpc = GrpcServer(database, edge)
-    await grpc.start()
-    await database.imports.mine.start()
-    address = settings.node.listen
-    limit = connections_max(raise_descriptor_limit())
-    context = None if tls is None else (lambda: tls.context)
-    await GuardedSite(runner, listener, limit, backlog=BACKLOG, grpc=grpc.backend, tls=context).start()
-    log.info(
-        "listening address=%s protocols=%s node=%s data=%s",
-        address,
-        "http,grpc" if tls is None else "https,grpcs",
-        settings.node.name,
-        settings.node.data,
-    )
-    return runner, grpc
-
-
-def guard_of(node: Node, settings: Settings, clock: SystemClock, workers: Workers) -> Guard | None:
-    """Return what looks at who asks; None where nobody is asked who they are and nothing is written down."""
-    auth = settings.auth
-    if not auth.enabled and not auth.audit_file:
-        return None
-    if auth.enabled and auth.root_password == WELL_KNOWN:
-        log.warning(
-            "root has the password that everybody knows until it is changed: set auth.root_password_file on every "
-            "node, or use users/update_password"
-        )
-    audit = Audit(auth, clock)
-
-    def access() -> Access | None:
-        return node.control.machine.access if node.takes_part else None
-
-    return Guard(settings, clock, workers, audit, access, lambda: node.catalog)
-
-
 def _bind(settings: Settings) -> socket.socket:
     """Return a socket bound to the client address, not listening yet. Raises OSError in words for a person."""
     address = settings.node.listen
@@ -269,16 +207,6 @@ def _bind(settings: Settings) -> socket.socket:
         reason = error.strerror or str(error)
         raise OSError(f"{address}: {reason}; stop what uses it, or give another --listen") from error
     return listener
-
-
-def why_not_ready(node: Node) -> str:
-    """Return why the node should not get traffic yet, or "". While indexes load it answers, exactly but slowly."""
-    if node.failed.done():
-        return "the node has failed"
-    why, network = node.why_not_ready, node.seams.network
-    if why and isinstance(network, PeerNetwork):
-        why = "; ".join([why, *(f"{peer.name}: {peer.trouble}" for peer in network.states() if not peer.is_up)])
-    return why
 
 
 def observe(node: Node, metrics: Metrics) -> None:

@@ -11,9 +11,7 @@ clients come by TLS it is taken off first (`client_tls.py`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from typing import Any, Final, cast
 from aiohttp import web
 
 from node.client_tls import Entrance
-from node.tunnel import PREFACE, Backend, Tunnel
+from node.tunnel import PREFACE, Passage, Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +32,6 @@ KEEPALIVE_S: Final = 75.0
 """Between two requests of a connection: more than the 60 s after which proxies commonly close it themselves."""
 OWN_DESCRIPTORS: Final = 128
 """Kept for journal, threads and what else the process opens."""
-DESCRIPTORS_MAX: Final = 1 << 20
-
-
-def raise_descriptor_limit() -> int:
-    """Let this process have as many descriptors as it may; return how many that is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit than they tell
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    return DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
 
 
 def connections_max(descriptors: int) -> int:
@@ -64,7 +50,7 @@ class Doorman:
         header_s: float = HEADER_S_MAX,
         yielding_s: float = YIELDING_S,
         keepalive_s: float = KEEPALIVE_S,
-        grpc: Backend | None = None,
+        grpc: Passage | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """`tls` returns what the next connection is secured by; without it there is plain text."""
@@ -146,7 +132,7 @@ class GuardedSite(web.SockSite):
         limit: int,
         *,
         backlog: int,
-        grpc: Backend | None = None,
+        grpc: Passage | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Take what `Doorman` does.
@@ -174,7 +160,7 @@ class _Connection(web.RequestHandler):
         loop: asyncio.AbstractEventLoop,
         gone: Callable[[_Connection], None],
         keepalive_s: float,
-        grpc: Backend | None,
+        grpc: Passage | None,
     ) -> None:
         settings: dict[str, Any] = {**server._kwargs, "keepalive_timeout": keepalive_s}
         super().__init__(server, loop=loop, **settings)

@@ -20,8 +20,6 @@ import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
-
 from cluster.membership import SetMember
 from node.certificates import load_authority, load_chain
 from node.client_tls import WHAT
@@ -189,6 +187,8 @@ async def _ask(settings: Settings, clock: Clock, ticket: str) -> Mapping[str, An
 
 async def _find_entry(address: Address, credentials: str, api: ApiSettings) -> tuple[str, Address]:
     """Return name and peer address of the node that serves clients at an address."""
+    import aiohttp  # here: what serves clients imports it too, but a start need not wait for that
+
     headers = {"Authorization": credentials} if credentials else {}
     limit = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
     tls = _entry_tls(api)

@@ -16,13 +16,24 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 log = logging.getLogger(__name__)
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-CONNECT_S_MAX: Final = 10.0
+CONNECT_S_MAX: Final = 30.0
+"""The first client waits until the server is imported and started (`node/grpc/late.py`)."""
 RETRY_S: Final = 0.01
+
+
+class Passage(Protocol):
+    """A way to the gRPC server."""
+
+    async def connected(self, client: str) -> tuple[socket.socket, str]:
+        """Return a connection on behalf of a client, and the name it is known by until `forget`. Raises OSError."""
+        ...
+
+    def forget(self, name: str) -> None: ...
 
 
 class Backend:
@@ -73,7 +84,7 @@ def address_of(transport: asyncio.BaseTransport) -> str:
 class Tunnel(asyncio.Protocol):
     """The client's side. Give it to the client's transport by `set_protocol`."""
 
-    def __init__(self, transport: asyncio.Transport, server: Backend, data: bytes, gone: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, server: Passage, data: bytes, gone: Callable[[], None]) -> None:
         """`data` is what has come already; `gone` is called once, when the client's connection has ended."""
         self.transport = transport
         self._server = server
