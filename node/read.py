@@ -96,6 +96,8 @@ FILTER_CHARS_KEPT_MAX: Final = 4_096
 PLANS_KEPT: Final = 256
 PLAN_CHARS_KEPT_MAX: Final = 4_096
 COUNT: Final = "count(*)"
+GROUPS_MAX: Final = 16_384
+"""Of a query that aggregates and names no limit."""
 ISOLATION: Final = "partitionkey.isolation"
 """Property of a collection: each search is of the rows with one value of the partition key."""
 READ_METHOD: Final = "shard/read"
@@ -365,10 +367,11 @@ class Reader:
         asked = (collection.collection_id, partitions, not options.ignore_growing, options.filter, options.params)
         aggregation = aggregation_of(collection.schema, options)
         if aggregation is not None:
-            question = Question(
-                Kind.QUERY, *asked, tuple(with_fields((), aggregation.field_ids)), aggregation=aggregation
-            )
+            columns, most = with_fields((), aggregation.field_ids), limit + offset if limit else GROUPS_MAX + 1
+            question = Question(Kind.QUERY, *asked, columns, most, aggregation=aggregation)
             answer = await self._ask(collection, question, row_filter, options)
+            if not limit and len(answer.groups) > GROUPS_MAX:
+                raise InvalidParameter(f"there are more than {GROUPS_MAX} groups: give a limit: invalid parameter")
             names = [collection.schema.by_id[one].name for one in aggregation.by]
             groups = finished(answer.groups, aggregation, names, limit=limit or None, offset=offset)
             return Rows(collection.schema, Batch({}, 0), (), groups=groups)
@@ -629,7 +632,7 @@ class Reader:
             narrowed = _narrowed(question, question.grouping, schema)
             return await self._node.read(_search_grouped, seen, question, row_filter, narrowed)
         if question.aggregation is not None:
-            groups = await self._node.read(_aggregate, seen, row_filter, question.aggregation)
+            groups = await self._node.read(_aggregate, seen, row_filter, question.aggregation, question.limit)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), groups=groups)
         if question.orders:
             batch = await self._node.read(_query_ordered, seen, row_filter, question)
@@ -949,10 +952,10 @@ def _query_ordered(seen: Snapshot, row_filter: CompiledFilter | None, question: 
     return seen.fetch(Refs(refs.views[order], refs.offsets[order]), question.field_ids)
 
 
-def _aggregate(seen: Snapshot, row_filter: CompiledFilter | None, aggregation: Aggregation) -> Groups:
+def _aggregate(seen: Snapshot, row_filter: CompiledFilter | None, aggregation: Aggregation, most: int | None) -> Groups:
     refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
     batch = seen.fetch(refs, aggregation.field_ids)
-    return aggregate(Batch(batch.columns, len(refs)), aggregation)
+    return aggregate(Batch(batch.columns, len(refs)), aggregation, most)
 
 
 def _query_and_fetch(

@@ -56,17 +56,20 @@ Groups: TypeAlias = Sequence[tuple[list[Any], list[Partial]]]
 """(values of the fields grouped by, partial result of each aggregate)."""
 
 
-def aggregate(batch: Batch, aggregation: Aggregation) -> Groups:
-    """Return the partial results of these rows."""
+def aggregate(batch: Batch, aggregation: Aggregation, most: int | None = None) -> Groups:
+    """Return the partial results of these rows; of the first `most` groups, by their values as `finished` has them."""
     if batch.rows == 0:
         return []
     codes = np.zeros((batch.rows, len(aggregation.by) + 1), np.int64)
     for i, field_id in enumerate(aggregation.by):
-        column = batch.columns[field_id]
-        codes[:, i] = key_ranks(column) if column.valid is None else np.where(column.valid, key_ranks(column), -1)
+        column, last = batch.columns[field_id], batch.rows
+        codes[:, i] = key_ranks(column) if column.valid is None else np.where(column.valid, key_ranks(column), last)
     _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
-    group = group.reshape(-1)
+    group, first = group.reshape(-1), first[:most]
     values = [batch.columns[field_id].take(first).to_list() for field_id in aggregation.by]
+    if most is not None and aggregation.by:
+        kept = np.flatnonzero(group < most)
+        batch, group = Batch({key: one.take(kept) for key, one in batch.columns.items()}, len(kept)), group[kept]
     results = [_partials(batch, one, group, len(first)) for one in aggregation.aggregates]
     return [([one[i] for one in values], [one[i] for one in results]) for i in range(len(first))]
 

@@ -1,4 +1,4 @@
-"""Sums and means are exact where single values are near the ends of their type."""
+"""Sums and means are exact where single values are near the ends of their type; of many groups the first are made."""
 
 from __future__ import annotations
 
@@ -44,3 +44,23 @@ def test_a_sum_without_a_place_in_the_answer_is_refused(values: np.ndarray) -> N
     """Neither a wrapped number nor an infinity."""
     with pytest.raises(InvalidParameter, match="sum"):
         results(values, Operator.SUM)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("most", [1, 3, 50])
+def test_the_first_groups_of_all_shards(seed: int, most: int) -> None:
+    """What shards make of their first groups gives the first groups of all, nulls last, as if each had made all."""
+    rng = np.random.default_rng(seed)
+    by = FieldId(101), FieldId(102)
+    asked = Aggregation(by, (Aggregate("sum", Operator.SUM, FIELD), Aggregate("count(*)", Operator.COUNT)))
+    shards = []
+    for rows in (7, 40, 0, 23):
+        small = [ScalarColumn(rng.integers(0, 4, rows), rng.random(rows) < 0.8) for _ in by]
+        batch = Batch(dict(zip(by, small, strict=True)) | {FIELD: ScalarColumn(rng.integers(0, 99, rows))}, rows)
+        shards.append(batch)
+    found, wanted = (
+        finished(combine([aggregate(one, asked, some) for one in shards]), asked, ["a", "b"], limit=most)
+        for some in (most, None)
+    )
+    assert found == wanted
+    assert all(len(aggregate(one, asked, most)) <= most for one in shards)
