@@ -248,8 +248,9 @@ class Cluster:
         self.loop.call_later(RESTART_S, self.start_if_down, machine.name)
 
     def start_if_down(self, name: str) -> None:
+        """Start a process again where one was. A machine that nobody has let in yet never had one."""
         machine = self.machines[name]
-        if not machine.is_up and not machine.is_lost:
+        if machine.lives and not machine.is_up and not machine.is_lost:
             self.start(name)
 
     def kill(self, name: str, *, power: bool) -> None:
