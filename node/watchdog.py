@@ -1,13 +1,16 @@
 """Tells what blocked the event loop.
 
-A thread looks every half threshold whether the loop rests. When it does not, or when the thread was held up itself,
-it asks for a beat: a callback that notes when it came. A beat that comes late by more than the threshold is a stall;
-its length is measured by the loop itself. What blocked it is seen by the thread, which looks at the loop's stack while
-the beat is overdue. Native code that holds the GIL also holds that thread up; then the place shown is where the loop
-was when the GIL came free, usually the line after.
+A thread looks every half threshold how much CPU time the loop's thread has used. When it was some, or when the looking
+thread was held up itself, and every so often in any case, it asks for a beat: a callback that notes when it came. A
+beat that comes late by more than the threshold is a stall; its length is measured by the loop itself. What blocked it
+is seen by the thread, which looks at the loop's stack while the beat is overdue. Native code that holds the GIL also
+holds that thread up; then the place shown is where the loop was when the GIL came free, usually the line after.
 
-Cost: two wake-ups of the thread per threshold, and as many of the loop while it is busy. A loop that rests is left
-alone.
+A stall of a loop that rested before, and that waits for a disk without using the CPU or holding the GIL, is surely
+found if it lasts two and a half thresholds. Stacks are looked at during stalls only: CPython 3.11 may crash when the
+frames of a thread are read that goes on meanwhile.
+
+Cost: two wake-ups of the thread per threshold, and of the loop as many while it works, a third of them while it rests.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ from node.clock import Clock, SystemClock, cpu_clock_of
 QUIET_S = 10.0
 """One line is logged in this time, about the longest stall of it; the metric counts every stall."""
 
-RESTING: Final = ("asyncio.runners", "selectors")
-"""Modules in which the innermost frame of a loop's thread is while it waits: uvloop's own are not to be seen."""
+RESTING_RATIO: Final = 0.1
+"""A loop whose thread has used less of the CPU than this since the last look, rests."""
+LOOKS_MAX: Final = 3
+"""A loop that rests is asked for a beat at every so many looks."""
 OWN_ROOMS = ("node", "cluster", "storage", "index", "tools", "tests")
 
 log = logging.getLogger(__name__)
@@ -67,6 +72,8 @@ class Watchdog:
         self._beat_s = 0.0
         """A period before the beat that is due."""
         self._beat_cpu_s = 0.0
+        self._looks, self._looked_cpu_s = 0, 0.0
+        """Looks since the last beat was asked for; the loop's CPU time at the last one."""
         self._is_asked = False
         """Whether a beat is due. Set by the thread, reset by the loop."""
         self._seen: tuple[str, tuple[str, ...]] | None = None
@@ -131,7 +138,7 @@ class Watchdog:
                 if self._is_late(looked_s - self._beat_s) and self._seen is None:
                     self._seen = self._see()
             elif self._is_late(looked_s - before_s) or not self._rests() or self._owes_a_line(looked_s):
-                self._beat_s, self._beat_cpu_s, self._is_asked = before_s, self._cpu_s(), True
+                self._beat_s, self._beat_cpu_s, self._is_asked, self._looks = before_s, self._cpu_s(), True, 0
                 loop.call_soon_threadsafe(self._beat)
 
     def _is_late(self, length_s: float) -> bool:
@@ -142,9 +149,11 @@ class Watchdog:
         return self._longest is not None and now_s - self._logged_s >= QUIET_S
 
     def _rests(self) -> bool:
-        """Whether the loop waits for something to do."""
-        frame = sys._current_frames().get(self._loop_thread_id)
-        return frame is None or frame.f_globals.get("__name__") in RESTING
+        """Whether the loop seems to wait for something to do, and was asked not long ago."""
+        cpu_s = self._cpu_s()
+        used_s, self._looked_cpu_s = cpu_s - self._looked_cpu_s, cpu_s
+        self._looks += 1
+        return used_s < RESTING_RATIO * self._beat_period_s and self._looks < LOOKS_MAX
 
     def _see(self) -> tuple[str, tuple[str, ...]]:
         """Return where the loop is, and the threads that are in our code too."""
