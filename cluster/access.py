@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from cluster.message import Message
+from cluster.message import Message, from_plain
+from cluster.parse import check_values
 from cluster.privileges import (
     ALL,
     ANY,
@@ -26,7 +27,7 @@ from cluster.privileges import (
     ObjectType,
     object_type_of,
 )
-from storage.errors import GroupNameInvalid, InvalidParameter, NotAuthenticated, NotPermitted
+from storage.errors import GroupNameInvalid, InvalidParameter, JournalDamaged, NotAuthenticated, NotPermitted
 from storage.types import Tick, tick_ms
 
 ROOT: Final = "root"
@@ -188,6 +189,14 @@ class AlterGroup(Message):
     name: str
     privileges: Sequence[str]
     add: bool
+
+
+@dataclass(frozen=True)
+class RestoreAccess(Message):
+    """All of these changes are made, or none: [kind, values] as `cluster.message.to_plain` gives them."""
+
+    kind = "restore_access"
+    changes: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -364,12 +373,29 @@ class Access:
                 self._set_grant(message)
             case CreateGroup() | DropGroup() | AlterGroup():
                 self._change_group(message)
+            case RestoreAccess(changes):
+                self._restore(changes, tick)
             case CreateKey() | RotateKey() | RevokeKey():
                 self._change_key(message, tick)
             case _:
                 return None
         self.version += 1
         return {}
+
+    def _restore(self, changes: Sequence[Any], tick: Tick) -> None:
+        trial = self.copy()
+        for change in changes:
+            match change:
+                case [str(kind), [*values]] if kind in _RESTORABLE:
+                    try:
+                        message = from_plain(kind, values)
+                    except JournalDamaged as error:
+                        raise InvalidParameter(f"not a change of users or roles: {error.message}") from None
+                    check_values(message, kind)
+                    trial.change(message, tick)
+                case _:
+                    raise InvalidParameter("a backup of users and roles has users, roles, grants and groups alone")
+        self.users, self.roles, self.groups = trial.users, trial.roles, trial.groups
 
     def forget(self, database: str, name: str) -> None:
         """Take the grants on a collection from all roles: it is gone, and the next of its name is another one."""
@@ -562,6 +588,9 @@ class Access:
         return access
 
 
+_RESTORABLE: Final = frozenset(
+    kind.kind for kind in (CreateUser, SetUserRole, CreateRole, SetGrant, CreateGroup, AlterGroup)
+)
 _USERS: Final = PRIVILEGES_OF[ObjectType.USER]
 """Privileges on users, which a grant without a kind of object gives on all of them."""
 

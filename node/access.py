@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cluster.access import (
+    BUILT_IN_ROLES,
     ROOT,
     Access,
     AlterGroup,
@@ -26,13 +27,15 @@ from cluster.access import (
     DropRole,
     DropUser,
     Grant,
+    RestoreAccess,
     RevokeKey,
     RotateKey,
     SetGrant,
     SetPassword,
     SetUserRole,
+    User,
 )
-from cluster.message import Message
+from cluster.message import Message, to_plain
 from cluster.privileges import BUILT_IN_GROUPS
 from node import passwords
 from node.node import Node
@@ -119,6 +122,44 @@ class AccessService:
     ) -> None:
         """Without an object type the grant is of the form that names a database and a collection."""
         await self._change(SetGrant(role, object_type, object_name, privilege, database, self._who, has))
+
+    # backup
+
+    async def backup(self) -> Access:
+        """Return users, roles, grants and groups as they are now; the state is not to be changed."""
+        await self._node.router.refresh_catalog()
+        return self._access
+
+    async def restore(
+        self,
+        users: Iterable[User],
+        roles: Iterable[tuple[str, str]],
+        groups: Mapping[str, Sequence[str]],
+        grants: Iterable[tuple[str, Grant]],
+    ) -> None:
+        """Make all of them, or none: one that is there already refuses the whole. What everybody has is passed over.
+
+        roles   names and descriptions
+        groups  name -> privileges
+        grants  role and grant; those of the role `public` are added to what it has
+        """
+        changes: list[Message] = [CreateRole(*one) for one in roles if one[0] not in BUILT_IN_ROLES]
+        for name, privileges in groups.items():
+            changes += [CreateGroup(name), AlterGroup(name, list(privileges), True)]
+        for role, one in grants:
+            is_group = one.privilege in BUILT_IN_GROUPS or one.privilege in groups
+            kind = "" if is_group else one.object_type
+            changes.append(SetGrant(role, kind, one.object_name, one.privilege, one.database, one.grantor, True))
+        for user in users:
+            if user.name == ROOT:
+                continue
+            if not passwords.is_kept(user.password):
+                raise InvalidParameter(
+                    f"the password of {user.name[:80]} is not kept as this server keeps passwords: create the user anew"
+                )
+            changes.append(CreateUser(user.name, user.password, user.description))
+            changes += [SetUserRole(user.name, role, True) for role in user.roles]
+        await self._change(RestoreAccess([list(to_plain(one)) for one in changes]))
 
     # privilege groups
 

@@ -37,6 +37,16 @@ def make(password: str, cost: int) -> str:
     return f"scrypt${cost}${b64encode(salt).decode()}${b64encode(_scrypt(password, salt, cost)).decode()}"
 
 
+def is_kept(text: str) -> bool:
+    """Return whether `make` could have made this."""
+    try:
+        kind, cost, salt, digest = text.split("$")
+        lengths = len(b64decode(salt, validate=True)), len(b64decode(digest, validate=True))
+        return kind == "scrypt" and 1 <= int(cost) <= COST_MAX and min(lengths) >= SALT_BYTES
+    except ValueError:
+        return False
+
+
 def matches(password: str, kept: str) -> bool:
     """Return whether `kept` was made of this password; takes as long if not."""
     try:

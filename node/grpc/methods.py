@@ -12,7 +12,6 @@ from node.grpc.protocol import methods
 SERVED: Final[Methods] = {**operations.METHODS, **collections.METHODS, **entities.METHODS, **users.METHODS}
 
 _REASONS: Final = {
-    "users and roles are copied with the rest of the data on this server: see the backups": "BackupRBAC RestoreRBAC",
     "rows have no policies on this server: give each kind of user a collection, or a database": (
         "AddUserTags DeleteUserTags GetUserTags ListUsersWithTag CreateRowPolicy DropRowPolicy ListRowPolicies "
         "UpdateRowPolicy SetRLSPrincipalTags GetRLSPrincipalTags ListRLSPrincipals DeleteRLSPrincipalTags"
@@ -44,6 +43,7 @@ _REASONS: Final = {
     "metrics are served over HTTP, under /metrics": "GetMetrics",
 }
 PARTLY: Final = {
+    "RestoreRBAC": "users whose passwords a server of this kind kept; none that are there already",
     "CreateCollection": "functions of type BM25; no struct fields, namespaces or external collections",
     "AlterCollectionField": "parameters are set, none is dropped",
     "AlterCollectionSchema": "one field is added or dropped, no functions",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from cluster.access import BUILT_IN_ROLES, ROOT, Grant, User
 from node.grpc.calls import Call, Method, Methods
 from node.grpc.protocol import enum
 from node.guard import from_base64
@@ -110,9 +111,13 @@ async def select_grants(call: Call) -> None:
             continue
         if entity.db_name not in ("", "*", one.database) and one.database != "*":
             continue
-        shown = call.response.entities.add(object_name=one.object_name, db_name=one.database)
-        shown.role.name, shown.object.name = entity.role.name, one.object_type
-        shown.grantor.user.name, shown.grantor.privilege.name = one.grantor, one.privilege
+        _show_grant(call.response.entities.add(), entity.role.name, one)
+
+
+def _show_grant(shown: Any, role: str, grant: Grant) -> None:
+    shown.object_name, shown.db_name = grant.object_name, grant.database
+    shown.role.name, shown.object.name = role, grant.object_type
+    shown.grantor.user.name, shown.grantor.privilege.name = grant.grantor, grant.privilege
 
 
 async def create_group(call: Call) -> None:
@@ -136,7 +141,44 @@ async def alter_group(call: Call) -> None:
     await call.service.access.alter_group(request.group_name, names, add=request.type == _ADD)
 
 
+async def backup(call: Call) -> None:
+    access = await call.service.access.backup()
+    meta = call.response.RBAC_meta
+    for user in access.users.values():
+        if user.name != ROOT:
+            shown = meta.users.add(user=user.name, password=user.password)
+            for role in user.roles:
+                shown.roles.add(name=role)
+    for name, privileges in access.groups.items():
+        group = meta.privilege_groups.add(group_name=name)
+        for privilege in sorted(privileges):
+            group.privileges.add(name=privilege)
+    for name, held in access.roles.items():
+        if name not in BUILT_IN_ROLES:
+            meta.roles.add(name=name, description=held.description)
+        for grant in held.grants:
+            _show_grant(meta.grants.add(), name, grant)
+
+
+async def restore(call: Call) -> None:
+    meta = call.request.RBAC_meta
+    await call.service.access.restore(
+        [User(one.user, one.password, roles=tuple(role.name for role in one.roles)) for one in meta.users],
+        [(one.name, one.description) for one in meta.roles],
+        {one.group_name: [privilege.name for privilege in one.privileges] for one in meta.privilege_groups},
+        [(one.role.name, _grant(one)) for one in meta.grants],
+    )
+
+
+def _grant(shown: Any) -> Grant:
+    grantor = shown.grantor
+    place = shown.object_name, grantor.privilege.name, shown.db_name or "default"
+    return Grant(shown.object.name, *place, grantor.user.name)
+
+
 METHODS: Final[Methods] = {
+    "BackupRBAC": Method(backup),
+    "RestoreRBAC": Method(restore, mutates=True),
     "CreateCredential": Method(create_user, mutates=True),
     "UpdateCredential": Method(update_user, mutates=True),
     "DeleteCredential": Method(drop_user, mutates=True),

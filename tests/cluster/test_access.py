@@ -18,6 +18,7 @@ from cluster.access import (
     DropGroup,
     DropRole,
     DropUser,
+    RestoreAccess,
     RevokeKey,
     RotateKey,
     SetGrant,
@@ -25,6 +26,8 @@ from cluster.access import (
     SetUserRole,
 )
 from cluster.catalog import RenameCollection
+from cluster.machine import Rejected
+from cluster.message import to_plain
 from cluster.privileges import BUILT_IN_GROUPS, LEVELS, PRIVILEGES_OF, Level, object_type_of
 from storage.errors import InvalidParameter
 from tests.cluster.controls import Driver, driver, new_collection, refused, restored
@@ -70,6 +73,27 @@ def test_grants_go_with_their_collection() -> None:
     assert not any(may(one, privilege, name="d") for privilege in ("Insert", "Query", "Load", "Delete"))
     kept = {(each.object_type, each.database, each.object_name) for each in one.control.access.role("r").grants}
     assert kept == {("Collection", "*", "c"), ("Collection", "default", "*"), ("User", "default", "c")}
+
+
+def test_a_restore_is_whole_or_not_at_all() -> None:
+    """Users, roles, groups and grants come together; if one is refused nothing has changed, whatever was sent."""
+    wanted = (
+        CreateRole("r", "d"), CreateGroup("own"), AlterGroup("own", ["Insert"], True),
+        grant("own", "c", "default"), CreateUser("ann", "hash", "x"), SetUserRole("ann", "r", True),
+    )  # fmt: skip
+    changes = [list(to_plain(one)) for one in wanted]
+    one = driver()
+    assert one.say(RestoreAccess(changes)) == {} and may(one, "Insert") and not may(one, "Delete")
+    before = one.control.access.to_plain()
+    assert refused(one.say(RestoreAccess(changes)), "invalid_parameter", "already exists")
+    for wrong in (
+        ["drop_user", ["ann"]], ["create_user", ["bob"]], ["create_user", ["bob", 1, ""]], ["create_user"], "x", 7,
+        ["set_user_role", ["ann", "nothing", True]], ["alter_privilege_group", ["own", 5, True]], ["nothing", []],
+    ):  # fmt: skip
+        new = list(to_plain(CreateUser("bob", "hash", "")))
+        assert isinstance(one.say(RestoreAccess([new, wrong])), Rejected)
+        assert one.control.access.to_plain() == before
+    assert restored(one.control).access.to_plain() == before
 
 
 PRIVILEGES = ["Insert", "Search", "DescribeCollection", "CreateCollection", "ShowCollections", "FlushAll"]

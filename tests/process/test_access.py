@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from node.grpc.protocol import SERVICE, methods
+from node.grpc.protocol import SERVICE, message, methods
 from tests.process.clusters import Trio
 from tests.process.running import PROGRAM, PROJECT, Running, check, clean_environment, free_port, until
 
@@ -197,6 +197,43 @@ def test_pymilvus(tmp_path: Path, password_file: Path) -> None:
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert {"CreateCollection", "DropCollection", "DeleteCredential", "Search"} <= {one["operation"] for one in lines}
     assert {one["address"] for one in lines} == {"127.0.0.1"}
+
+
+def test_users_and_roles_are_copied(tmp_path: Path, password_file: Path) -> None:
+    """What BackupRBAC gives, RestoreRBAC makes on another node, with passwords that are good there; once, and whole."""
+    grpc = pytest.importorskip("grpc")
+    settings = {**AUTH, "auth.root_password_file": str(password_file)}
+    shown = (("authorization", f"Bearer {ROOT}"),)
+
+    def rbac(node: Running, method: str, body: bytes) -> bytes:
+        with grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel:
+            answer: bytes = channel.unary_unary(f"/{SERVICE}/{method}")(body, metadata=shown, timeout=60)
+            return answer
+
+    meta = message("milvus.BackupRBACMetaResponse")
+    with Running(tmp_path / "old", settings=settings) as old, Running(tmp_path / "new", settings=settings) as new:
+        done(ask(old, "/users/create", userName="ann", password="secret-of-ann"))
+        done(ask(old, "/roles/create", roleName="reader"))
+        done(ask(old, "/users/grant_role", userName="ann", roleName="reader"))
+        done(ask(old, "/privilege_groups/create", privilegeGroupName="own"))
+        given: dict[str, Any] = {"privilegeGroupName": "own", "privileges": ["Insert"]}
+        done(ask(old, "/privilege_groups/add_privileges_to_group", **given))
+        for privilege in ("own", "Query", "CollectionReadOnly"):
+            grant: dict[str, Any] = {"roleName": "reader", "privilege": privilege, "collectionName": "c", "dbName": "default"}
+            done(ask(old, "/roles/grant_privilege_v2", **grant))
+        backup = meta.FromString(rbac(old, "BackupRBAC", b""))
+        assert [user.user for user in backup.RBAC_meta.users] == ["ann"]
+        request = message("milvus.RestoreRBACMetaRequest")(RBAC_meta=backup.RBAC_meta).SerializeToString()
+        status = message("common.Status").FromString
+        assert status(rbac(new, "RestoreRBAC", request)).code == 0
+        assert meta.FromString(rbac(new, "BackupRBAC", b"")).RBAC_meta == backup.RBAC_meta
+        done(ask(new, "/collections/create", collectionName="c", dimension=2))
+        row: dict[str, Any] = {"collectionName": "c", "data": [{"id": 1, "vector": [1, 2]}]}
+        assert done(ask(new, "/entities/insert", "ann:secret-of-ann", **row))["insertCount"] == 1
+        assert status(rbac(new, "RestoreRBAC", request)).code == 1100
+        backup.RBAC_meta.users[0].user, backup.RBAC_meta.users[0].password = "bob", "$2a$10$foreign"
+        request = message("milvus.RestoreRBACMetaRequest")(RBAC_meta=backup.RBAC_meta).SerializeToString()
+        assert "create the user anew" in status(rbac(new, "RestoreRBAC", request)).reason
 
 
 def test_three_nodes(tmp_path: Path, password_file: Path) -> None:
