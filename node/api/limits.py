@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from node.api.exact import count_of
 from storage.errors import InvalidParameter
 
 KEYS_MAX: Final = 1000
@@ -72,7 +73,7 @@ def check_marks(name: str, raw: bytes, limit: int = MARKS_MAX) -> None:
 
 def check_row_marks(raw: bytes) -> None:
     """Raise InvalidParameter if the JSON text of an insert's rows may hold more objects and keys than are accepted."""
-    if len(raw) > ROW_MARKS_MAX and (marks := raw.count(b"{") + raw.count(b":")) > ROW_MARKS_MAX:
+    if len(raw) > ROW_MARKS_MAX and (marks := count_of(b"{", raw) + count_of(b":", raw)) > ROW_MARKS_MAX:
         raise InvalidParameter(
             f"data holds {marks} of the characters '{{' and ':', at most {ROW_MARKS_MAX} are accepted: "
             "send fewer rows in a request: invalid parameter"

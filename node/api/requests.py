@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 import cbor2
 import msgspec
 
-from node.api.exact import DEPTH_MAX, NotExact, kind_of, loads, split_list, split_object
+from node.api.exact import DEPTH_MAX, NotExact, count_of, kind_of, loads, split_list, split_object
 from node.api.limits import (
     KEYS_MAX,
     LIST_MAX,
@@ -196,7 +196,7 @@ def _checked(values: dict[str, Any], shape: Shape) -> dict[str, Any]:
 
 def _check_keys(body: bytes, shape: Shape) -> None:
     """Raise InvalidParameter if splitting the body would make far more keys than it may have."""
-    colons = body.count(b":")
+    colons = count_of(b":", body)
     if colons <= LOOSE_COLONS_MAX:
         return
     try:

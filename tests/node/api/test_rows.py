@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.api.exact import NotExact, loads
+from node.api import exact
+from node.api import rows as rows_module
+from node.api.exact import NotExact, count_of, loads
 from node.api.requests import load_cbor
 from node.api.rows import Write, rows_from_cbor, rows_from_json
 from storage.columns import Batch, VectorColumn
@@ -465,3 +467,37 @@ def test_vectors_arrive_as_one_matrix() -> None:
     assert isinstance(column, VectorColumn)
     assert column.values.flags.c_contiguous and not column.values.flags.writeable
     assert np.array_equal(column.values, np.array([[1, 2], [0.1, 0]], np.float32))
+
+
+tricky = st.recursive(
+    st.one_of(st.integers(), st.sampled_from(["},{", '\\"},{', "}", "a:b", ""])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("xyz"), inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from(["id", "},{", "vector"]), tricky, max_size=3), max_size=8),
+    piece_bytes=st.integers(1, 40),
+    spaces=st.booleans(),
+    broken=st.one_of(st.none(), st.integers(0, 200)),
+)
+def test_rows_split_by_pieces(rows: list[dict[str, Any]], piece_bytes: int, spaces: bool, broken: int | None) -> None:
+    """Wherever the text is cut, the rows are those of the whole text, or none are given."""
+    text = json.dumps(rows, separators=None if spaces else (",", ":")).encode()
+    if broken is not None and broken < len(text):
+        text = text[:broken] + b"}" + text[broken + 1 :]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "_PIECE_BYTES", piece_bytes)
+        found = rows_module._split_by_pieces(text)
+    if found is not None:
+        assert found == msgspec.json.decode(text, type=list[dict[str, msgspec.Raw]])
+
+
+@given(text=st.binary(max_size=200), slice_bytes=st.integers(1, 50))
+def test_characters_are_counted(text: bytes, slice_bytes: int) -> None:
+    """As `bytes.count` does, in long texts too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "_LONG_BYTES", slice_bytes)
+        for mark in (b":", b"{", text[:1] or b"x"):
+            assert count_of(mark, text) == text.count(mark)
