@@ -43,9 +43,17 @@ from cluster.message import (
 from cluster.parse import asked, check_values, parse_field, parse_index, parse_new_schema
 from cluster.resources import WHOLE_CLUSTER, Holds, of_names
 from storage.errors import BadRequest, CollectionLimit, FieldNotFound, IndexConflict, IndexNotFound, InvalidParameter
-from storage.evolution import DYNAMIC_PROPERTY, with_dynamic_field, with_field, with_field_params, without_field
+from storage.evolution import (
+    DYNAMIC_PROPERTY,
+    with_dynamic_field,
+    with_field,
+    with_field_params,
+    with_timezone,
+    without_field,
+)
 from storage.scalar_index import SPEC_KEY, check_spec, indexed_by
 from storage.schema import SHARDS_MAX, CollectionSchema, DataType, check_name
+from storage.times import TIMEZONE
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, ShardId, Tick
 
 Facts = Mapping[str, Any]
@@ -234,8 +242,9 @@ class _Alter(Ddl):
                 raise InvalidParameter("dynamic schema cannot supported to be disabled: rows have keys that need it")
         properties = altered(target.properties, changed, asked(request, "dropped", "Sequence[str]"))
         check_properties(properties)
+        schema = with_timezone(target.schema if schema is None else schema, properties.get(TIMEZONE, ""))
         facts: dict[str, Any] = {"properties": properties}
-        if schema is not None and schema is not target.schema:
+        if schema is not target.schema:
             facts["schema"] = schema.to_dict()
         return facts
 

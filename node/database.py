@@ -84,9 +84,11 @@ from storage.errors import (
     Unavailable,
     error_from,
 )
+from storage.evolution import in_timezone
 from storage.filter.compiled import compile_filter
 from storage.scalar_index import SPEC_KEY, parse_scalar_index
 from storage.schema import SHARDS_MAX, CollectionSchema, FieldSchema, check_name, make_schema
+from storage.times import TIMEZONE, zone_of
 from storage.types import CollectionId, IndexId, PartitionId, ShardId
 
 PARTITION_KEY_PARTITIONS_MAX: Final = 1_024
@@ -352,13 +354,14 @@ class Database:
     async def alter_collection(
         self, database: str, name: str, changed: Mapping[str, str], dropped: Sequence[str]
     ) -> None:
+        zone_of(changed.get(TIMEZONE, ""))
         request = {"changed": dict(changed), "dropped": list(dropped)}
         await self._router.ddl("alter_collection", database, (await self._find(database, name)).name, request)
 
     async def add_field(self, database: str, name: str, field: FieldSchema) -> None:
-        await self._router.ddl(
-            "add_field", database, (await self._find(database, name)).name, {"field": field.to_dict()}
-        )
+        target = await self._find(database, name)
+        field = in_timezone(field, target.properties.get(TIMEZONE, ""))
+        await self._router.ddl("add_field", database, target.name, {"field": field.to_dict()})
 
     async def drop_field(self, database: str, name: str, field_name: str, field_id: int = 0) -> None:
         asked = {"field_name": field_name, "field_id": field_id}

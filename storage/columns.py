@@ -35,7 +35,7 @@ _PREFIX: Final = struct.Struct("<4sI")
 NUMPY_TYPES: Final[Mapping[DataType, np.dtype[Any]]] = {
     DataType.BOOL: np.dtype(np.bool_), DataType.INT8: np.dtype("<i1"), DataType.INT16: np.dtype("<i2"),
     DataType.INT32: np.dtype("<i4"), DataType.INT64: np.dtype("<i8"), DataType.FLOAT: np.dtype("<f4"),
-    DataType.DOUBLE: np.dtype("<f8"),
+    DataType.DOUBLE: np.dtype("<f8"), DataType.TIMESTAMPTZ: np.dtype("<i8"),
 }  # fmt: skip
 VECTOR_TYPES: Final[Mapping[DataType, np.dtype[Any]]] = {
     DataType.FLOAT_VECTOR: np.dtype("<f4"), DataType.FLOAT16_VECTOR: np.dtype("<f2"),

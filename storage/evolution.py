@@ -21,6 +21,7 @@ from storage.schema import (
     FieldSchema,
     check_field,
 )
+from storage.times import TIMEZONE
 from storage.types import FieldId
 
 DYNAMIC_PROPERTY: Final = "dynamicfield.enabled"
@@ -109,6 +110,22 @@ def with_field_params(schema: CollectionSchema, name: str, params: Mapping[str, 
         return schema
     fields = tuple(new if known is old else known for known in schema.fields)
     return CollectionSchema(fields, schema.version + 1, schema.fresh_field_id, schema.functions)
+
+
+def with_timezone(schema: CollectionSchema, zone: str) -> CollectionSchema:
+    """Return the schema with another time zone, in which its times without an offset are; the same one if it has no
+    field for times. What is stored stays."""
+    if all(one.type is not DataType.TIMESTAMPTZ or one.params.get(TIMEZONE, "") == zone for one in schema.fields):
+        return schema
+    fields = tuple(in_timezone(one, zone) for one in schema.fields)
+    return CollectionSchema(fields, schema.version + 1, schema.fresh_field_id, schema.functions)
+
+
+def in_timezone(one: FieldSchema, zone: str) -> FieldSchema:
+    """Return the field with the zone of its collection, if it is for times."""
+    if one.type is not DataType.TIMESTAMPTZ or not (zone or TIMEZONE in one.params):
+        return one
+    return replace(one, params={**one.params, TIMEZONE: zone})
 
 
 def _grown(old: FieldSchema, key: str, text: str) -> int:

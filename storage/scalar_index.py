@@ -37,11 +37,12 @@ class ScalarIndexType(StrEnum):
 
 _INTEGERS: Final = (DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64)
 _NUMBERS: Final = (*_INTEGERS, DataType.FLOAT, DataType.DOUBLE)
+_ORDERED: Final = (*_NUMBERS, DataType.VARCHAR, DataType.TIMESTAMPTZ)
 _TYPES: Final = {
-    ScalarIndexType.AUTOINDEX: (DataType.BOOL, *_NUMBERS, DataType.VARCHAR, DataType.ARRAY, DataType.JSON),
-    ScalarIndexType.INVERTED: (DataType.BOOL, *_NUMBERS, DataType.VARCHAR, DataType.ARRAY, DataType.JSON),
+    ScalarIndexType.AUTOINDEX: (DataType.BOOL, *_ORDERED, DataType.ARRAY, DataType.JSON),
+    ScalarIndexType.INVERTED: (DataType.BOOL, *_ORDERED, DataType.ARRAY, DataType.JSON),
     ScalarIndexType.BITMAP: (DataType.BOOL, *_INTEGERS, DataType.VARCHAR, DataType.ARRAY),
-    ScalarIndexType.STL_SORT: (*_NUMBERS, DataType.VARCHAR),
+    ScalarIndexType.STL_SORT: _ORDERED,
     ScalarIndexType.TRIE: (DataType.VARCHAR,),
     ScalarIndexType.NGRAM: (DataType.VARCHAR, DataType.JSON),
 }

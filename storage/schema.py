@@ -54,6 +54,7 @@ class DataType(StrEnum):
     FLOAT = "Float"
     DOUBLE = "Double"
     VARCHAR = "VarChar"
+    TIMESTAMPTZ = "Timestamptz"
     JSON = "JSON"
     ARRAY = "Array"
     FLOAT_VECTOR = "FloatVector"
@@ -88,8 +89,9 @@ class DataType(StrEnum):
 _INTEGERS: Final = frozenset({DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64})
 INTEGER_BITS: Final = {DataType.INT8: 8, DataType.INT16: 16, DataType.INT32: 32, DataType.INT64: 64}
 _VECTORS: Final = frozenset(one for one in DataType if one.endswith("Vector"))
+_NO_ELEMENTS: Final = (DataType.JSON, DataType.ARRAY, DataType.TIMESTAMPTZ)
 _FORMS: Final = {DataType.BINARY_VECTOR: Form.BINARY, DataType.SPARSE_FLOAT_VECTOR: Form.SPARSE}
-_KNOWN_ELSEWHERE: Final = frozenset("Timestamptz Geometry Text".split())
+_KNOWN_ELSEWHERE: Final = frozenset("Geometry Text".split())
 
 
 def data_type(name: object, *, what: str = "data type") -> DataType:
@@ -348,7 +350,7 @@ def check_field(one: FieldSchema) -> None:
     where = f"field {one.name}"
     scalar = one.element if one.type is DataType.ARRAY else one.type
     if one.type is DataType.ARRAY:
-        if one.element is None or one.element in (DataType.JSON, DataType.ARRAY) or one.element.is_vector:
+        if one.element is None or one.element in _NO_ELEMENTS or one.element.is_vector:
             raise InvalidParameter(f"element data type of array {where} is invalid, got {one.element}")
         if not 1 <= one.capacity <= ARRAY_CAPACITY_MAX:
             raise InvalidParameter(
@@ -418,7 +420,7 @@ def _check_dim(one: FieldSchema) -> None:
 def _check_default(one: FieldSchema) -> None:
     value = one.default
     where = f"convert defaultValue fail, err:field {one.name} of type {one.type}"
-    if one.type in (DataType.JSON, DataType.ARRAY) or one.type.is_vector:
+    if one.type in _NO_ELEMENTS or one.type.is_vector:
         raise InvalidParameter(f"{where} can not have a default value")
     if one.type is DataType.BOOL:
         fits = isinstance(value, bool)

@@ -20,6 +20,7 @@ import orjson
 from node.service import Rows, SearchResult, WriteResult
 from storage.columns import ArrayColumn, Column, ScalarColumn, SparseColumn, VectorColumn
 from storage.schema import DataType, FieldSchema
+from storage.times import TIMEZONE, show_time, zone_of
 
 LARGE_REPLY_ROWS: Final = 512
 """Replies of more rows are built on a worker thread, and encoded in slices, so that the loop is not held up."""
@@ -149,6 +150,8 @@ def _values(one: FieldSchema, column: Column, style: Style) -> Sequence[Any]:
     if isinstance(column, SparseColumn):
         return [_terms(column, i, style) for i in range(len(column))]
     if isinstance(column, ScalarColumn):
+        if one.type is DataType.TIMESTAMPTZ:
+            return time_texts(one, column)
         if column.values.dtype == np.float32 and not style.cbor:
             singles = list(column.values)  # numpy's float32 prints as short as it can; a double of it would not
             if column.valid is None:
@@ -166,6 +169,12 @@ def _values(one: FieldSchema, column: Column, style: Style) -> Sequence[Any]:
     if style.cbor:
         return [None if text is None else orjson.loads(text) for text in values]
     return [None if text is None else orjson.Fragment(text) for text in values]
+
+
+def time_texts(one: FieldSchema, column: ScalarColumn) -> list[str | None]:
+    """Return points in time as ISO 8601 texts in the field's zone, None where there is none."""
+    zone = zone_of(one.params.get(TIMEZONE, ""))
+    return [None if value is None else show_time(value, zone) for value in column.to_list()]
 
 
 def _terms(column: SparseColumn, i: int, style: Style) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from node.api.requests import as_text, parse_bool, parse_int
 from node.service import CollectionInfo, CollectionRequest, Consistency, IndexInfo, IndexRequest, IndexState
 from storage import analysis
 from storage.errors import InvalidParameter, MissingParameter, UnsupportedOperation
+from storage.evolution import in_timezone
 from storage.schema import SHARDS_MAX, DataType, FieldSchema, FunctionSchema, data_type, is_on
+from storage.times import TIMEZONE, zone_of
 
 PARTITIONS_MAX: Final = 1024
 DESCRIPTION_BYTES_MAX: Final = 1024
@@ -62,6 +64,10 @@ def collection_request(given: Mapping[str, Any]) -> CollectionRequest:
         fields = _with_auto_id([field_of(one) for one in schema["fields"]], bool(schema["autoID"]))
         indexes = index_requests(given["indexParams"] or [], [one.name for one in fields])
         dynamic = bool(schema["enableDynamicField"])
+    properties = _properties(given, params)
+    if TIMEZONE in properties:
+        zone_of(properties[TIMEZONE])
+        fields = [in_timezone(one, properties[TIMEZONE]) for one in fields]
     keyed = any(one.partition_key for one in fields)
     if "partitionsnum" in params and not keyed:
         raise InvalidParameter(
@@ -76,7 +82,7 @@ def collection_request(given: Mapping[str, Any]) -> CollectionRequest:
         shards=_within(params.get("shardsnum", 1), 1, SHARDS_MAX, "shardsNum"),
         partitions=_within(params.get("partitionsnum", 16), 1, PARTITIONS_MAX, "partitionsNum"),
         consistency=_level(given, params),
-        properties=_properties(given, params),
+        properties=properties,
         indexes=indexes,
         load=quick or bool(indexes),
     )

@@ -29,6 +29,7 @@ from node.api.vectors import vector_gatherer
 from storage.columns import NUMPY_TYPES, ArrayColumn, Column, Mask, ScalarColumn, StringColumn, VectorColumn
 from storage.schema import INTEGER_BITS, DataType, FieldSchema
 from storage.strings import StringArray
+from storage.times import TIMEZONE, parse_time, zone_of
 
 JSON_BYTES_MAX: Final = 65_536
 """Of one JSON document or one row's dynamic keys, as in Milvus."""
@@ -61,6 +62,8 @@ def _scalars(field: FieldSchema, kind: DataType) -> Gatherer:
         return _Texts(field)
     if kind is DataType.BOOL:
         return _Bools(field)
+    if kind is DataType.TIMESTAMPTZ:
+        return _Times(field)
     return _Integers(field, kind) if kind.is_integer else _Floats(field, kind)
 
 
@@ -211,6 +214,33 @@ class _Floats(_Numbers):
             row = int(np.argmin(np.isfinite(column.values)))
             raise Misfit(f"row {row} is not a finite {self.kind}")
         return column
+
+
+class _Times(_Numbers):
+    """Timestamptz: ISO 8601 texts; one without an offset is of the field's time zone."""
+
+    def __init__(self, field: FieldSchema) -> None:
+        super().__init__(field, DataType.TIMESTAMPTZ)
+        self.zone = zone_of(field.params.get(TIMEZONE, ""))
+
+    def from_json(self, text: bytes) -> int:
+        if text[:1] != b'"':
+            raise Misfit(f"{shortened(text)} is not a Timestamptz but a {kind_of(text)}: an ISO 8601 text is expected")
+        return self.from_plain(loads(text))
+
+    def from_plain(self, value: Any) -> int:
+        if type(value) is not str:
+            raise Misfit(f"{shortened(value)} is not a Timestamptz but a {type(value).__name__}")
+        try:
+            return int(parse_time(value, self.zone))
+        except ValueError as error:
+            raise Misfit(f"{shortened(value)} is not a Timestamptz: {error}") from None
+
+    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+        raise Misfit("a Timestamptz column is a list of texts, not bytes")
+
+    def element_bytes(self) -> int:
+        return 0
 
 
 class _Texts(Gatherer):

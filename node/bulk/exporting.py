@@ -270,4 +270,6 @@ def _kind(one: FieldSchema) -> str:
         return f"Array<{one.element}>"
     if one.type is DataType.SPARSE_FLOAT_VECTOR:
         return "JSON"
+    if one.type is DataType.TIMESTAMPTZ:
+        return "VarChar"
     return "bytes" if one.type.is_vector and one.type is not DataType.FLOAT_VECTOR else str(one.type)

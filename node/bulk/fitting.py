@@ -168,7 +168,7 @@ def _value(one: FieldSchema, value: Any, chunk: Chunk) -> Any:
 
 def _of_text(one: FieldSchema, text: str) -> Any:
     kind = one.type
-    if kind is DataType.VARCHAR:
+    if kind in (DataType.VARCHAR, DataType.TIMESTAMPTZ):
         return text
     if kind is DataType.BOOL:
         if text.strip().lower() not in _TRUTHS:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import orjson
 
 from node.api.exact import NotExact
+from node.api.replies import time_texts
 from node.api.rows import NO_ROWS, Supply, Write, check_document, rows_from_supplies
 from node.api.values import Gatherer, Misfit
 from node.grpc.protocol import Message, enum, enum_names, message
@@ -29,7 +30,7 @@ _FIELD_DATA: Final = message("schema.FieldData")
 _SCALARS: Final[Mapping[DataType, str]] = {
     DataType.BOOL: "bool_data", DataType.INT8: "int_data", DataType.INT16: "int_data", DataType.INT32: "int_data",
     DataType.INT64: "long_data", DataType.FLOAT: "float_data", DataType.DOUBLE: "double_data",
-    DataType.VARCHAR: "string_data",
+    DataType.VARCHAR: "string_data", DataType.TIMESTAMPTZ: "string_data",
 }  # fmt: skip
 _OTHERS: Final = {DataType.JSON: "json_data", DataType.ARRAY: "array_data"}
 _WIRE: Final = {
@@ -96,7 +97,7 @@ def _supply(data: Message) -> Supply:
         valid = _validity(data, field, rows)
         if field.type.is_vector:
             return _vectors(into, data.vectors, rows)
-        if field.type is DataType.VARCHAR:
+        if field.type in (DataType.VARCHAR, DataType.TIMESTAMPTZ):
             return _gathered(into, into.add_plain, data.scalars.string_data.data, valid, rows)
         if field.type is DataType.JSON:
             return _gathered(into, into.add_json, data.scalars.json_data.data, valid, rows)
@@ -273,7 +274,10 @@ def show_column(data: Message, field: FieldSchema, column: Column | None) -> Non
         return
     if column.valid is not None:
         data.valid_data.extend(column.valid.tolist())
-    if isinstance(column, ScalarColumn):
+    if field.type is DataType.TIMESTAMPTZ:
+        assert isinstance(column, ScalarColumn), "times are numbers"
+        data.scalars.string_data.data.extend([one or "" for one in time_texts(field, column)])
+    elif isinstance(column, ScalarColumn):
         _show_numbers(data.scalars, field.type, column.values)
     elif isinstance(column, ArrayColumn):
         assert field.element is not None

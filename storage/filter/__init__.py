@@ -38,8 +38,12 @@ Order is by code point. A Bool has no order. `not a == b` means `not (a == b)`.
 `minimum_should_match=n` asks for n different ones. `phrase_match(f, "some words", slop)` asks for all of them in this
 order, with `slop` as `words.py` says. Both are false if the analyzer leaves nothing of the words, unknown of null.
 
+## Times
+A Timestamptz field is compared with `ISO '2025-01-31T23:59:59+08:00'`; without an offset that is a time in the
+collection's zone. `f + INTERVAL 'P1Y2M3DT4H5M6S'` is a later time, months counted by UTC's calendar.
+
 ## Not supported
-text_match_fuzzy, random_sample, times and intervals, geometry, structs: a FilterError says
+text_match_fuzzy, random_sample, geometry, structs: a FilterError says
 so by name.
 """
 

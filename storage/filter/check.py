@@ -34,6 +34,7 @@ from storage.filter.syntax import (
     Path,
     Span,
     Template,
+    Timed,
     Unary,
 )
 from storage.filter.tree import (
@@ -59,11 +60,23 @@ from storage.filter.tree import (
     PhraseMatch,
     Predicate,
     Regex,
+    Shifted,
     TextMatch,
     Value,
 )
 from storage.schema import CollectionSchema, DataType, FieldSchema
 from storage.strings import PatternInvalid
+from storage.times import (
+    OUT_OF_RANGE,
+    TIMEZONE,
+    Interval,
+    Moment,
+    is_in_range,
+    parse_interval,
+    parse_time,
+    shifted,
+    zone_of,
+)
 
 _CONTAINS: Final[Mapping[str, ContainsMode]] = {
     f"{kind}_contains{suffix}": mode
@@ -83,7 +96,7 @@ _PREDICATES: Final = (
     Always, AllOf, AnyOf, Negation, Comparison, FieldComparison, IsIn, Like, Regex, IsNull, Contains,
     TextMatch, PhraseMatch,
 )  # fmt: skip
-_VALUES: Final = (FieldValue, ElementValue, PathValue, LengthValue, Arithmetic)
+_VALUES: Final = (FieldValue, ElementValue, PathValue, LengthValue, Arithmetic, Shifted)
 Resolved = Union[Literal, Value, ArrayValue, Predicate]  # noqa: UP007 (a runtime alias)
 
 
@@ -115,6 +128,8 @@ class _Checker:
                 return node
             case ListOf():
                 return Literal(tuple(self.constant(one, "a list holds constants").value for one in node.items), node.at)
+            case Timed():
+                return self.timed(node)
             case Template():
                 return Literal(self.template(node), node.at)
             case Path():
@@ -137,6 +152,32 @@ class _Checker:
                 return self.null_test(node)
             case Call():
                 return self.call(node)
+
+    def timed(self, node: Timed) -> Literal:
+        times = [one for one in self.schema.fields if one.type is DataType.TIMESTAMPTZ]
+        zone = times[0].params.get(TIMEZONE, "") if times else ""
+        try:
+            if node.is_interval:
+                return Literal(cast(Any, parse_interval(node.text)), node.at)
+            return Literal(parse_time(node.text, zone_of(zone)), node.at)
+        except ValueError as error:
+            what = "interval" if node.is_interval else "time"
+            hint = "as INTERVAL 'P1DT12H'" if node.is_interval else "as ISO '2025-01-31T23:59:59+08:00'"
+            raise Complaint(f"{node.text[:40]!r} is no ISO 8601 {what}: {error}", node.at, hint) from None
+
+    def shifted(self, node: Binary, left: Resolved, interval: Interval) -> Literal | Value:
+        """Return a point in time with an interval added or taken away."""
+        if node.op not in ("+", "-"):
+            raise Complaint(f"{node.op} can not be used on Interval", node.op_at, "add it to a time or take it away")
+        interval = interval.negated() if node.op == "-" else interval
+        if isinstance(left, Literal) and isinstance(left.value, Moment):
+            moment = int(shifted(np.array([left.value], np.int64), interval)[0])
+            if not is_in_range(moment):
+                raise Complaint(f"the time is {OUT_OF_RANGE}", node.at)
+            return Literal(Moment(moment), node.at)
+        if isinstance(left, FieldValue) and left.type is DataType.TIMESTAMPTZ:
+            return Shifted(left, interval)
+        raise Complaint("an INTERVAL is added to a field of type Timestamptz, one to each", node.left.at)
 
     def constant(self, node: Node, rule: str) -> Literal:
         found = self.resolve(node)
@@ -240,6 +281,10 @@ class _Checker:
             word = {"&": "`and` or `&&`", "|": "`or` or `||`"}.get(node.op)
             hint = f"join conditions with {word}; for bits use brackets: (a {node.op} 1) == 1" if word else ""
             raise Complaint(f"{node.op} can not be used on conditions", node.op_at, hint)
+        if _interval(left) is not None and node.op == "+":
+            left, right = right, left
+        if (interval := _interval(right)) is not None:
+            return self.shifted(node, left, interval)
         if isinstance(left, Literal) and isinstance(right, Literal):
             for one in (left, right):
                 if not _is_number(one.value):
@@ -334,7 +379,12 @@ class _Checker:
             )  # fmt: skip
         assert isinstance(value, _VALUES)
         if isinstance(other, Literal):
-            return Comparison(op, value, self.comparable(op, value, other, op_at))
+            constant = self.comparable(op, value, other, op_at)
+            if isinstance(value, Shifted) and not value.interval.months and isinstance(constant, Moment):
+                moment = Moment(constant - value.interval.microseconds)
+                if is_in_range(moment):
+                    return Comparison(op, value.operand, moment)
+            return Comparison(op, value, constant)
         assert isinstance(other, _VALUES)
         if DataType.JSON in (value.type, other.type):
             raise Complaint("two column comparison with JSON type is not supported", op_at, self.quote_hint(right[1]))
@@ -366,6 +416,7 @@ class _Checker:
         """Return the constant as it is compared with the value."""
         constant = other.value
         if value.type is DataType.JSON:
+            _refuse_times((constant,), at)
             if isinstance(constant, bool | tuple) and op not in ("==", "!="):
                 raise _unordered("Bool" if isinstance(constant, bool) else "a list", op, at)
             return constant
@@ -403,6 +454,7 @@ class _Checker:
         if len(families) > 1:
             raise Complaint("the list of `in` mixes types", options.at, "all of its values have one type")
         if value.type is DataType.JSON or not constants:
+            _refuse_times(constants, options.at)
             return constants
         wanted = _family(value.type)
         odd: object = None
@@ -481,6 +533,7 @@ class _Checker:
         if array.keys is None:
             element = cast(DataType, array.field.element)
             wanted_values = tuple([self.element(one, element, array.field, constant.at) for one in wanted_values])
+        _refuse_times(wanted_values, constant.at)
         return Contains(array, mode, wanted_values, constant_set(wanted_values))
 
     def text_or_phrase(self, name: str, node: Call) -> Predicate:
@@ -552,7 +605,17 @@ def _negated(found: Predicate) -> Predicate:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool | Moment)
+
+
+def _interval(found: Resolved) -> Interval | None:
+    value: object = found.value if isinstance(found, Literal) else None
+    return value if isinstance(value, Interval) else None
+
+
+def _refuse_times(constants: Sequence[object], at: Span) -> None:
+    if any(isinstance(one, Moment | Interval) for one in constants):
+        raise Complaint("comparisons between JSON and Timestamptz are not supported", at, "compare with a text")
 
 
 def _float32(value: Any) -> float:
@@ -565,7 +628,7 @@ def _float32(value: Any) -> float:
 def _family(kind: DataType) -> str:
     if kind.is_numeric:
         return "number"
-    return {DataType.BOOL: "bool", DataType.VARCHAR: "text"}.get(kind, "other")
+    return {DataType.BOOL: "bool", DataType.VARCHAR: "text", DataType.TIMESTAMPTZ: "time"}.get(kind, "other")
 
 
 def _constant_family(value: object) -> str:
@@ -573,12 +636,13 @@ def _constant_family(value: object) -> str:
 
 
 def _constant_family_of(kind: type) -> str:
-    return {bool: "bool", int: "number", float: "number", str: "text"}.get(kind, "list")
+    return {bool: "bool", int: "number", float: "number", str: "text", Moment: "time"}.get(kind, "list")
 
 
 def _type_name(found: Resolved) -> str:
     if isinstance(found, Literal):
-        names = {bool: "Bool", int: "Int64", float: "Double", str: "VarChar"}
+        names: dict[type, str] = {bool: "Bool", int: "Int64", float: "Double", str: "VarChar"}
+        names |= {Moment: "Timestamptz", Interval: "Interval"}
         return names.get(type(found.value), "Array")
     if isinstance(found, _VALUES):
         return str(found.type)
@@ -587,6 +651,7 @@ def _type_name(found: Resolved) -> str:
 
 def _incomparable(left: str, right: str, at: Span) -> Complaint:
     hint = "text goes in quotes, numbers do not" if {left, right} & {"VarChar"} else ""
+    hint = "a time is written ISO '2025-01-31T23:59:59Z'" if "Timestamptz" in (left, right) else hint
     return Complaint(f"comparisons between {left} and {right} are not supported", at, hint)
 
 

@@ -38,6 +38,7 @@ from storage.filter.tree import (
     PhraseMatch,
     Predicate,
     Regex,
+    Shifted,
     TextMatch,
     Value,
 )
@@ -110,7 +111,7 @@ def _cost(node: Predicate) -> int:
 
 
 def _value_cost(value: Value) -> int:
-    if isinstance(value, Arithmetic):
+    if isinstance(value, Arithmetic | Shifted):
         return _value_cost(value.operand)
     if isinstance(value, FieldValue):
         return 1 if value.type is DataType.VARCHAR else 0

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC
 from typing import Final
 
 from storage.filter.syntax import Complaint, LiteralValue, Span
+from storage.times import Moment, show_time
 
 _SIMPLE: Final = {
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", "'": "'", '"': '"',
@@ -115,6 +117,8 @@ def printed(value: LiteralValue) -> str:
     """Return a literal that reads back as this value."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Moment):
+        return f"ISO '{show_time(value, UTC)}'"
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):

@@ -37,6 +37,7 @@ from storage.filter.syntax import (
     Path,
     Span,
     Template,
+    Timed,
     Unary,
 )
 
@@ -71,6 +72,8 @@ GRAMMAR: Final = r"""
     | ("exists" | "EXISTS") primary -> exists
     | NUMBER -> number
     | STRING -> string
+    | ISO_TIME -> iso_time
+    | INTERVAL -> interval
     | (TRUE_LOWER | TRUE_TITLE | TRUE_UPPER) -> true
     | (FALSE_LOWER | FALSE_TITLE | FALSE_UPPER) -> false
     | NUMBERS -> numbers
@@ -119,6 +122,8 @@ IS_NOT_NULL.3: /is\s+not\s+null\b|IS\s+NOT\s+NULL\b/
 NAME: /\$meta\b|\$|[A-Za-z_][A-Za-z0-9_]*/
 NUMBER.1: /0[xX](?:[0-9A-Fa-f]+\.?[0-9A-Fa-f]*|\.[0-9A-Fa-f]+)(?:[pP][+-]?[0-9]+)?|0[bB][01]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?/
 STRING.2: /[rR]?(?:"(?:[^"\\]|\\[\s\S])*+"|'(?:[^'\\]|\\[\s\S])*+')/
+ISO_TIME.4: /(?:ISO|iso)\s*(?:"[^"\\]*+"|'[^'\\]*+')/
+INTERVAL.4: /(?:INTERVAL|interval)\s*(?:"[^"\\]*+"|'[^'\\]*+')/
 NUMBERS.2: /\[\s*+-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?:\s*+,\s*+-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?)++\s*+,?\s*+\]/
 STRINGS.2: /\[\s*+(?:"[^"\\]*+"|'[^'\\]*+')(?:\s*+,\s*+(?:"[^"\\]*+"|'[^'\\]*+'))++\s*+,?\s*+\]/
 %ignore /[ \t\r\n\f\v]+/
@@ -244,6 +249,12 @@ class _Builder(Transformer[Token, Node]):
     def string(self, items: list[Token]) -> Node:
         return Literal(text_of(items[0], _span(items[0])[0]), _span(items[0]))
 
+    def iso_time(self, items: list[Token]) -> Node:
+        return _timed(items[0], is_interval=False)
+
+    def interval(self, items: list[Token]) -> Node:
+        return _timed(items[0], is_interval=True)
+
     def true(self, items: list[Token]) -> Node:
         return Literal(True, _span(items[0]))
 
@@ -306,6 +317,11 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _timed(token: Token, *, is_interval: bool) -> Timed:
+    quoted = str(token)
+    return Timed(quoted[quoted.index(quoted[-1]) + 1 : -1], is_interval, _span(token))
+
+
 class _Named:
     def __init__(self, name: str, value: Node) -> None:
         self.name, self.value = name, value
@@ -353,7 +369,7 @@ def _explained(text: str, error: UnexpectedInput) -> Complaint:
     at = _span(token)
     before = text[: at[0]].split()[-1:] or [""]
     if before[0] in ("interval", "INTERVAL", "iso", "ISO"):
-        return Complaint(f"{before[0]} is not supported by this server", at)
+        return Complaint(f"{before[0]} stands before a text in quotes", at)
     if token.type == "EQUAL":
         return Complaint("unexpected '='", at, "comparison is written `==`")
     if token.type == "NAME" and str(token).capitalize() in _WORDS:

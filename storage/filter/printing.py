@@ -23,9 +23,11 @@ from storage.filter.tree import (
     PhraseMatch,
     Predicate,
     Regex,
+    Shifted,
     TextMatch,
     Value,
 )
+from storage.times import show_interval
 
 
 def print_predicate(node: Predicate) -> str:
@@ -82,6 +84,8 @@ def _value(value: Value | ArrayValue) -> str:
             return f"{field.name}[{place}]"
         case PathValue(field, keys) | ArrayValue(field, tuple(keys)):
             return field.name + "".join(f"[{printed(key)}]" for key in keys)
+        case Shifted(operand, interval):
+            return f"{_value(operand)} + INTERVAL '{show_interval(interval)}'"
         case LengthValue(of):
             return f"array_length({_value(of)})"
         case Arithmetic(op, operand, constant, flipped):

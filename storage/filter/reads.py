@@ -19,6 +19,7 @@ from storage.filter.tree import (
     PathValue,
     PhraseMatch,
     Predicate,
+    Shifted,
     TextMatch,
     Value,
 )
@@ -66,6 +67,6 @@ def leaves_of(node: Predicate) -> Iterator[_Leaf]:
 
 
 def _leaf(value: Value | ArrayValue) -> _Leaf:
-    while isinstance(value, Arithmetic):
+    while isinstance(value, Arithmetic | Shifted):
         value = value.operand
     return value.of if isinstance(value, LengthValue) else value

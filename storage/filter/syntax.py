@@ -53,6 +53,16 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """`ISO '...'` is a point in time, `INTERVAL '...'` what is added to one; `text` stands between the quotes."""
+
+    text: str
+    is_interval: bool
+    at: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Path:
     """`name`, `name["key"]`, `name[0]`. A key without quotes is kept in `bare`: it names a part of a struct."""
 
@@ -161,5 +171,5 @@ class Call:
 
 
 Node = Union[  # noqa: UP007 (a runtime alias of classes that name it)
-    Literal, ListOf, Template, Path, Unary, Not, Binary, Compared, Logic, Member, Matched, NullTest, Call
+    Literal, ListOf, Template, Timed, Path, Unary, Not, Binary, Compared, Logic, Member, Matched, NullTest, Call
 ]

@@ -13,6 +13,7 @@ from storage.filter.constants import ConstantSet
 from storage.filter.patterns import LikePattern
 from storage.filter.syntax import LiteralValue
 from storage.schema import DataType, FieldSchema
+from storage.times import Interval
 
 CompareOp = Literal["==", "!=", "<", "<=", ">", ">="]
 ContainsMode = Literal["one", "all", "any"]
@@ -90,6 +91,18 @@ class Arithmetic:
     constant: int | float
     flipped: bool
     type: DataType
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """A point in time, an interval later."""
+
+    operand: FieldValue
+    interval: Interval
+
+    @property
+    def type(self) -> DataType:
+        return DataType.TIMESTAMPTZ
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +202,7 @@ class PhraseMatch:
     slop: int
 
 
-Value = Union[FieldValue, ElementValue, PathValue, LengthValue, Arithmetic]  # noqa: UP007 (a recursive alias)
+Value = Union[FieldValue, ElementValue, PathValue, LengthValue, Arithmetic, Shifted]  # noqa: UP007 (a recursive alias)
 Predicate = Union[  # noqa: UP007 (a recursive alias)
     Always, AllOf, AnyOf, Negation, Comparison, FieldComparison, IsIn, Like, Regex, IsNull, Contains,
     TextMatch, PhraseMatch,

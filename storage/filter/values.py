@@ -20,9 +20,19 @@ from storage.columns import (
     StringColumn,
 )
 from storage.filter.json_paths import JsonValues, Keys, Kind, json_values
-from storage.filter.tree import Arithmetic, ArrayValue, ElementValue, FieldValue, LengthValue, PathValue, Value
+from storage.filter.tree import (
+    Arithmetic,
+    ArrayValue,
+    ElementValue,
+    FieldValue,
+    LengthValue,
+    PathValue,
+    Shifted,
+    Value,
+)
 from storage.schema import DataType, FieldSchema
 from storage.strings import StringArray
+from storage.times import shifted
 from storage.types import FieldId
 
 Mask = npt.NDArray[np.bool_]
@@ -124,6 +134,10 @@ def value_of(value: Value, rows: Rows) -> Values:
         case LengthValue(of):
             lists = lists_of(of, rows)
             return Numbers(np.diff(lists.bounds), lists.known)
+        case Shifted(operand, interval):
+            times = value_of(operand, rows)
+            assert isinstance(times, Numbers), "times are numbers"
+            return Numbers(shifted(times.values, interval), times.known)
         case Arithmetic():
             return _arithmetic(value, value_of(value.operand, rows))
 

@@ -517,6 +517,49 @@ def test_hybrid_search(client: MilvusClient) -> None:
     client.drop_collection("two")
 
 
+def test_times(client: MilvusClient, node: Running) -> None:
+    """Timestamptz fields take and give ISO 8601 texts, in the collection's zone, as over REST; filters compare them."""
+    schema = client.create_schema()
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("t", DataType.TIMESTAMPTZ, nullable=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=DIM)
+    index = client.prepare_index_params("vector", metric_type="L2", index_type="FLAT")
+    index.add_index("t", index_type="STL_SORT")
+    client.create_collection(
+        "times", schema=schema, index_params=index, consistency_level="Strong", properties={"timezone": "Asia/Shanghai"}
+    )
+    given = ["2025-01-01T00:00:00Z", "2025-01-01 08:30:00", None, "2025-02-03T04:05:06.7-03:00"]
+    client.insert("times", [{"id": i, "t": one, "vector": VECTORS[i]} for i, one in enumerate(given)])
+    node.ask("/entities/insert", collectionName="times", data=[{"id": 4, "t": given[3], "vector": VECTORS[4].tolist()}])
+    shown = [
+        "2025-01-01T08:00:00+08:00", "2025-01-01T08:30:00+08:00", None, "2025-02-03T15:05:06.7+08:00",
+        "2025-02-03T15:05:06.7+08:00",
+    ]  # fmt: skip
+    assert [row["t"] for row in client.query("times", filter="id >= 0", output_fields=["t"])] == shown
+    body = {"collectionName": "times", "outputFields": ["t"]}
+    assert [row["t"] for row in node.ask("/entities/query", filter="id >= 0", **body)] == shown
+    for filter, wanted in (
+        ("t >= ISO '2025-01-01T00:30:00Z'", [1, 3, 4]),
+        ("t == ISO '2025-01-01 08:00:00'", [0]),
+        ("t + INTERVAL 'P1M' > ISO '2025-02-01T00:15:00Z'", [1, 3, 4]),
+        ("t is null", [2]),
+    ):
+        assert [row["id"] for row in client.query("times", filter=filter)] == wanted, filter
+        assert [row["id"] for row in node.ask("/entities/query", filter=filter, **body)] == wanted, filter
+    (hits,) = client.search("times", [VECTORS[1].tolist()], filter="t < ISO '2025-01-02'", output_fields=["t"])
+    assert [(hit["id"], hit["entity"]["t"]) for hit in hits] == [(1, shown[1]), (0, shown[0])]
+    client.alter_collection_properties("times", {"timezone": "UTC"})
+    rows = client.query("times", filter="t >= ISO '2025-01-01T00:30:00'", output_fields=["t"])
+    assert [row["t"] for row in rows] == ["2025-01-01T00:30:00Z", *["2025-02-03T07:05:06.7Z"] * 2]
+    for wrong, says in (("soon", "is not a Timestamptz"), (5, "")):
+        with pytest.raises((MilvusException, TypeError)) as refused:
+            client.insert("times", [{"id": 9, "t": wrong, "vector": VECTORS[0]}])
+        assert says in str(refused.value)
+    with pytest.raises(MilvusException, match="no zone of the IANA database"):
+        client.alter_collection_properties("times", {"timezone": "Nowhere"})
+    client.drop_collection("times")
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
