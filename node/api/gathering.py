@@ -72,6 +72,10 @@ class Gatherer(ABC):
         """Return the column whose values are the little-endian bytes `data`. Raises Misfit."""
         raise Misfit(f"a {self.field.type} column is a list of values, not bytes")
 
+    def from_lengths(self, data: Any, lengths: Any, rows: int, valid: Mask | None) -> Column:
+        """Return the column of texts that stand one after the other, from their lengths. Raises Misfit."""
+        raise Misfit(f"a {self.field.type} column has no lengths")
+
     def element_bytes(self) -> int:
         """Return how many bytes one row takes in `from_buffer`; 0 if there is no such form."""
         return 0

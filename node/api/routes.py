@@ -83,7 +83,8 @@ ROWS = Field(
     Kind.RAW,
     "rows, each an object of field -> value. As CBOR: the same with FloatVector as a byte string of little-endian "
     "float32, or a map of columns, field -> list of values or byte string of all rows' values, little-endian, in the "
-    "field's own width (or {values, valid} with one byte per row, 0 for null)",
+    "field's own width (or {values, valid} with one byte per row, 0 for null; of VarChar {values, lengths}, UTF-8 and "
+    "uint32)",
     required=True,
     schema={"anyOf": [{"type": "array", "items": _ROW}, _ROW]},
 )

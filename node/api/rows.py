@@ -10,6 +10,8 @@
                                                 of the field's own type (Bool 1 byte 0/1, Int16 2, Int64 8, Float 4,
                                                 Double 8, FloatVector 4 * dim)
                      {values: bytes, valid: bytes}  the same with one byte per row, 0 where the row is null
+                     {values: bytes, lengths: bytes}  texts of a VarChar as UTF-8 one after the other, and of each its
+                                                bytes as little-endian uint32; `valid` may be there too
 
 Keys that are no field go to the dynamic field where the collection has one, else they are refused. All refusals are
 BadRow and name the row, the field and the value. Decoding works on any thread: it touches nothing but its arguments.
@@ -29,7 +31,7 @@ import orjson
 from node.api.exact import NotExact, count_of, loads, split_list, split_object
 from node.api.limits import check_row_marks
 from node.api.requests import plain
-from node.api.values import JSON_BYTES_MAX, Gatherer, Misfit, bounded, document_text, gatherer, shortened
+from node.api.values import JSON_BYTES_MAX, LENGTH_BYTES, Gatherer, Misfit, bounded, document_text, gatherer, shortened
 from storage.columns import Batch, Column, StringColumn
 from storage.errors import BadJson, BadRow
 from storage.schema import DYNAMIC_NAME, CollectionSchema, DataType, FieldSchema
@@ -355,6 +357,8 @@ def check_document(text: bytes, schema: CollectionSchema, write: Write) -> str:
 def _row_count(data: Mapping[Any, Any], schema: CollectionSchema) -> int:
     """Return the number of rows, as the first column has it; `_column` holds the others against it."""
     for key, column in data.items():
+        if type(column) is dict and type(lengths := column.get("lengths")) is bytes:
+            return len(lengths) // LENGTH_BYTES
         values = column.get("values") if type(column) is dict else column
         if type(values) is list:
             return len(values)
@@ -380,6 +384,8 @@ def _column(one: FieldSchema, given: Any, rows: int) -> Column:
         if type(given) is dict:
             values = given.get("values")
             valid = _validity(one, given.get("valid"), rows)
+            if "lengths" in given:
+                return column.from_lengths(values, given["lengths"], rows, valid)
         if type(values) is not bytes:
             raise Misfit("a column is a list, a byte string, or {values: bytes, valid: bytes}")
         if len(values) != rows * (width := column.element_bytes()) and width:

@@ -35,6 +35,8 @@ JSON_BYTES_MAX: Final = 65_536
 """Of one JSON document or one row's dynamic keys, as in Milvus."""
 JSON_TEXT_BYTES_MAX: Final = 8 * JSON_BYTES_MAX
 """Of the text it comes as: spaces and escapes may make it longer than it is."""
+LENGTH_BYTES: Final = 4
+"""Of the length of a text in a column of them."""
 FLOAT_MAX: Final = 3.4028235677973366e38
 """Numbers of this size and above round to infinity as float32."""
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -266,11 +268,33 @@ class _Texts(Gatherer):
     def _bounded(self, value: str) -> str:
         limit = self.field.max_bytes
         if len(value) * 4 > limit and (length := len(value.encode())) > limit:
-            raise Misfit(f"length of varchar field exceeds max length: length {length} bytes, max length {limit}")
+            raise Misfit(_too_long(length, limit))
         return value
 
     def column(self, valid: Mask | None) -> Column:
         return StringColumn(StringArray.from_strings(self.values), valid)
+
+    def from_lengths(self, data: Any, lengths: Any, rows: int, valid: Mask | None) -> Column:
+        if type(data) is not bytes or type(lengths) is not bytes or len(lengths) != LENGTH_BYTES * rows:
+            raise Misfit(f"texts are {{values: bytes, lengths: bytes}}, with {LENGTH_BYTES * rows} bytes of lengths")
+        sizes = np.frombuffer(lengths, "<u4")
+        offsets = np.zeros(rows + 1, np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        if int(offsets[-1]) != len(data):
+            raise Misfit(f"the texts have {len(data)} bytes, their lengths add up to {int(offsets[-1])}")
+        if int(sizes.max(initial=0)) > self.field.max_bytes:
+            row = int(np.argmax(sizes > self.field.max_bytes))
+            raise Misfit(f"row {row}: {_too_long(int(sizes[row]), self.field.max_bytes)}")
+        if valid is not None and sizes[~valid].any():
+            raise Misfit("a row that is null has a text")
+        try:
+            return StringColumn(StringArray.from_buffers(offsets, data), valid)
+        except ValueError as error:
+            raise Misfit(f"the texts are not UTF-8: {error}") from None
+
+
+def _too_long(length: int, limit: int) -> str:
+    return f"length of varchar field exceeds max length: length {length} bytes, max length {limit}"
 
 
 # --- documents, arrays, vectors ----------------------------------------------------------------------------------

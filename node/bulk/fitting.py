@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from node.api.rows import Write, rows_from_cbor
-from node.bulk.parquet import Values
+from node.bulk.parquet import Texts, Values
 from node.bulk.sources import Chunk
 from storage.errors import BadRequest
 from storage.schema import DYNAMIC_NAME, INTEGER_BITS, CollectionSchema, DataType, FieldSchema
@@ -102,8 +102,19 @@ def _column(one: FieldSchema, values: Values, chunk: Chunk) -> Any:
             raise Unfit(f"vectors of {one.dim} numbers are expected")
         return matrix.tobytes()
     if one.type is DataType.VARCHAR and not chunk.is_text:
-        return values
+        return _texts(one, values)
     return [_value(one, value, chunk) for value in values]
+
+
+def _texts(one: FieldSchema, values: Values) -> Any:
+    """Return texts as bytes and lengths if they are at hand so, else as a list, which takes defaults too."""
+    if not isinstance(values, Texts):
+        return values
+    if values.valid is None:
+        return {"values": values.data, "lengths": values.lengths.tobytes()}
+    if not one.nullable or one.default is not None:
+        return list(values)
+    return {"values": values.data, "lengths": values.lengths.tobytes(), "valid": values.valid.tobytes()}
 
 
 def _numbers(kind: DataType, values: Any) -> Any:

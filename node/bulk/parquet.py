@@ -6,7 +6,8 @@ from outside and leaves as numpy arrays and lists, so that no arrow value gets f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,32 @@ import pyarrow as pa
 from storage.errors import InvalidParameter
 
 Values = Any
-"""One column of a chunk: a numpy array, of two dimensions for vectors, or a list with None for null."""
+"""One column of a chunk: a numpy array, of two dimensions for vectors, or Texts or a list with None for null."""
 SCHEMA_KEY = b"annulus.collection"
+
+
+class Texts(Sequence[Any]):
+    """Texts as they stand in memory one after the other; a list of them, made when somebody looks at one."""
+
+    def __init__(self, data: bytes, lengths: Any, valid: Any | None, listed: Callable[[], list[str | None]]) -> None:
+        """`lengths` (n,) uint32 in bytes, 0 where `valid` (n,) bool says that there is none."""
+        self.data = data
+        self.lengths = lengths
+        self.valid = valid
+        self._listed = listed
+
+    @cached_property
+    def _list(self) -> list[str | None]:
+        return self._listed()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._list[place]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._list)
 
 
 class ParquetFile:
@@ -97,11 +122,30 @@ def _values(column: Any) -> Values:
                 widths = np.unique(np.diff(_numbers(column.offsets)))
             if len(widths) == 1 and widths[0] and flat.null_count == 0:
                 return _numbers(flat).reshape(len(column), int(widths[0]))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _texts(column)
     if pa.types.is_map(kind):
         return [None if one is None else dict(one) for one in column.to_pylist()]
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return [None if one is None else str(one) for one in column.to_pylist()]
     return list(column.to_pylist())
+
+
+def _texts(column: Any) -> Values:
+    valid_bits, raw_offsets, data = column.buffers()
+    if not len(column) or raw_offsets is None:
+        return list(column.to_pylist())
+    width = np.dtype(np.int64 if pa.types.is_large_string(column.type) else np.int32)
+    offsets = np.frombuffer(raw_offsets, width, len(column) + 1, column.offset * width.itemsize)
+    lengths = np.diff(offsets).astype("<u4")
+    valid = None
+    if column.null_count:
+        bits = np.unpackbits(np.frombuffer(valid_bits, np.uint8), bitorder="little")
+        valid = bits[column.offset : column.offset + len(column)].astype(np.bool_)
+        if lengths[~valid].any():
+            return list(column.to_pylist())
+    first, last = int(offsets[0]), int(offsets[-1])
+    return Texts(bytes(memoryview(data or b"")[first:last]), lengths, valid, column.to_pylist)
 
 
 def _numbers(column: Any) -> Any:

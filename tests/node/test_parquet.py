@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from node.bulk.parquet import ParquetFile
+from node.bulk.parquet import ParquetFile, Texts
 
 ROWS = 25
 BATCH_ROWS = 7
@@ -28,6 +28,8 @@ NUMBERS = np.arange(-12, 13)
         pytest.param(pa.array((NUMBERS / 8).astype(np.float16)), id="float16"),
         pytest.param(pa.array([None if one < 0 else int(one) for one in NUMBERS]), id="numbers, some null"),
         pytest.param(pa.array([f"row {one}" for one in NUMBERS]).dictionary_encode(), id="dictionary of text"),
+        pytest.param(pa.array([f"☃ {one}" * (one % 3) for one in NUMBERS]), id="text"),
+        pytest.param(pa.array([None if one % 4 else f"row {one}" for one in NUMBERS], pa.large_string()), id="null"),
         pytest.param(pa.array([[one / 2, 1.0] for one in NUMBERS.tolist()]), id="lists of one width"),
         pytest.param(pa.array([[1] * (one + 12) for one in NUMBERS.tolist()]), id="lists of several widths"),
         pytest.param(
@@ -45,4 +47,9 @@ def test_batches_have_the_values_of_the_file(tmp_path: Path, column: Any, first:
         values = columns["column"]
         assert (at, len(values)) == (first + len(found), rows)
         found += values.tolist() if isinstance(values, np.ndarray) else values
+        if isinstance(values, Texts):
+            ends = np.cumsum(values.lengths)
+            made = [values.data[a:b].decode() for a, b in zip(ends - values.lengths, ends, strict=True)]
+            live = np.ones(rows, np.bool_) if values.valid is None else values.valid
+            assert [one if here else None for one, here in zip(made, live, strict=True)] == list(values)
     assert found == column.to_pylist()[first:]

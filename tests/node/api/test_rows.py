@@ -318,6 +318,7 @@ WIDE = make_schema(
         FieldSchema("small", DataType.INT16, nullable=True),
         FieldSchema("ratio", DataType.FLOAT),
         FieldSchema("word", DataType.VARCHAR, max_bytes=100),
+        FieldSchema("note", DataType.VARCHAR, max_bytes=100, nullable=True),
         FieldSchema("doc", DataType.JSON),
         FieldSchema("tags", DataType.ARRAY, element=DataType.VARCHAR, max_bytes=9, capacity=9),
         FieldSchema("v", DataType.FLOAT_VECTOR, dim=3),
@@ -344,12 +345,21 @@ ROW = st.fixed_dictionaries(
         "small": st.none() | st.integers(-(1 << 15), (1 << 15) - 1),
         "ratio": SINGLE,
         "word": st.text(max_size=20),
+        "note": st.none() | st.text(max_size=3),
         "doc": DOCUMENT.filter(lambda one: one is not None and not (isinstance(one, str) and one.lstrip()[:1] == "{")),
         "tags": st.lists(st.text(max_size=2), max_size=4),
         "v": st.lists(SINGLE, min_size=3, max_size=3),
     },
     optional={"x:y": DOCUMENT},
 )
+
+
+def texts(values: list[str | None]) -> dict[str, bytes]:
+    """Return a column of texts as bytes and lengths."""
+    encoded = [(one or "").encode() for one in values]
+    lengths = np.array(list(map(len, encoded)), "<u4").tobytes()
+    valid = np.array([one is not None for one in values]).tobytes()
+    return {"values": b"".join(encoded), "lengths": lengths, "valid": valid}
 
 
 @given(st.lists(ROW, min_size=1, max_size=4), st.booleans())
@@ -371,6 +381,8 @@ def test_all_forms_of_a_body_give_the_same_batch(rows: list[dict[str, Any]], esc
             "valid": np.array([one is not None for one in small]).tobytes(),
         },
         "ratio": np.array(columns["ratio"], "<f4").tobytes(),
+        "word": texts(columns["word"]),
+        "note": texts(columns["note"]),
         "v": np.array(columns["v"], "<f4").tobytes(),
     }
     assert rows_from_cbor(load_cbor(cbor2.dumps(columns)), WIDE, Write.INSERT).to_bytes() == expected
@@ -407,6 +419,30 @@ def test_cbor_that_does_not_fit_is_refused(data: Any, words: str) -> None:
     """Columns of unequal length, numbers that are none and nulls where there are none are refused as bad rows."""
     with pytest.raises(BadRow, match=words):
         rows_from_cbor(data, schema_of(), Write.INSERT)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ({"values": b"abc", "lengths": b"\2\0\0\0"}, "add up to 2"),
+        ({"values": b"abc", "lengths": b"\3\0\0"}, "4 bytes of lengths"),
+        ({"values": b"abc", "lengths": [3]}, "4 bytes of lengths"),
+        ({"values": "abc", "lengths": b"\3\0\0\0"}, "4 bytes of lengths"),
+        ({"values": b"\xff", "lengths": b"\1\0\0\0"}, "not UTF-8"),
+        ({"values": b"", "lengths": b"\0\0\0\0", "valid": b"\0"}, "not nullable"),
+        ({"values": bytes(101), "lengths": b"\x65\0\0\0"}, "row 0: length of varchar field exceeds max length"),
+    ],
+)
+def test_texts_that_are_not_sound_are_refused(column: dict[str, Any], words: str) -> None:
+    """Lengths that do not add up, what is no text, too long or null where it may not be."""
+    row = {"id": [1], "flag": [True], "ratio": [1.5], "doc": [{}], "tags": [[]], "v": bytes(12)}
+    with pytest.raises(BadRow, match=f"field 'word': .*{words}"):
+        rows_from_cbor(row | {"word": column}, WIDE, Write.INSERT)
+    with pytest.raises(BadRow, match="null has a text"):
+        null = {"values": b"a", "lengths": b"\1\0\0\0", "valid": b"\0"}
+        rows_from_cbor(row | {"word": ["w"], "note": null}, WIDE, Write.INSERT)
+    with pytest.raises(BadRow, match="has no lengths"):
+        rows_from_cbor(row | {"word": ["w"], "id": {"values": b"a", "lengths": b"\1\0\0\0"}}, WIDE, Write.INSERT)
 
 
 @pytest.mark.parametrize(
