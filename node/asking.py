@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import click
 
-from node.certificates import load_authority, load_chain
+from node.certificates import asking_context, load_chain
 
 VARIABLES: Final = (
     "ANNULUS_TOKEN",
@@ -91,10 +91,8 @@ def tls_given(address: str) -> ssl.SSLContext | None:
     ca, certificate, key = (None,) * 3 if context is None else (context.meta.get(f"{__name__}.{one}") for one in _TLS)
     if not ca and not certificate and not address.startswith(_SECURE):
         return None
-    made = ssl.create_default_context()
     try:
-        if ca:
-            load_authority(made, str(ca), "--ca")
+        made = asking_context(str(ca or ""), "--ca")
         if certificate:
             load_chain(made, str(certificate), str(key or certificate), "--client-certificate")
     except OSError as error:

@@ -24,6 +24,20 @@ class Shown(NamedTuple):
     """Why no client will accept it, "" if one may."""
 
 
+def asking_context(authority: str, what: str) -> ssl.SSLContext:
+    """Return how to ask a server whose certificate these have signed, or those that the system trusts if none are named.
+
+    Raises OSError as `load_chain` does.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if authority:
+        load_authority(context, authority, what)
+    else:
+        context.load_default_certs()
+    return context
+
+
 def load_chain(context: ssl.SSLContext, certificate: str, key: str, what: str) -> None:
     """Have the context show a certificate. `what` begins the message of the OSError that names the file at fault."""
     _must_hold(certificate, b"CERTIFICATE-----", f"{what}: {certificate} holds no certificate in PEM form")

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.membership import SetMember
-from node.certificates import load_authority, load_chain
+from node.certificates import asking_context, load_chain
 from node.client_tls import WHAT
 from node.clock import Clock, SystemClock
 from node.guard import entry_token
@@ -216,10 +216,8 @@ def _entry_tls(api: ApiSettings) -> ssl.SSLContext | None:
     """Return how to ask a node of a cluster whose clients come by TLS, as this node's will."""
     if not api.tls_certificate_file:
         return None
-    context = ssl.create_default_context()
+    context = asking_context(api.tls_ca_file, WHAT)
     load_chain(context, api.tls_certificate_file, api.tls_key_file, WHAT)  # where clients must show one
-    if api.tls_ca_file:
-        load_authority(context, api.tls_ca_file, WHAT)
     return context
 
 

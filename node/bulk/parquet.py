@@ -177,7 +177,7 @@ class ParquetWriter:
         self._writer.close()
 
 
-_TYPES: Mapping[str, Any] = {
+_ELEMENTS: Mapping[str, Any] = {
     "Bool": pa.bool_(),
     "Int8": pa.int8(),
     "Int16": pa.int16(),
@@ -186,20 +186,11 @@ _TYPES: Mapping[str, Any] = {
     "Float": pa.float32(),
     "Double": pa.float64(),
     "VarChar": pa.string(),
+}
+_TYPES: Mapping[str, Any] = {
+    **_ELEMENTS,
     "JSON": pa.string(),
     "bytes": pa.binary(),
-    **{
-        f"Array<{name}>": pa.list_(kind)
-        for name, kind in {
-            "Bool": pa.bool_(),
-            "Int8": pa.int8(),
-            "Int16": pa.int16(),
-            "Int32": pa.int32(),
-            "Int64": pa.int64(),
-            "Float": pa.float32(),
-            "Double": pa.float64(),
-            "VarChar": pa.string(),
-        }.items()
-    },
+    **{f"Array<{name}>": pa.list_(kind) for name, kind in _ELEMENTS.items()},
     "FloatVector": pa.list_(pa.float32()),
 }

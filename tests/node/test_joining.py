@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from node import joining
 from node.handshake import Refused, Verdict
 from node.joining import CannotJoin, join
 from node.peer_tls import TlsFiles
 from node.settings import Address, ApiSettings, ClusterSettings, NodeSettings, Settings
-from storage.errors import AnnulusError, Conflict, InvalidParameter, NoLeader
+from storage.errors import AnnulusError, Conflict, InvalidParameter, NoLeader, Unavailable
 from tests.node.peer_pair import SECRET, Host, free_addresses, run
 from tests.node.test_peers_tls import Authority
+from tests.process.authority import Authority as Signer
+from tests.process.authority import Files, needs_openssl
 
 ANSWER = {
     "cluster_id": "c",
@@ -151,7 +155,41 @@ def test_only_so_many_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     meeting(monkeypatch, story)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
+@needs_openssl
+def test_the_entry_is_asked_over_tls(tmp_path: Path) -> None:
+    """Who has a certificate for clients asks over TLS, shows it, and trusts the authority that it is told of alone."""
+    signer, other = Signer(tmp_path / "ours", "ours"), Signer(tmp_path / "theirs", "theirs")
+    member, newcomer = signer.sign("n1", "IP:127.0.0.1"), signer.sign("n4", "IP:127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(signer.certificate))
+    context.load_cert_chain(*member)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def settings_of(files: Files, ca: Path) -> ApiSettings:
+        certificate, key = map(str, files)
+        return ApiSettings(tls_certificate_file=certificate, tls_key_file=key, tls_ca_file=str(ca))
+
+    async def story() -> None:
+        async def entry(request: web.Request) -> web.Response:
+            return web.json_response({"code": 0, "data": {"node": "n1", "peer": "10.0.0.1:1"}})
+
+        app = web.Application()
+        app.router.add_post(joining.ENTRY, entry)
+        server = TestServer(app, scheme="https")
+        await server.start_server(ssl=context)
+        try:
+            address = Address("127.0.0.1", server.port or 0)
+            found = await joining._find_entry(address, "", settings_of(newcomer, signer.certificate))
+            assert found == ("n1", Address("10.0.0.1", 1))
+            for api in (settings_of(newcomer, other.certificate), ApiSettings()):
+                with pytest.raises((Unavailable, InvalidParameter)):
+                    await joining._find_entry(address, "", api)
+        finally:
+            await server.close()
+
+    asyncio.run(story())
+
+
+@needs_openssl
 def test_a_certificate_proves_as_well_as_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It must be of the authority, and bear the newcomer's own name; without TLS nothing is asked."""
     (tmp_path / "ours").mkdir()

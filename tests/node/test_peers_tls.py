@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,37 +13,24 @@ from node import peer_link
 from node.handshake import Verdict
 from node.peer_tls import TlsFiles
 from tests.node.peer_pair import SECRET, Host, Stranger, free_addresses, run, until
+from tests.process.authority import Authority as Signer
+from tests.process.authority import needs_openssl
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
-
-
-def openssl(directory: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+pytestmark = needs_openssl
 
 
 class Authority:
     """Signs certificates for nodes."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        self._directory, self._name = directory, name
-        openssl(
-            directory, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-            "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt",
-        )  # fmt: skip
+        self._signer = Signer(directory, name)
 
     def sign(self, node: str, *, common: str = "", days: int = 2, file: str = "") -> TlsFiles:
         """Return the files of a node: its name is a DNS name of the certificate, or its common name."""
-        at, file = self._directory, f"{self._name}-{file or node}"
-        openssl(
-            at, "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
-            f"/CN={common or 'a node'}", "-keyout", f"{file}.key", "-out", f"{file}.csr",
-        )  # fmt: skip
-        (at / f"{file}.ext").write_text("" if common else f"subjectAltName=DNS:{node}\n")
-        openssl(
-            at, "x509", "-req", "-in", f"{file}.csr", "-CA", f"{self._name}.crt", "-CAkey", f"{self._name}.key",
-            "-CAcreateserial", "-days", str(days), "-extfile", f"{file}.ext", "-out", f"{file}.crt",
-        )  # fmt: skip
-        return TlsFiles(str(at / f"{file}.crt"), str(at / f"{file}.key"), str(at / f"{self._name}.crt"))
+        names = () if common else (f"DNS:{node}",)
+        file = f"{self._signer.name}-{file or node}"
+        certificate, key = self._signer.sign(file, *names, days=days, common=common or "a node")
+        return TlsFiles(str(certificate), str(key), str(self._signer.certificate))
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,11 @@ class Authority:
             *("-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt"),
         )
 
-    def sign(self, file: str, *names: str, days: int = 2) -> Files:
+    def sign(self, file: str, *names: str, days: int = 2, common: str = "annulus") -> Files:
         """Return certificate and key for names such as `DNS:localhost` or `IP:127.0.0.1`."""
         self._openssl(
-            *("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=annulus".split()),
-            *("-keyout", f"{file}.key", "-out", f"{file}.csr"),
+            *("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes".split()),
+            *("-subj", f"/CN={common}", "-keyout", f"{file}.key", "-out", f"{file}.csr"),
         )
         (self.directory / f"{file}.ext").write_text(f"subjectAltName={','.join(names)}\n" if names else "")
         self._openssl(
