@@ -101,6 +101,34 @@ def test_rows_that_do_not_fit_fail_a_job_or_are_left_out(node: Running, files: P
     assert node.count("some") == 8
 
 
+def test_rows_come_into_the_partitions_that_they_name(node: Running, files: Path) -> None:
+    """Where these are there; a job makes none, and partitionName overrides what rows say."""
+    rows = [{"id": i, "number": i, "vector": [1, 2, 3, 4], "$partition": ["north", "south"][i % 2]} for i in range(9)]
+    (files / "parts.json").write_text(json.dumps(rows))
+    make(node, "parts")
+    node.ask("/partitions/create", collectionName="parts", partitionName="north")
+    failed = finished(node, begin(node, "parts", ["parts.json"]))
+    assert failed["state"] == "Failed" and "partition south" in failed["reason"]
+    node.ask("/partitions/create", collectionName="parts", partitionName="south")
+    make(node, "whole")
+    node.ask("/partitions/create", collectionName="whole", partitionName="all")
+    for collection, partition, expected in (
+        ("parts", None, {"north": [0, 2, 4, 6, 8], "south": [1, 3, 5, 7]}),
+        ("whole", "all", {"all": list(range(9))}),
+    ):
+        node.ask("/entities/delete", collectionName=collection, filter="id >= 0")
+        job_id = node.ask(
+            "/jobs/import/create", collectionName=collection, files=[["parts.json"]], partitionName=partition
+        )["jobId"]
+        assert finished(node, job_id)["importedRows"] == 9
+        for name, keys in expected.items():
+            found = node.ask(
+                "/entities/query", collectionName=collection, partitionNames=[name], limit=99, outputFields=["id"],
+                consistencyLevel="Strong",
+            )  # fmt: skip
+            assert [row["id"] for row in found] == keys
+
+
 def test_no_file_elsewhere_is_read(node: Running, files: Path, tmp_path: Path) -> None:
     """Not by dots, an absolute name, nor a link; what the answer says is the same whether there is such a file."""
     (tmp_path / "secret.json").write_text("[]")
