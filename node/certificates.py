@@ -25,7 +25,7 @@ class Shown(NamedTuple):
 
 
 def asking_context(authority: str, what: str) -> ssl.SSLContext:
-    """Return how to ask a server whose certificate these have signed, or those that the system trusts if none are named.
+    """Return how to ask a server whose certificate is signed by those in a file, or by the system's for "".
 
     Raises OSError as `load_chain` does.
     """
