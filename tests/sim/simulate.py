@@ -66,6 +66,8 @@ CHURN_S: Final = 150.0
 """And within this, nodes that were to come or go have done so, and shards are where they are to be."""
 SETTLE_S: Final = 60.0
 """And within this, all replicas are equal."""
+LEAD_S: Final = 2.0
+"""A leadership is handed over within this, or another is won."""
 HEAL_KEYS: Final = 2_000_000
 
 
@@ -167,8 +169,20 @@ class Simulation:
 
     async def _check_end(self, rng: Random) -> None:
         found = await self._read_everything()
+        await self._be_led()
         architect = self.workload.architect
         await check_ending(Ending(self.cluster, self.history, architect, rng, found, self.witness.compare, self._rest))
+
+    async def _be_led(self) -> None:
+        """Leaderships are evened out at any time: wait while one is handed over. Later the check finds who has none."""
+        until_s = self.loop.now_s + LEAD_S
+        while self.loop.now_s < until_s:
+            leading = [
+                shard for _, node in self.cluster.nodes() for shard, host in node.shards.items() if host.is_leader
+            ]
+            if sorted(leading) == list(range(self.plan.shards)):
+                return
+            await asyncio.sleep(LOOK_S)
 
     async def _power_cut(self, rng: Random) -> None:
         for name in self.cluster.names:
