@@ -55,8 +55,10 @@ from storage.errors import (
     SnapshotGone,
     UnsupportedOperation,
 )
+from storage.evolution import with_timezone
 from storage.merging import rounded
 from storage.schema import CollectionSchema
+from storage.times import TIMEZONE, zone_of
 from storage.types import TICK_MAX, Tick
 
 T = TypeVar("T")
@@ -71,10 +73,13 @@ GROWTH: Final = 4
 """How many times more rows are asked for when all of a page have one distance."""
 _ELSEWHERE: Final = frozenset(
     "topk offset anns_field round_decimal ignore_growing collection_id iterator search_iter_v2 search_iter_batch_size "
-    "search_iter_last_bound search_iter_id group_by_field group_size strict_group_size order_by_fields params".split()
+    "search_iter_last_bound search_iter_id group_by_field group_size strict_group_size order_by_fields timezone "
+    "time_fields params".split()
 )
 """Search parameters that are not the index's."""
-_TEXTS: Final = frozenset({"anns_field", "metric_type", "group_by_field", "search_iter_id", "order_by_fields"})
+_TEXTS: Final = frozenset(
+    {"anns_field", "metric_type", "group_by_field", "search_iter_id", "order_by_fields", TIMEZONE}
+)
 FUNCTION_TYPES: Final = enum_names("schema.FunctionType")
 
 
@@ -206,8 +211,22 @@ async def query(call: Call) -> None:
     async def read() -> Rows:
         return await call.service.query(call.database, call.collection, options, limit=limit, offset=offset)
 
-    rows = await _as_of(request.guarantee_timestamp, pages, read)
+    zone = _zone(params)
+    rows = _in_zone(await _as_of(request.guarantee_timestamp, pages, read), zone)
     await _shown(call, _show_query, rows, rows, names)
+
+
+def _zone(params: Mapping[str, Any]) -> str:
+    """Return the time zone that a read wants times in; none is the collection's. Raises errors of bad requests."""
+    if params.get("time_fields"):
+        raise UnsupportedOperation("time_fields is not supported by this server: times are given as texts")
+    zone = str(params.get(TIMEZONE) or "")
+    zone_of(zone)
+    return zone
+
+
+def _in_zone(rows: Rows, zone: str) -> Rows:
+    return replace(rows, schema=with_timezone(rows.schema, zone)) if zone else rows
 
 
 async def search(call: Call) -> None:
@@ -237,7 +256,10 @@ async def search(call: Call) -> None:
             return await _page(call, wanted, options, params, schema)
         return await call.service.search(call.database, call.collection, wanted, options)
 
+    zone = _zone(params)
     result = await _as_of(timestamp, pages, read)
+    if zone:
+        result = replace(result, rows=_in_zone(result.rows, zone))
     await _shown(call, _show_search, result, result.rows, count, request.output_fields)
 
 
@@ -293,7 +315,10 @@ async def hybrid_search(call: Call) -> None:
     async def read() -> SearchResult:
         return await call.service.hybrid_search(call.database, call.collection, wanted, options)
 
+    zone = _zone(params)
     result = await _as_of(request.guarantee_timestamp, False, read)
+    if zone:
+        result = replace(result, rows=_in_zone(result.rows, zone))
     await _shown(call, _show_search, result, result.rows, len(result.topks), request.output_fields)
 
 

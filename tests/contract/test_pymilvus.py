@@ -548,6 +548,12 @@ def test_times(client: MilvusClient, node: Running) -> None:
         assert [row["id"] for row in node.ask("/entities/query", filter=filter, **body)] == wanted, filter
     (hits,) = client.search("times", [VECTORS[1].tolist()], filter="t < ISO '2025-01-02'", output_fields=["t"])
     assert [(hit["id"], hit["entity"]["t"]) for hit in hits] == [(1, shown[1]), (0, shown[0])]
+    (row,) = client.query("times", ids=[0], output_fields=["t"], timezone="America/Havana")
+    assert row["t"] == "2024-12-31T19:00:00-05:00"
+    ((hit,),) = client.search("times", [VECTORS[0].tolist()], limit=1, output_fields=["t"], timezone="UTC")
+    assert hit["entity"]["t"] == "2025-01-01T00:00:00Z"
+    with pytest.raises(MilvusException, match="time_fields is not supported"):
+        client.query("times", ids=[0], output_fields=["t"], time_fields="year,month")
     client.alter_collection_properties("times", {"timezone": "UTC"})
     rows = client.query("times", filter="t >= ISO '2025-01-01T00:30:00'", output_fields=["t"])
     assert [row["t"] for row in rows] == ["2025-01-01T00:30:00Z", *["2025-02-03T07:05:06.7Z"] * 2]
