@@ -1052,7 +1052,7 @@ def orders_of(schema: CollectionSchema, orders: Sequence[Order]) -> tuple[OrderB
         one = schema.by_name.get(order.field_name)
         if one is None or one.dynamic:
             raise InvalidParameter(f"orderBy field {order.field_name[:80]} does not exist: invalid parameter")
-        if not (one.type.is_numeric or one.type in (DataType.BOOL, DataType.VARCHAR)):
+        if not (one.type.is_numeric or one.type in (DataType.BOOL, DataType.VARCHAR, DataType.TIMESTAMPTZ)):
             raise InvalidParameter(
                 f"orderBy field {one.name} of type {one.type} is not sortable: order by Bool, a number or VarChar: "
                 "invalid parameter"
