@@ -258,7 +258,7 @@ def inserted_ticks(views: Sequence[SegmentView], refs: Refs) -> Ticks:
 
 @dataclass(frozen=True, eq=False)
 class _Survivors:
-    """Rows of a segment, as offsets where they are few and an index told them, else as a mask."""
+    """Rows of a segment, as offsets where they are few and these are known, else as a mask."""
 
     rows: int
     count: int
@@ -297,12 +297,15 @@ def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick,
         if len(offsets) and not keys.exact:
             offsets = offsets[row_filter.evaluate(view.fetch(offsets, sorted(row_filter.field_ids)))]
         return _Survivors(rows, len(offsets), few=offsets, why_none=NO_ROW_PASSES)
-    chosen = view.chosen(row_filter)
+    chosen, masks = view.chosen(row_filter), []
+    if chosen is None:
+        found = [part.passing(row_filter) for part in view.columns(sorted(row_filter.field_ids))]
+        masks = [mask for mask, _ in found]
+        chosen = found[0][1] if len(found) == 1 else None
     if chosen is not None:
         if visible_count < rows:
             chosen = chosen[visible[chosen]]
         return _Survivors(rows, len(chosen), few=chosen, why_none=NO_ROW_PASSES)
-    masks = [part.passing(row_filter) for part in view.columns(sorted(row_filter.field_ids))]
     passing = masks[0] if len(masks) == 1 else np.concatenate(masks)
     if visible_count < rows:
         passing = passing & visible

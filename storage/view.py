@@ -185,7 +185,7 @@ class Part:
         self._prepared: dict[tuple[FieldId, Metric], tuple[Vectors, Distances | None]] = {}
         self._begun: dict[tuple[FieldId, Metric], _Begun] = {}
         # by the filter itself, whose text may have templates; and not to keep it alive, as it may hold many constants
-        self._passing: dict[weakref.ref[CompiledFilter], Mask] = {}
+        self._passing: dict[weakref.ref[CompiledFilter], tuple[Mask, Offsets | None]] = {}
         self._sorted: dict[Indexed, SortedColumn | None] = {}
         self._grams: dict[Indexed, GramLists] = {}
 
@@ -268,13 +268,17 @@ class Part:
         """Return whether `passing` has the answer already."""
         return weakref.ref(row_filter) in self._passing
 
-    def passing(self, row_filter: CompiledFilter) -> Mask:
-        """Return which rows pass the filter, visible or not, (rows,) bool, not to be changed."""
+    def passing(self, row_filter: CompiledFilter) -> tuple[Mask, Offsets | None]:
+        """Return which rows pass the filter, visible or not, (rows,) bool, not to be changed, and their offsets if they
+        are few.
+        """
         key = weakref.ref(row_filter)
         known = self._passing.get(key)
         if known is None:
-            known = row_filter.evaluate(self.batch)
-            known.flags.writeable = False
+            mask = row_filter.evaluate(self.batch)
+            mask.flags.writeable = False
+            is_few = np.count_nonzero(mask) <= SHARE_MAX * len(mask)
+            known = mask, mask.nonzero()[0] if is_few else None
             while len(self._passing) >= _FILTER_MASKS_KEPT:
                 self._passing.pop(next(iter(self._passing), key), None)
             self._passing[key] = known
