@@ -294,17 +294,24 @@ def begin_log(log: GroupLog, raw: bytes | None) -> bool:
     if raw is None or not resets_log(raw):
         return False
     machine = _machine(cbor2.loads(raw))
-    return begin_log_at(log, int(machine["position"]), int(machine["term"]))
+    number, members, begun = machine.get("generation", (0, (), 0))
+    heir = members[0] if number and begun == machine["position"] else ""
+    return begin_log_at(log, int(machine["position"]), int(machine["term"]), heir)
 
 
-def begin_log_at(log: GroupLog, position: int, term: int) -> bool:
-    """Let the log begin behind the entry of `term` at `position`; False, and nothing is done, if it has that entry."""
-    if position < log.base_position or (position <= log.last_position and log.term_at(position) == term):
-        return False
-    if log.hard_state.term < term:
-        log.set_hard_state(term, None)
-    log.reset(position, term)
-    return True
+def begin_log_at(log: GroupLog, position: int, term: int, heir: str = "") -> bool:
+    """Let the log begin behind the entry of `term` at `position`; False if it has that entry and stays as it is.
+
+    heir  if the entry is the handover to the generation whose log this is: who alone may lead in its first term, the
+          one after `term`. Whoever opens the generation has voted in that term, and for this one.
+    """
+    begins = position > log.last_position or (position >= log.base_position and log.term_at(position) != term)
+    known = term + 1 if heir else term
+    if log.hard_state.term < known and (begins or (heir and position == log.base_position)):
+        log.set_hard_state(known, heir or None)
+    if begins:
+        log.reset(position, term)
+    return begins
 
 
 def chunk_sizes(manifest_raw: bytes) -> dict[bytes, int]:

@@ -43,7 +43,7 @@ from cluster.raft_guard import Dice, Guard, Transport
 from cluster.raft_leader import ALMOST_S, PeerProgress
 from cluster.raft_wire import ROOT, Blob
 from storage.errors import JournalDamaged, NoLeader, Overloaded, StorageFault
-from storage.journal import GroupLog
+from storage.journal import GroupLog, HardState
 from storage.types import Position
 
 PROVED_VERSION: Final = "0.3.17"
@@ -365,6 +365,21 @@ class RaftGroup:
         if self._guard is not None:
             self._guard.campaign()
         self._due = True
+
+    def lead_first(self) -> bool:
+        """Lead in the first term of a group that goes on from another, without asking for votes; False if it may not.
+
+        All members open the group with their votes in that term given to its heir (`begin_log_at`). The caller sees to
+        it that the heir does this once in all its lives: it does if, in this life, it has led the other group in the
+        term of that one's last entry.
+        """
+        is_heir = self._log.hard_state == HardState(self._log.last_term + 1, self.me)
+        if not (self.peers and is_heir and self.remembers) or self._guard is None:
+            return False
+        _WORLD.enter(*self._world)
+        self._guard.lead()
+        self._due = True
+        return True
 
     def barrier(self, token: int) -> None:
         """Ask for a BarrierPassed, by lease or by a round of messages to a quorum; BarrierFailed comes if it cannot be.
@@ -759,6 +774,9 @@ class _Core(SyncObj):  # type: ignore[misc]
 
     def hurry(self) -> None:
         self._SyncObj__raftElectionDeadline = -inf
+
+    def lead(self) -> None:
+        self._SyncObj__onBecomeLeader()
 
     def count(self, peer: str, match: int) -> None:
         self._hear(peer, type="next_node_idx", next_node_idx=match + 1, reset=False, success=match > 0)

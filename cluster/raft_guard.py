@@ -17,6 +17,9 @@ and what it says is sent only when it holds. The rules, beside those of a leader
   7. **Who has lost its disk takes no part in elections** before its log reaches to where it was told (`abstains`):
      there it has again all that it had confirmed. Who tells it, and how it knows that it has voted for nobody who
      may still count on it, is the caller's affair (`node/forming.py`).
+  8. **In the first term of a later generation only its heir can lead.** Members open the group with their vote in that
+     term given away (`begin_log_at`), and stand for election in later ones. So an heir that can have done it only once
+     leads in it without asking (`RaftGroup.lead_first`).
 
 A message is handled when it comes; answers leave in `speak`, once for all that came before it.
 """
@@ -115,6 +118,9 @@ class Core(Protocol):
     def hurry(self) -> None:
         """Wait no longer for a leader."""
         ...
+
+    def lead(self) -> None:
+        """All members have voted for us in the current term."""
 
     def count(self, peer: str, match: int) -> None:
         """A follower has answered, and has the log up to `match`."""
@@ -217,6 +223,12 @@ class Guard:
         """Stand for election at once, whomever the others have heard last."""
         self._campaign_term = self._core.term + 1
         self._core.hurry()
+        self.core_due = True
+
+    def lead(self) -> None:
+        """Lead in the current term, whose votes are known to be ours."""
+        self._core.lead()
+        self._note_role()
         self.core_due = True
 
     def on_durable(self) -> None:

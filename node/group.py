@@ -11,7 +11,8 @@ above T. A replica that has applied P has
 therefore applied everything up to T, also on a shard on which nothing is written. (Spec: streaming, 3.6 and I-TT-11.)
 
 Generations. The members of a Raft group never change. A `Handover` is its last entry: once it is applied the group is
-over here, and `reopen` goes on with the group of the next generation, on the same state. (Spec: raft, section 4.)
+over here, and `reopen` goes on with the group of the next generation, on the same state. Who has led to the end goes
+on leading if the handover names it first; otherwise there is an election. (Spec: raft, section 4.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from cluster.machine import Acknowledge, Outcome, Rejected, StateMachine
+from cluster.machine import Acknowledge, Generation, Outcome, Rejected, StateMachine
 from cluster.membership import generation_of
 from cluster.message import (
     Compacted,
@@ -150,6 +151,8 @@ class GroupHost(Generic[Machine]):
         """Whether another generation goes on: nothing more is said or applied in this one."""
         self.last_term = 0
         """The term of the last entry of the generation that is over."""
+        self.begun: Generation | None = None
+        """The generation that this replica has ended the one before for, as the leader whose term that entry is of."""
         self.is_whole = not raft.peers
         """Whether this replica has once had everything that its leader had; until then it answers no reads."""
         self.led = asyncio.Event()
@@ -451,8 +454,10 @@ class GroupHost(Generic[Machine]):
                 ):
                     self._providing = asyncio.get_running_loop().create_task(self._provide(event, entry))
                     return applied
+                leads = self.raft.leads and self.raft.term == event.term
                 self._apply(event.position, entry)
                 if self._end_generation(event.term):
+                    self.begun = self.machine.generation if leads else None
                     return True
             self._backlog.popleft()
             applied = True

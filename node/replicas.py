@@ -340,12 +340,13 @@ class Replicas:
             self._node.keep(asyncio.get_running_loop().create_task(self._settle(slot)))
             return
         raft_log = self._node.journal.group(group_id(slot, state.number))
-        begin_log_at(raft_log, int(host.machine.position), host.last_term)  # unless another's checkpoint is older
+        heir = state.members[0] if host.machine.position == state.position else ""
+        begin_log_at(raft_log, int(host.machine.position), host.last_term, heir)  # unless another's checkpoint is older
         raft = self._raft(slot, state.number, state.members, host.machine, host.last_term)
-        is_fresh = raft.last_position == state.position
+        is_fresh, is_own = raft.last_position == state.position, host.begun == state
         host.reopen(raft)
         self._attach(host)
-        if is_fresh and state.members[0] == self._node.name:
+        if is_fresh and state.members[0] == self._node.name and not (is_own and raft.lead_first()):
             raft.campaign()
         self._node.keep(asyncio.get_running_loop().create_task(self._settle(slot)))
         self._node.placing.wake()

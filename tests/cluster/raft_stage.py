@@ -35,6 +35,7 @@ class Actor:
         self.events: list[RaftEvent] = []
         self.applied, self.applied_term, self.abstains = 0, 0, 0
         self.committed = 0
+        self.heir = ""
         self.stamps = 0
         self.speed = 1.0
 
@@ -64,7 +65,7 @@ class Actor:
         self.journal = Journal.open(self.disk, "journal", file_bytes_max=1 << 20)
         self.events, self.alive = [], True
         if self.applied:
-            begin_log_at(self.log, self.applied, self.applied_term)
+            begin_log_at(self.log, self.applied, self.applied_term, self.heir)
         self.raft = RaftGroup(
             0,
             self.name,

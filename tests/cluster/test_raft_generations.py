@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.checkpoint import begin_log_at
 from cluster.raft import NotLeader, RaftConfig
+from cluster.raft_wire import Append, decode
+from storage.journal import HardState
 from tests.cluster.raft_stage import Stage
 
 CONFIG = RaftConfig()
@@ -136,6 +139,97 @@ def test_a_first_leader_need_not_wait() -> None:
     for _ in range(4):
         stage.settle()
     assert stage["b"].raft.leads and stage.now == 0
+
+
+def begun(heir: str) -> Stage:
+    """A stage on which three servers open a group that goes on from position 7, an entry of term 4."""
+    stage = Stage(3)
+    for name, actor in stage.actors.items():
+        stage.crash(name)
+        actor.applied, actor.applied_term, actor.heir = 7, 4, heir
+        actor.start()
+    for one, two in stage.links:
+        stage.links[one, two].clear()
+        stage[one].raft.session(two, True)
+    return stage
+
+
+def leaders(stage: Stage) -> list[str]:
+    return [name for name, actor in stage.actors.items() if actor.raft.leads]
+
+
+def test_an_heir_leads_without_being_elected() -> None:
+    """It takes proposals when its first entry is on a majority's disks: no vote is asked for, and none is written."""
+    stage = begun("b")
+    assert stage["b"].raft.lead_first() and stage["b"].raft.term == 5
+    stage["b"].sync()
+    assert leaders(stage) == []
+    assert all(isinstance(decode(*message), Append) for message in stage.links["b", "a"])
+    stage.deliver("ba")
+    stage["a"].sync()
+    stage.deliver("ab")
+    stage["b"].tick()
+    assert leaders(stage) == ["b"] and stage.now == 0
+    stage["b"].raft.propose(b"x")
+    for _ in range(3):
+        stage.settle()
+    assert all(actor.delivered == [b"x"] and actor.raft.leader == "b" for actor in stage.actors.values())
+
+
+def test_in_an_heirs_term_nobody_else_is_elected() -> None:
+    """Whoever stands for election does so in a later term, and whoever was opened first has no vote left for it."""
+    stage = begun("b")
+    assert stage["b"].raft.lead_first()
+    stage.cut("a", "b")
+    stage.cut("b", "c")
+    stage.wait(2 * CONFIG.election_s_max)
+    stage["a"].raft.campaign()
+    stage["a"].sync()
+    stage.settle("ac")
+    stage.settle("ac")
+    stage.settle("ac")
+    stage["b"].sync()
+    assert leaders(stage) == ["a"] and stage["a"].raft.term == 6
+
+
+@pytest.mark.parametrize(
+    ("known", "begins", "expected"),
+    [
+        pytest.param(None, True, HardState(5, "b"), id="blank"),
+        pytest.param(HardState(4, None), False, HardState(5, "b"), id="begun by a checkpoint before it was a member"),
+        pytest.param(HardState(4, "c"), False, HardState(5, "b"), id="voted in the term before"),
+        pytest.param(HardState(5, None), False, HardState(5, None), id="heard the heir"),
+        pytest.param(HardState(6, "c"), False, HardState(6, "c"), id="voted later"),
+    ],
+)
+def test_whoever_opens_a_generation_has_voted_for_the_heir(
+    known: HardState | None, begins: bool, expected: HardState
+) -> None:
+    """However its log began, a member has no other vote in the first term; what it has voted since stays."""
+    log = Stage(1)["a"].journal.group(1)
+    if known is not None:
+        begin_log_at(log, 7, 4)
+        log.set_hard_state(known.term, known.vote)
+    assert begin_log_at(log, 7, 4, "b") == begins
+    assert (log.hard_state, log.base_position, log.last_term) == (expected, 7, 4)
+    log.append(b"x", 8, expected.term)
+    assert not begin_log_at(log, 7, 4, "b")
+    assert (log.hard_state, log.last_position) == (expected, 8)
+
+
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_nobody_is_an_heir_twice(is_durable: bool) -> None:
+    """After a crash its vote, and what it has sent, bind the heir; only one whose log begins leads unasked."""
+    stage = begun("b")
+    assert not stage["a"].raft.lead_first()
+    stage["b"].raft.lead_first()
+    if is_durable:
+        stage["b"].sync()
+        stage.crash("b")
+        stage["b"].start()
+        assert not stage["b"].raft.lead_first()
+    stage["a"].sync()
+    assert stage["a"].log.hard_state == HardState(5, "b")
 
 
 @pytest.mark.parametrize("known", [0, 3, 9])
