@@ -31,6 +31,9 @@ thread; the watchdog, which reads the loop's stack.
     -> each group replays its log's tail, and leads -> open changes of the catalogue are finished
     -> chunks that a crash left are removed, upkeep begins -> the port opens -> indexes load: ready
 
+Most of the time of a start are imports. What serves clients is imported by a thread while the data is read
+(`front.py`), the gRPC server for its first client (`grpc/late.py`), and what only a command or a file needs by those.
+
 With peers a node opens its groups and its sessions, and then its port; it is ready when all its groups have leaders and
 its replicas are whole.
 
@@ -110,7 +113,7 @@ end: frames arrive in order or the session ends, and with it every call that wai
 sends can do more than be refused and counted.
 
 **Where to find it:** `__main__` the command line; `settings`, `config` what can be set, and where from; `app` the
-process; `edge` what both interfaces share; `node` the parts and their order; `group`, `journaling` logs; `service` what
+process, `front` what clients see of it; `edge` what both interfaces share; `node` the parts and their order; `group`, `journaling` logs; `service` what
 can be asked, `database` the answer, `write`, `read` rows, `route` where to ask, `freshness` what may answer, `subread`
 reads between nodes, `scope` what a request carries along; `upkeep` a shard's background, `background` a node's;
 `workers`, `clock`, `disk` the seams of the real world; `check` a directory offline; `status_tables` what `annulus
