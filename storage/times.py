@@ -62,6 +62,8 @@ def parse_time(text: str, zone: tzinfo) -> Moment:
     """Return the point in time of an ISO 8601 text. Raises ValueError."""
     if len(text) > _TEXT_CHARS_MAX:
         raise ValueError("too long for a time")
+    if "\0" in text:  # Python would not look at what follows
+        raise ValueError("a text of a time has no zero byte")
     found = datetime.fromisoformat(text.strip())
     if found.tzinfo is None:
         found = found.replace(tzinfo=zone)
