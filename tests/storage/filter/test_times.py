@@ -51,7 +51,7 @@ def test_texts_are_of_the_zone_unless_they_say(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "2025-13-01", "9999-12-31T23:59:59-08:00", "5", "2025-01-01" * 9, "2025-01-01\0"]
+    "text", ["", "x", "2025-13-01", "9999-12-31T23:59:59-08:00", "5", "2025-01-01" * 9, "2025-01-01T00:00:00Z\0"]
 )
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
