@@ -14,45 +14,65 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.catalog import Collection
-from cluster.route import by_number, split
 from index.metric import Metric
 from index.protocol import Form
 from index.sparse import SparseRows
 from index.spec import IndexSpec, SearchParams, SpecError, parse_search_params
+from node.answering import (
+    Snapshot,
+    aggregate_rows,
+    count_rows,
+    count_terms,
+    find_and_fetch,
+    narrowed_by,
+    query_and_fetch,
+    query_ordered,
+    search_all,
+    search_and_fetch,
+    search_grouped,
+    vector_query,
+)
 from node.calls import Answer as Reply
-from node.clock import Clock
 from node.freshness import Freshness, Need, Needs
 from node.metrics import PlanKind, Routed
 from node.network import Link
 from node.node import Node
+from node.resolve import (
+    COUNT,
+    Output,
+    aggregation_of,
+    check_form,
+    group_field,
+    orders_of,
+    partitions_of_key,
+    readable_partitions,
+    resolve_output,
+    typed_keys,
+    vector_field,
+    with_fields,
+)
 from node.route import PATIENCE_S, name_of, one_error
-from node.scope import Ticks, current
-from node.service import Consistency, HybridRequest, Order, ReadOptions, Rows, SearchRequest, SearchResult
-from node.subread import NO_TICKS, Answer, Kind, Nearness, Question, SubQuestion, merge_answers
-from storage.aggregation import Aggregate, Aggregation, Groups, Operator, aggregate, finished
-from storage.bm25 import Statistics, statistics, weighted
+from node.scope import current
+from node.service import Consistency, HybridRequest, ReadOptions, Rows, SearchRequest, SearchResult
+from node.subread import Answer, Kind, Nearness, Question, SubQuestion, merge_answers
+from storage.aggregation import finished
+from storage.bm25 import Statistics, weighted
 from storage.columns import Batch
 from storage.errors import (
     BadJson,
-    BadPrimaryKey,
     CollectionNotFound,
-    CollectionNotLoaded,
-    FieldNotFound,
     InvalidParameter,
     MissingParameter,
     NotFresh,
-    PartitionNotLoaded,
     SchemaMismatch,
     SnapshotGone,
     StorageFault,
@@ -61,26 +81,19 @@ from storage.errors import (
 from storage.filter.compiled import CompiledFilter, compile_filter
 from storage.filter.indexed import Indexed
 from storage.fusion import FusedGroups, fuse
-from storage.grouping import Grouping, Narrowed, merge_groups, search_groups
+from storage.grouping import Grouping, Narrowed
 from storage.key_lookup import Keys, batch_keys, key_list
-from storage.merging import ScoredRows, rounded
-from storage.ordering import OrderBy, ordered, sort_keys
-from storage.schema import CollectionSchema, DataType, FieldSchema
+from storage.merging import rounded
+from storage.ordering import sort_keys
+from storage.schema import CollectionSchema, FieldSchema
 from storage.search import (
-    Refs,
     Step,
     VectorQuery,
-    count,
-    fetch,
-    find_keys,
-    inserted_ticks,
     may_take_long,
-    query,
-    search,
 )
 from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
-from storage.vectors import Vectors, concat, searchable
-from storage.view import SegmentView, empty_column
+from storage.vectors import Vectors, searchable
+from storage.view import SegmentView
 
 BATCHES_MAX: Final = 1
 """Batches of one kind at the same time. Two were measured slower, with a longer tail: they and the loop contend for the
@@ -95,56 +108,15 @@ FILTERS_KEPT: Final = 256
 FILTER_CHARS_KEPT_MAX: Final = 4_096
 PLANS_KEPT: Final = 256
 PLAN_CHARS_KEPT_MAX: Final = 4_096
-COUNT: Final = "count(*)"
 GROUPS_MAX: Final = 16_384
 """Of a query that aggregates and names no limit."""
-ISOLATION: Final = "partitionkey.isolation"
-"""Property of a collection: each search is of the rows with one value of the partition key."""
 READ_METHOD: Final = "shard/read"
 SMALL_ROWS_MAX: Final = 256
 """Answers of at most so many rows without vectors travel with the small calls, not behind chunks."""
 STRONG: Final = Consistency.STRONG
-_GROUP_VALUE: Final = "annulus_group_value"
-_AGGREGATE: Final = re.compile(r"(count|sum|avg|min|max)\s*\(\s*(\*|[A-Za-z_][A-Za-z0-9_]*)\s*\)", re.I)
 NO_OPTIONS: Final = ReadOptions()
-
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Output:
-    """Which fields an answer shows; `dynamic_keys` as in `Rows`."""
-
-    fields: tuple[FieldSchema, ...]
-    dynamic_keys: tuple[str, ...] | None = ()
-
-    def field_ids(self, schema: CollectionSchema) -> list[FieldId]:
-        """Return the columns to fetch: what is shown, and `$meta` if any of its keys is."""
-        ids = [one.id for one in self.fields]
-        if self.dynamic_keys != () and schema.dynamic is not None:
-            ids.append(schema.dynamic.id)
-        return ids
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a read sees."""
-
-    schema: CollectionSchema
-    views: Sequence[SegmentView]
-    tick: Tick
-    expire_before: Tick
-    ticks: Ticks
-    """As of which tick each shard is seen."""
-    is_known: bool = True
-    """Whether a shard has the collection at all."""
-
-    def fetch(self, refs: Refs, field_ids: Sequence[FieldId]) -> Batch:
-        """Return these fields of rows that were found in this snapshot."""
-        if len(refs) == 0:
-            return Batch({one: empty_column(self.schema.by_id[one]) for one in field_ids}, 0)
-        return fetch(self.views, refs, field_ids)
 
 
 @dataclass(frozen=True)
@@ -222,15 +194,12 @@ class Reader:
             grouping=grouping,
         )
         answer = await self._ask(collection, question, plan.row_filter, options)
-        for step in answer.steps:
-            self._node.metrics.searched(PlanKind(step.plan))
         scores, batch = rounded(answer.scores, request.round_decimal), answer.batch
         if orders and batch.rows:
             owners = np.repeat(np.arange(len(answer.counts)), np.asarray(answer.counts, np.int64))
             order = np.lexsort([*sort_keys(batch, orders), owners])
             scores, batch = scores[order], batch.take(order)
-        explain = [step.to_dict() for step in answer.steps] if options.explain else ()
-        rows = self._rows(collection.schema, batch, plan.output, explain=explain)
+        rows = self._rows(collection.schema, batch, plan.output, explain=self._explained(answer.steps, options))
         return SearchResult(rows, scores, answer.counts)
 
     async def hybrid(self, collection: Collection, request: HybridRequest, options: ReadOptions) -> SearchResult:
@@ -259,8 +228,6 @@ class Reader:
             grouping=None if groups is None else groups.grouping,
         )
         answer = await self._ask(collection, question, None, options)
-        for step in answer.steps:
-            self._node.metrics.searched(PlanKind(step.plan))
         found = fuse(
             answer.by_search(question),
             [one.near.metric for one in searches],
@@ -271,9 +238,14 @@ class Reader:
             groups=groups,
         )
         scores = rounded(found.scores, request.round_decimal)
-        explain = [step.to_dict() for step in answer.steps] if options.explain else ()
-        rows = self._rows(collection.schema, found.batch, plan.output, explain=explain)
+        rows = self._rows(collection.schema, found.batch, plan.output, explain=self._explained(answer.steps, options))
         return SearchResult(rows, scores, found.counts)
+
+    def _explained(self, steps: Sequence[Step], options: ReadOptions) -> Sequence[Mapping[str, Any]]:
+        """Count how the segments were searched, and return it if that is asked for."""
+        for step in steps:
+            self._node.metrics.searched(PlanKind(step.plan))
+        return [step.to_dict() for step in steps] if options.explain else ()
 
     def _plan(self, collection: Collection, request: SearchRequest, options: ReadOptions) -> _Plan:
         key = (
@@ -284,8 +256,8 @@ class Reader:
         if known is not None and known.collection is collection and not options.params:
             self._plans.move_to_end(key)
             return known
-        partitions = _readable_partitions(collection, options.partitions)
-        anns_field = _anns_field(collection.schema, request.anns_field)
+        partitions = readable_partitions(collection, options.partitions)
+        anns_field = vector_field(collection.schema, request.anns_field)
         spec = self._index_spec(collection, anns_field, request.metric_type)
         output = resolve_output(collection.schema, options.output_fields)
         try:
@@ -293,7 +265,7 @@ class Reader:
         except SpecError as error:
             raise InvalidParameter(str(error)) from error
         row_filter = self.compile(collection, options)
-        partitions = _partitions_of_key(collection, row_filter, partitions, isolated=True)
+        partitions = partitions_of_key(collection, row_filter, partitions, isolated=True)
         columns = tuple(output.field_ids(collection.schema))
         plan = _Plan(collection, anns_field, spec, output, params, row_filter, partitions, columns)
         if not options.params and sum(map(len, (key[4], key[5], *key[6], *key[7]))) <= PLAN_CHARS_KEPT_MAX:
@@ -333,7 +305,7 @@ class Reader:
         if vectors is None or len(vectors) == 0:
             raise MissingParameter("missing required parameters, error: either data or ids must be given")
         if anns_field.type.form is not Form.DENSE:
-            _check_form(anns_field, vectors)
+            check_form(anns_field, vectors)
         elif isinstance(vectors, SparseRows) or vectors.ndim != 2 or vectors.shape[1] != anns_field.dim:
             if isinstance(vectors, SparseRows):
                 raise BadJson(f"field {anns_field.name} is {anns_field.type}, the query vectors are sparse")
@@ -361,9 +333,9 @@ class Reader:
 
     async def query(self, collection: Collection, options: ReadOptions, *, limit: int, offset: int) -> Rows:
         """Return the rows that match, by primary key ascending; limit 0 means all."""
-        partitions = _readable_partitions(collection, options.partitions)
+        partitions = readable_partitions(collection, options.partitions)
         row_filter = self.compile(collection, options)
-        partitions = _partitions_of_key(collection, row_filter, partitions)
+        partitions = partitions_of_key(collection, row_filter, partitions)
         asked = (collection.collection_id, partitions, not options.ignore_growing, options.filter, options.params)
         aggregation = aggregation_of(collection.schema, options)
         if aggregation is not None:
@@ -387,7 +359,7 @@ class Reader:
 
     async def get(self, collection: Collection, ids: Sequence[int | str], options: ReadOptions) -> Rows:
         """Return the rows with these primary keys; keys without a row are skipped."""
-        partitions = _readable_partitions(collection, options.partitions)
+        partitions = readable_partitions(collection, options.partitions)
         keys = typed_keys(collection.schema.primary, ids)
         output = resolve_output(collection.schema, options.output_fields)
         columns = tuple(output.field_ids(collection.schema))
@@ -623,19 +595,19 @@ class Reader:
         if not seen.is_known:
             return Answer.nothing(question, None, seen.ticks)
         if question.kind is Kind.COUNT:
-            counted = await self._node.read(_count, seen, row_filter)
+            counted = await self._node.read(count_rows, seen, row_filter)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), count=counted)
         if question.kind is Kind.TERMS:
-            return await self._node.read(_count_terms, seen, question)
+            return await self._node.read(count_terms, seen, question)
         columns: Sequence[FieldId] = question.field_ids
         if question.grouping is not None and question.near is not None:
-            narrowed = _narrowed(question, question.grouping, schema)
-            return await self._node.read(_search_grouped, seen, question, row_filter, narrowed)
+            narrowed = narrowed_by(question, question.grouping, schema)
+            return await self._node.read(search_grouped, seen, question, row_filter, narrowed)
         if question.aggregation is not None:
-            groups = await self._node.read(_aggregate, seen, row_filter, question.aggregation, question.limit)
+            groups = await self._node.read(aggregate_rows, seen, row_filter, question.aggregation, question.limit)
             return replace(Answer.of_rows(Batch({}, 0), seen.ticks), groups=groups)
         if question.orders:
-            batch = await self._node.read(_query_ordered, seen, row_filter, question)
+            batch = await self._node.read(query_ordered, seen, row_filter, question)
             return Answer.of_rows(batch, seen.ticks)
         if question.searches:
             filters = [
@@ -643,13 +615,13 @@ class Reader:
             ]
             narrowing: Sequence[Narrowed | None] = [None] * len(filters)
             if question.grouping is not None:
-                narrowing = [_narrowed(one, question.grouping, schema) for one in question.searches]
-            return await self._node.read(_search_all, seen, question, filters, narrowing)
+                narrowing = [narrowed_by(one, question.grouping, schema) for one in question.searches]
+            return await self._node.read(search_all, seen, question, filters, narrowing)
         if question.kind is Kind.GET:
             assert question.keys is not None, "a get has keys"
-            batch, inserted = await self._node.read(_find_and_fetch, seen, question.keys, columns, question.inserted)
+            batch, inserted = await self._node.read(find_and_fetch, seen, question.keys, columns, question.inserted)
             return Answer.of_rows(batch, seen.ticks, inserted)
-        batch = await self._node.read(_query_and_fetch, seen, row_filter, question.limit, question.offset, columns)
+        batch = await self._node.read(query_and_fetch, seen, row_filter, question.limit, question.offset, columns)
         return Answer.of_rows(batch, seen.ticks)
 
     def snapshot(self, target: _Target, partitions: frozenset[PartitionId] | None, *, growing: bool = True) -> Snapshot:
@@ -732,7 +704,7 @@ class Reader:
                 try:
                     seen = self.snapshot(target, question.partitions, growing=question.growing)
                     if seen.is_known:
-                        asked = _vector_query(question, row_filter, seen, [one for one, _ in batch])
+                        asked = vector_query(question, row_filter, seen, [one for one, _ in batch])
                         answers = await self._answers(gathering, seen, asked, question, [len(one) for one, _ in batch])
                     else:
                         answers = [Answer.nothing(question, None, seen.ticks)] * len(batch)
@@ -754,9 +726,9 @@ class Reader:
         queries, clock, known_s = len(asked.queries), self._node.seams.clock, gathering.query_s
         is_brief = known_s is not None and known_s * queries <= BRIEF_S
         if is_brief and not may_take_long(seen.views, asked, queries, question.field_ids):
-            answers, took_s = _search_and_fetch(clock, seen, asked, question, sizes)
+            answers, took_s = search_and_fetch(clock, seen, asked, question, sizes)
         else:
-            answers, took_s = await self._node.read(_search_and_fetch, clock, seen, asked, question, sizes)
+            answers, took_s = await self._node.read(search_and_fetch, clock, seen, asked, question, sizes)
         query_s = took_s / queries
         # A long time may be that of others on a busy machine: what is remembered falls at once and rises slowly.
         gathering.query_s = query_s if known_s is None else min(query_s, 1.05 * known_s)
@@ -812,361 +784,3 @@ async def _all(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     if failed:
         raise one_error(failed)
     return [one for one in results if not isinstance(one, BaseException)]
-
-
-def _vector_query(
-    question: Question, row_filter: CompiledFilter | None, seen: Snapshot, vectors: Sequence[Vectors]
-) -> VectorQuery:
-    """Return the search of these vectors that is asked for, as of a snapshot."""
-    near = question.near
-    assert near is not None and question.limit is not None, "a search has vectors and a limit"
-    return _asked(near, concat(vectors), question.limit + question.offset, row_filter, seen)
-
-
-def _asked(
-    near: Nearness, queries: Vectors, limit: int, row_filter: CompiledFilter | None, seen: Snapshot
-) -> VectorQuery:
-    return VectorQuery(
-        queries,
-        near.field_id,
-        near.metric,
-        limit,
-        seen.tick,
-        near.params,
-        None if row_filter is None or row_filter.always_true else row_filter,
-        seen.expire_before,
-        explain=True,
-    )
-
-
-# in worker threads
-
-
-def _search_and_fetch(
-    clock: Clock, seen: Snapshot, asked: VectorQuery, question: Question, sizes: Sequence[int]
-) -> tuple[list[Answer], float]:
-    """Return the answers to searches of so many queries each, one call of the engine and one fetch for all, and the
-    seconds.
-    """
-    began_s = clock.monotonic_s()
-    found, steps = _found(seen, asked, question.offset, question.field_ids)
-    answers, first, row = [], 0, 0
-    for size in sizes:
-        mine = found.counts[first : first + size]
-        first, stop = first + size, row + sum(mine)
-        answers.append(Answer(mine, found.scores[row:stop], found.batch.slice(row, stop), steps, seen.ticks))
-        row = stop
-    return answers, clock.monotonic_s() - began_s
-
-
-def _found(
-    seen: Snapshot, asked: VectorQuery, offset: int, field_ids: Sequence[FieldId]
-) -> tuple[ScoredRows, tuple[Step, ...]]:
-    """Return the rows that a search finds, from this place of each query's hits on, and how it went about it."""
-    hits = search(seen.views, asked)
-    views, offsets = hits.views[:, offset:], hits.offsets[:, offset:]
-    found = offsets >= 0
-    rows = seen.fetch(Refs(views[found], offsets[found]), field_ids)
-    scores = asked.metric.scores(hits.distances[:, offset:][found]).astype(np.float32, copy=False)
-    return ScoredRows(found.sum(axis=1).tolist(), scores, rows), hits.steps
-
-
-def _search_all(
-    seen: Snapshot,
-    question: Question,
-    filters: Sequence[CompiledFilter],
-    narrowing: Sequence[Narrowed | None],
-) -> Answer:
-    """Return the answer to the searches of a hybrid search, each by itself."""
-    parts: list[ScoredRows] = []
-    steps: list[Step] = []
-    for sub, row_filter, narrowed in zip(question.searches, filters, narrowing, strict=True):
-        asked = _asked(sub.near, sub.near.vectors, sub.limit + sub.offset, row_filter, seen)
-        if question.grouping is not None and narrowed is not None and seen.views:
-            parts.append(_groups(seen, asked, question.grouping, narrowed, question.field_ids, sub.limit, sub.offset))
-            continue
-        found, mine = _found(seen, asked, sub.offset, question.field_ids)
-        parts.append(found)
-        steps += mine
-    return Answer.of_searches(parts, steps, seen.ticks)
-
-
-def _within(text: str, templates: Mapping[str, Any], name: str, schema: CollectionSchema, value: Any) -> CompiledFilter:
-    """Return the filter for rows that pass this one and have the value in the field of this name."""
-    mine = f"{name} is null" if value is None else f"{name} == {{{_GROUP_VALUE}}}"
-    both = f"({text}) and {mine}" if text.strip() else mine
-    return compile_filter(both, schema, templates if value is None else {**templates, _GROUP_VALUE: value})
-
-
-def _without(
-    text: str, templates: Mapping[str, Any], name: str, schema: CollectionSchema, values: Sequence[Any]
-) -> CompiledFilter:
-    """Return the filter for rows that pass this one and have none of the values in the field of this name."""
-    live = [value for value in values if value is not None]
-    others = f"{name} not in {{{_GROUP_VALUE}}}"
-    mine = f"{name} is not null and {others}" if len(live) < len(values) else f"({name} is null or {others})"
-    return compile_filter(f"({text}) and {mine}" if text.strip() else mine, schema, {**templates, _GROUP_VALUE: live})
-
-
-def _search_grouped(
-    seen: Snapshot, question: Question, row_filter: CompiledFilter | None, narrowed: Narrowed
-) -> Answer:
-    near, grouping = question.near, question.grouping
-    assert near is not None and grouping is not None and question.limit is not None, "what a search for groups has"
-    asked = _asked(near, near.vectors, question.limit + question.offset, row_filter, seen)
-    if not seen.views:
-        return Answer.nothing(question, seen.schema, seen.ticks)
-    best = _groups(seen, asked, grouping, narrowed, question.field_ids, question.limit, question.offset)
-    return Answer(*best, ticks=seen.ticks)
-
-
-def _groups(
-    seen: Snapshot,
-    asked: VectorQuery,
-    grouping: Grouping,
-    narrowed: Narrowed,
-    field_ids: Sequence[FieldId],
-    limit: int,
-    offset: int,
-) -> ScoredRows:
-    return merge_groups(
-        [search_groups(seen.views, asked, grouping, narrowed, field_ids)],
-        seen.schema.primary.id,
-        grouping,
-        limit=limit,
-        offset=offset,
-        larger_is_better=asked.metric.is_similarity,
-    )
-
-
-def _narrowed(asked: Question | SubQuestion, grouping: Grouping, schema: CollectionSchema) -> Narrowed:
-    facts = asked.filter, asked.templates, schema.by_id[grouping.field_id].name, schema
-    return Narrowed(partial(_within, *facts), partial(_without, *facts))
-
-
-def _query_ordered(seen: Snapshot, row_filter: CompiledFilter | None, question: Question) -> Batch:
-    refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
-    primary = seen.schema.primary.id
-    looked_at = seen.fetch(refs, with_fields((primary,), [one.field_id for one in question.orders]))
-    order = ordered(looked_at, primary, question.orders, limit=question.limit, offset=question.offset)
-    return seen.fetch(Refs(refs.views[order], refs.offsets[order]), question.field_ids)
-
-
-def _aggregate(seen: Snapshot, row_filter: CompiledFilter | None, aggregation: Aggregation, most: int | None) -> Groups:
-    refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
-    batch = seen.fetch(refs, aggregation.field_ids)
-    return aggregate(Batch(batch.columns, len(refs)), aggregation, most)
-
-
-def _query_and_fetch(
-    seen: Snapshot, row_filter: CompiledFilter | None, limit: int | None, offset: int, field_ids: Sequence[FieldId]
-) -> Batch:
-    refs = query(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before, limit=limit, offset=offset)
-    return seen.fetch(refs, field_ids)
-
-
-def _find_and_fetch(
-    seen: Snapshot, keys: Keys, field_ids: Sequence[FieldId], inserted: bool
-) -> tuple[Batch, npt.NDArray[np.int64]]:
-    """Return the rows with these keys, and if wanted the ticks at which they were inserted."""
-    refs = find_keys(seen.views, keys, tick=seen.tick, expire_before=seen.expire_before)
-    return seen.fetch(refs, field_ids), inserted_ticks(seen.views, refs) if inserted else NO_TICKS
-
-
-def _count_terms(seen: Snapshot, question: Question) -> Answer:
-    assert isinstance(question.keys, np.ndarray), "terms are numbers"
-    terms = question.keys.tolist()
-    found = statistics(seen.views, question.field_ids[0], terms, seen.tick, seen.expire_before)
-    numbers = np.concatenate([np.array([found.terms], np.int64), found.with_term])
-    return replace(Answer.of_rows(Batch({}, 0), seen.ticks, numbers), count=found.rows)
-
-
-def _count(seen: Snapshot, row_filter: CompiledFilter | None) -> int:
-    return count(seen.views, row_filter, tick=seen.tick, expire_before=seen.expire_before)
-
-
-# what a request names
-
-
-def typed_keys(primary: FieldSchema, ids: Sequence[int | str]) -> Keys:
-    """Return the primary keys as the field has them. Raises BadPrimaryKey."""
-    if primary.type is DataType.VARCHAR:
-        return [str(one) for one in ids]
-    try:
-        return np.array([int(one) for one in ids], np.int64)
-    except (ValueError, OverflowError) as error:
-        raise BadPrimaryKey(f"please check the primary key and its' type can only in [int, string]: {error}") from error
-
-
-def resolve_output(schema: CollectionSchema, names: Sequence[str]) -> Output:
-    """Return the fields to show for these names: declared ones, "*", dynamic keys. The primary key always is."""
-    chosen: dict[str, FieldSchema] = {}
-    dynamic: list[str] | None = []
-    for name in names:
-        if name == "*":
-            chosen.update((one.name, one) for one in schema.user_fields if one.id not in schema.computed)
-            dynamic = None
-        elif name in schema.by_name and schema.by_name[name].id in schema.computed:
-            raise InvalidParameter(
-                f"not allowed to retrieve raw data of field {name}, which a function computes: ask for its input, "
-                f"{schema.computed[schema.by_name[name].id].name}: invalid parameter"
-            )
-        elif name in schema.by_name and not schema.by_name[name].dynamic:
-            chosen[name] = schema.by_name[name]
-        elif schema.dynamic is None:
-            raise FieldNotFound(f"field {name} not exist; fields: {', '.join(one.name for one in schema.user_fields)}")
-        elif name == schema.dynamic.name:
-            dynamic = None
-        elif dynamic is not None:
-            dynamic.append(name)
-    chosen.setdefault(schema.primary.name, schema.primary)
-    if schema.dynamic is None:
-        dynamic = []
-    return Output(tuple(chosen.values()), None if dynamic is None else tuple(dict.fromkeys(dynamic)))
-
-
-def with_fields(some: Sequence[FieldId], more: Sequence[FieldId]) -> tuple[FieldId, ...]:
-    """Return the fields of both, each once."""
-    return tuple(dict.fromkeys([*some, *more]))
-
-
-def group_field(schema: CollectionSchema, name: str) -> FieldSchema:
-    """Return the field of this name if rows can be grouped by it. Raises InvalidParameter."""
-    one = schema.by_name.get(name)
-    if one is None:
-        raise InvalidParameter(
-            f"group by field {name[:80]} does not exist in the collection's schema: invalid parameter"
-        )
-    if not (one.type.is_integer or one.type in (DataType.BOOL, DataType.VARCHAR)):
-        raise InvalidParameter(
-            f"group by field {name} of type {one.type} is not supported: group by Bool, an integer or VarChar: "
-            "invalid parameter"
-        )
-    return one
-
-
-def orders_of(schema: CollectionSchema, orders: Sequence[Order]) -> tuple[OrderBy, ...]:
-    """Return the fields to order by. Raises InvalidParameter."""
-    found = []
-    for order in orders:
-        one = schema.by_name.get(order.field_name)
-        if one is None or one.dynamic:
-            raise InvalidParameter(f"orderBy field {order.field_name[:80]} does not exist: invalid parameter")
-        if not (one.type.is_numeric or one.type in (DataType.BOOL, DataType.VARCHAR, DataType.TIMESTAMPTZ)):
-            raise InvalidParameter(
-                f"orderBy field {one.name} of type {one.type} is not sortable: order by Bool, a number or VarChar: "
-                "invalid parameter"
-            )
-        nulls_first = order.descending if order.nulls_first is None else order.nulls_first
-        found.append(OrderBy(one.id, order.descending, nulls_first))
-    return tuple(found)
-
-
-def aggregation_of(schema: CollectionSchema, options: ReadOptions) -> Aggregation | None:
-    """Return what a query aggregates, None if it wants rows or `count(*)` alone. Raises InvalidParameter."""
-    named = [(name, _AGGREGATE.fullmatch(name.strip())) for name in options.output_fields]
-    aggregates = [(name, found) for name, found in named if found is not None and name not in schema.by_name]
-    if not options.group_by and (not aggregates or [name.replace(" ", "").lower() for name, _ in named] == [COUNT]):
-        return None
-    by = tuple(group_field(schema, name).id for name in dict.fromkeys(options.group_by))
-    if options.order_by:
-        raise InvalidParameter(
-            "orderByFields do not go with aggregates: groups come by their values: invalid parameter"
-        )
-    for name, found in named:
-        if (found is None or name in schema.by_name) and name not in options.group_by:
-            raise InvalidParameter(
-                f"output field {name[:80]} is neither an aggregate (count, sum, avg, min, max) nor among "
-                "groupByFields: invalid parameter"
-            )
-    made = []
-    for name, found in aggregates:
-        assert found is not None
-        made.append(_aggregate_of(schema, name, Operator(found[1].lower()), found[2]))
-    return Aggregation(by, tuple(made))
-
-
-def _aggregate_of(schema: CollectionSchema, shown: str, operator: Operator, name: str) -> Aggregate:
-    if name == "*":
-        if operator is not Operator.COUNT:
-            raise InvalidParameter(f"{shown[:80]}: only count takes a *: invalid parameter")
-        return Aggregate(shown, operator)
-    one = schema.by_name.get(name)
-    if one is None:
-        raise InvalidParameter(f"{shown[:80]}: field {name[:80]} does not exist: invalid parameter")
-    is_extreme = operator in (Operator.MIN, Operator.MAX)
-    if operator is not Operator.COUNT and not (one.type.is_numeric or (is_extreme and one.type is DataType.VARCHAR)):
-        raise InvalidParameter(f"{shown[:80]}: {operator} is not supported for type {one.type}: invalid parameter")
-    return Aggregate(shown, operator, one.id)
-
-
-def _anns_field(schema: CollectionSchema, name: str) -> FieldSchema:
-    if not name:
-        if len(schema.vectors) > 1:
-            names = ", ".join(one.name for one in schema.vectors)
-            raise BadJson(
-                f"can only accept json format request, error: multiple vector fields ({names}): set annsField to one"
-            )
-        return schema.vectors[0]
-    found = schema.by_name.get(name)
-    if found is None or not found.type.is_vector:
-        names = ", ".join(one.name for one in schema.vectors)
-        raise BadJson(f"can only accept json format request, error: no vector field {name}; vector fields: {names}")
-    return found
-
-
-def _check_form(field: FieldSchema, vectors: Vectors) -> None:
-    """Raise BadJson unless these are query vectors of a sparse or binary field."""
-    is_sparse = isinstance(vectors, SparseRows)
-    if is_sparse != (field.type.form is Form.SPARSE):
-        raise BadJson(
-            f"field {field.name} is {field.type}, and the query vectors are {'' if is_sparse else 'not '}sparse"
-        )
-    if not isinstance(vectors, SparseRows) and (vectors.dtype != np.uint8 or vectors.shape[1:] != (field.dim // 8,)):
-        raise BadJson(
-            f"can only accept json format request, error: dimension: {field.dim}, but length of []byte: "
-            f"{vectors.shape[-1]}: field {field.name} has vectors of {field.dim} bits"
-        )
-
-
-def _readable_partitions(collection: Collection, names: Sequence[str]) -> frozenset[PartitionId] | None:
-    """Return the partitions to read, None for all. Raises if any of them is not loaded."""
-    if not collection.is_loaded:
-        raise CollectionNotLoaded(collection.name)
-    if not names:
-        return collection.loaded
-    chosen = frozenset(collection.partition(name) for name in names)
-    if collection.loaded is not None:
-        for name in names:
-            if collection.partition(name) not in collection.loaded:
-                raise PartitionNotLoaded(name)
-    return chosen
-
-
-def _partitions_of_key(
-    collection: Collection,
-    row_filter: CompiledFilter,
-    partitions: frozenset[PartitionId] | None,
-    *,
-    isolated: bool = False,
-) -> frozenset[PartitionId] | None:
-    """Return which of the partitions can have rows that match: a filter may say which values of the partition key.
-
-    isolated  raise InvalidParameter if it must name one value, as the collection's property says, and does not
-    """
-    key = collection.schema.partition_key
-    if key is None:
-        return partitions
-    found = row_filter.keys_of(key)
-    is_one = found is not None and len(found.values) == 1
-    if isolated and not is_one and collection.properties.get(ISOLATION, "").lower() == "true":
-        raise InvalidParameter(
-            "partition key not found in expr or the expr is invalid when validating partition key isolation: "
-            f"the filter should say {key.name} == one value, and more with `and`"
-        )
-    if found is None:
-        return partitions
-    ids = by_number(collection.partitions)
-    owners = [ids[i] for i, rows in enumerate(split(typed_keys(key, found.values), len(ids))) if len(rows)]
-    chosen = frozenset(owners or ids[:1])
-    return chosen if partitions is None else partitions & chosen

@@ -219,7 +219,12 @@ def test_users_and_roles_are_copied(tmp_path: Path, password_file: Path) -> None
         given: dict[str, Any] = {"privilegeGroupName": "own", "privileges": ["Insert"]}
         done(ask(old, "/privilege_groups/add_privileges_to_group", **given))
         for privilege in ("own", "Query", "CollectionReadOnly"):
-            grant: dict[str, Any] = {"roleName": "reader", "privilege": privilege, "collectionName": "c", "dbName": "default"}
+            grant: dict[str, Any] = {
+                "roleName": "reader",
+                "privilege": privilege,
+                "collectionName": "c",
+                "dbName": "default",
+            }
             done(ask(old, "/roles/grant_privilege_v2", **grant))
         backup = meta.FromString(rbac(old, "BackupRBAC", b""))
         assert [user.user for user in backup.RBAC_meta.users] == ["ann"]
