@@ -178,7 +178,11 @@ async def rolling_restart(machines: Machines, chance: random.Random) -> AsyncIte
        lasts_s=(0.0, 3.0), needs=Needs.PEERS)  # fmt: skip
 async def lost_disk(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
     async with machines.all_held():  # a majority must keep its disks until this one is whole again
-        victim = chance.choice(machines.names)
+        founders = [name for name in machines.names if name in machines.cluster.founders]
+        if not founders:  # who joined does not come back under its name: `replace` is what happens to it
+            yield "spared: all nodes have joined"
+            return
+        victim = chance.choice(founders)
         led = _led(machines, victim)
         await machines.ready_all()
         await machines.kill(victim)
