@@ -160,7 +160,8 @@ def check_query(options: ReadOptions, limit: int, offset: int) -> None:
             "invalid max query result window, (offset+limit) should be in range "
             f"[1, {WINDOW_MAX}], but got {limit + offset} (offset {offset}, limit {limit}): invalid parameter"
         )
-    if limit == 0 and not options.filter.strip() and "count(*)" not in options.output_fields:
+    bounded = limit or options.group_by or "count(*)" in options.output_fields
+    if not bounded and not options.filter.strip():
         raise InvalidParameter("empty expression should be used with limit: invalid parameter")
 
 

@@ -203,8 +203,6 @@ async def query(call: Call) -> None:
     ignore_growing = parse_bool(params.get("ignore_growing") or False, "ignore_growing")
     options = read_options(values, (), ignore_growing=ignore_growing)
     limit, offset = _number(params, "limit"), _number(params, "offset")
-    if options.group_by and not limit:
-        limit = WINDOW_MAX - offset
     check_query(options, limit, offset)
     pages = parse_bool(params.get("iterator") or False, "iterator")
 

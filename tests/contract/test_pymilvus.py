@@ -212,6 +212,26 @@ def test_groups_and_orders(client: MilvusClient, node: Running) -> None:
     client.drop_collection("groups")
 
 
+def test_a_query_for_more_groups_than_are_answered(node: Running, client: MilvusClient) -> None:
+    """Without a limit nothing is cut off in silence: all groups come, or the query is refused."""
+    client.create_collection("many", dimension=2, consistency_level="Strong")
+    client.insert("many", [{"id": i, "vector": [1.0, i]} for i in range(16_385)])
+    for expr, wanted in (("id < 16384", 16_384), ("", None)):
+        request = message("milvus.QueryRequest")(
+            collection_name="many",
+            expr=expr,
+            output_fields=["id", "count(*)"],
+            use_default_consistency=True,
+            query_params=[{"key": "group_by_fields", "value": "id"}],
+        )
+        answer = message("milvus.QueryResults").FromString(channel_call(node, "Query", request.SerializeToString()))
+        if wanted is None:
+            assert answer.status.code == 1100 and "more than 16384 groups" in answer.status.reason
+        else:
+            assert [len(_values(one)) for one in answer.fields_data] == [wanted, wanted], answer.status.reason
+    client.drop_collection("many")
+
+
 def _values(data: Any) -> list[Any]:
     """Return the values of a scalar column of an answer."""
     values = list(getattr(data.scalars, data.scalars.WhichOneof("data")).data)
