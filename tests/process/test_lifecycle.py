@@ -103,7 +103,8 @@ def test_a_stop_under_load_keeps_what_was_answered(node: Running) -> None:
     assert answered <= found
     assert len(found - answered) <= len(clients)  # what was under way may have been done
     for shard in node.status()["shards"]:
-        assert shard["position"] - shard["checkpoint"] <= 2, shard  # the new term's own entry
+        # The new term's own entry, and what upkeep has done since; there were 50 inserts and more.
+        assert shard["position"] - shard["checkpoint"] <= 8, shard
 
 
 def test_a_stop_does_not_wait_for_idle_clients(node: Running) -> None:
