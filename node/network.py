@@ -27,8 +27,9 @@ import cbor2
 
 from node.settings import Address
 
-VERSION: Final = 1
-"""Of frames and of the hello: nodes of different versions refuse each other."""
+VERSION: Final = 2
+"""Of frames, of the hello, and of the rules by which nodes elect leaders: nodes of different versions refuse each
+other."""
 HEAD_BYTES_MAX: Final = 1 << 20
 BODY_BYTES_MAX: Final = 256 << 20
 """More than the largest request that a node passes on, times what its rows grow by as columns."""
