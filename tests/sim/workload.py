@@ -193,7 +193,7 @@ class Workload:
         for name in COLLECTIONS:
             wanted = collection_request(name, self.cluster.plan)
             make = partial(_create, wanted)
-            await self.at_some_node(rng, make, attempts=1000, within_s=DDL_S)
+            await self.at_some_node(rng, make, attempts=200, within_s=DDL_S)
         self.made.set()
 
     # the operator
