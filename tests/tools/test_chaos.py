@@ -572,7 +572,7 @@ exec {sys.executable} -m tests.tools.dumb_node "$@"
     ("fault", "noticed"),
     [
         ("", set()),
-        ("late", {Broken.LOST, Broken.GHOST, Broken.STALE, Broken.READ, Broken.CATALOGUE}),
+        ("late", {Broken.LOST, Broken.GHOST, Broken.STALE, Broken.READ, Broken.CATALOGUE, Broken.COUNT}),
         pytest.param("unclean", {Broken.CHECK}, marks=pytest.mark.slow),
     ],
 )
