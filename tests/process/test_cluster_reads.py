@@ -79,13 +79,15 @@ def test_what_a_lone_survivor_says(trio: Trio) -> None:
     asked = {"collectionName": "c", "filter": "", "limit": 5, "outputFields": ["id"]}
     limit = {"Request-Timeout": "3"}
     # A leader may go on until its lease is over: nobody else can have been elected before.
-    until(
-        lambda: lone.call("/entities/query", **asked, consistencyLevel="Strong")["code"] != 0, what="its leases to end"
-    )
-    reply, headers = post(lone, "/entities/query", limit, **asked, consistencyLevel="Strong")
+    strong = {**asked, "consistencyLevel": "Strong"}
+    until(lambda: post(lone, "/entities/query", limit, **strong)[0]["code"] != 0, what="its leases to end")
+    reply, headers = post(lone, "/entities/query", limit, **strong)
     assert reply["code"] == 1 and "has no leader that can be reached, which a Strong read needs" in reply["message"]
     assert "shard " in reply["message"] and headers["Retry-After"] == "1"
-    until(lambda: "shard " in lone.call("/entities/query", **asked).get("message", ""), what="a Bounded read to fail")
+    until(
+        lambda: "shard " in post(lone, "/entities/query", limit, **asked)[0].get("message", ""),
+        what="a Bounded read to fail",
+    )
     reply, headers = post(lone, "/entities/query", limit, **asked)
     assert reply["code"] == 2 and "answers that is as fresh as asked for" in reply["message"]
     assert headers["Retry-After"] == "1"
