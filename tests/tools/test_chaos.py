@@ -14,7 +14,8 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 from xml.etree import ElementTree
 
@@ -29,7 +30,7 @@ from tools.chaos.faults import FAULTS, plan
 from tools.chaos.figures import gaps, longest_gap_s, percentile, rates, repeats
 from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request, Session
 from tools.chaos.machines import Machines
-from tools.chaos.proxy import ANYBODY, Proxies, ProxyProcess, Rule
+from tools.chaos.proxy import ANYBODY, Proxies, ProxyProcess, Rule, Way
 from tools.chaos.registers import SUBJECT, Registers
 from tools.chaos.report import page, summary
 from tools.chaos.run import Happening, Record, Run
@@ -697,3 +698,17 @@ def test_the_page_shows_everything_and_loads_nothing() -> None:
 
 def _request(kind: Kind, at_s: float, *, attempts: int = 1, outcome: Outcome = Outcome.OK) -> Request:
     return Request(kind, "c", at_s, at_s, outcome, attempts, "")
+
+
+def test_connections_that_no_proxy_carries_are_left_alone() -> None:
+    """Once all who have founded the cluster are replaced, there is nothing to break: the fault passes."""
+    broken: list[list[Way]] = []
+    proxies = SimpleNamespace(reset=broken.append)
+    machines = SimpleNamespace(names=["n6", "n7"], ways=lambda sources, targets: [], proxies=proxies)
+
+    async def main() -> None:
+        async with FAULTS["reset"].recipe(cast(Machines, machines), random.Random(1)):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert broken and not any(broken)
