@@ -712,3 +712,16 @@ def test_connections_that_no_proxy_carries_are_left_alone() -> None:
 
     asyncio.run(main())
     assert broken and not any(broken)
+
+
+def test_a_node_is_removed_though_the_answer_was_lost() -> None:
+    """Who asks again is told that there is no such node, and looks whether that is so."""
+    listed = [{"nodes": [{"name": "n1"}, {"name": "n5"}]}, {"nodes": [{"name": "n1"}]}]
+    asked: list[str] = []
+
+    async def operate(what: str, **body: str) -> object:
+        asked.append(what)
+        return listed.pop(0) if what == "list" else None
+
+    asyncio.run(Machines.removed(cast(Machines, SimpleNamespace(operate=operate, patience=1.0)), "n5"))
+    assert asked == ["remove", "list", "remove", "list"]

@@ -255,7 +255,7 @@ async def drain_remove(machines: Machines, chance: random.Random) -> AsyncIterat
             yield led
         finally:
             await machines.until(f"{victim} is drained", lambda found: _is_empty(found, victim))
-            await machines.asked("remove", nodeName=victim)
+            await machines.removed(victim)
             async with machines.held_here([victim]):
                 await machines.terminate(victim)
                 await machines.part(victim)

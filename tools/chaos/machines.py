@@ -391,6 +391,19 @@ class Machines:
                 raise Failure(f"{what} {body}: refused for {WHOLE_S_MAX * self.patience:.0f} s")
             await asyncio.sleep(0.3)
 
+    async def removed(self, name: str) -> None:
+        """Have a node that holds nothing removed; an answer that was lost is no refusal. Raises Failure."""
+
+        async def is_gone() -> bool:
+            found = await self.operate("list")
+            return found is not None and all(one["name"] != name for one in found["nodes"])
+
+        until_s = time.monotonic() + WHOLE_S_MAX * self.patience
+        while await self.operate("remove", nodeName=name) is None and not await is_gone():
+            if time.monotonic() > until_s:
+                raise Failure(f"remove {name}: refused for {WHOLE_S_MAX * self.patience:.0f} s")
+            await asyncio.sleep(0.3)
+
     async def until(self, what: str, wanted: Callable[[Any], bool], *, within_s: float = 0.0) -> None:
         """Return when the list of nodes is as wanted; it may take as long as healing does. Raises Failure."""
         within_s = within_s or WHOLE_S_MAX * self.patience
