@@ -23,15 +23,6 @@ SHARD, OTHER = ShardId(3), ShardId(300)
 Make = Callable[[], ChunkStore]
 
 
-@pytest.fixture(params=["leveldb", "sim"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ChunkStore:
-    if request.param == "sim":
-        return SimChunks(Random(0))
-    opened = LevelDbChunks.open(str(tmp_path / "chunks"))
-    request.addfinalizer(opened.close)
-    return opened
-
-
 def chunks(*contents: bytes) -> list[tuple[bytes, bytes]]:
     return [(digest_of(one), one) for one in contents]
 

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from random import Random
-
-import pytest
-
 from storage.analysis import VERSION, analyzer_of
-from storage.chunks import ChunkStore, LevelDbChunks
+from storage.chunks import ChunkStore
 from storage.filter.words import WordLists
 from storage.keys import record_key
 from storage.schema import DataType, FieldSchema
 from storage.segment_files import ChunkRef, SegmentFiles
 from storage.types import FieldId, SegmentId, ShardId
 from storage.word_files import WordsOf, drop_all_words, drop_words, mark_of, read_words, stored_words, write_words
-from tests.sim.chunks import SimChunks
 
 OF = WordsOf(ShardId(1), SegmentId(20), FieldId(101))
 OTHER = WordsOf(ShardId(1), SegmentId(200), FieldId(101))
 LARGE = WordLists.of([f"word{i} and word{i + 1} and more of them" for i in range(40_000)], analyzer_of())
 SMALL = WordLists.of(["some words"], analyzer_of())
-
-
-@pytest.fixture(params=["leveldb", "sim"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ChunkStore:
-    if request.param == "sim":
-        return SimChunks(Random(0))
-    opened = LevelDbChunks.open(str(tmp_path / "chunks"))
-    request.addfinalizer(opened.close)
-    return opened
 
 
 def test_what_was_written_is_read(store: ChunkStore) -> None:
