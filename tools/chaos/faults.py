@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from tools.chaos.machines import Machines
+from tools.chaos.machines import Machines, is_listed
 from tools.chaos.proxy import Rule, Way
 from tools.chaos.shim import Disk
 from tools.environment import Failure
@@ -276,7 +276,7 @@ async def replace(machines: Machines, chance: random.Random) -> AsyncIterator[st
         try:
             yield f"{led}, by {heir}"
         finally:
-            await machines.until(f"{heir} instead of {victim}", lambda found: not _is_listed(found, victim))
+            await machines.until(f"{heir} instead of {victim}", lambda found: not is_listed(found, victim))
             await machines.whole()
 
 
@@ -501,10 +501,6 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def _is_listed(found: Any, name: str) -> bool:
-    return any(one["name"] == name for one in found["nodes"])
 
 
 def _is_empty(found: Any, name: str) -> bool:

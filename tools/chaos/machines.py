@@ -396,7 +396,7 @@ class Machines:
 
         async def is_gone() -> bool:
             found = await self.operate("list")
-            return found is not None and all(one["name"] != name for one in found["nodes"])
+            return found is not None and not is_listed(found, name)
 
         until_s = time.monotonic() + WHOLE_S_MAX * self.patience
         while await self.operate("remove", nodeName=name) is None and not await is_gone():
@@ -437,3 +437,8 @@ def is_whole(found: Any) -> bool:
     nodes = found["nodes"]
     away = [one for one in nodes if one["shards"] and (one["state"] != "active" or not one["isUp"])]
     return not found["moves"] and not away and not any(one["coming"] for one in nodes)
+
+
+def is_listed(found: Any, name: str) -> bool:
+    """Return whether a list of nodes has one of this name."""
+    return any(one["name"] == name for one in found["nodes"])
