@@ -93,6 +93,11 @@ class ChunkPins:
         leases = self._leases.values()
         return min((one.position for one in leases if one.position is not None and one.until_s >= now_s), default=None)
 
+    def trimmed_to(self, position: Position, *, is_full: bool) -> Position:
+        """Return up to where the log below a checkpoint at this position may go; all of it if the journal is full."""
+        wanted = self.copied_from
+        return position if is_full or wanted is None else min(position, wanted)
+
     @property
     def kept(self) -> frozenset[bytes]:
         return frozenset().union(*(lease.digests for lease in self._leases.values()))

@@ -598,8 +598,7 @@ class Node:
             frozen = control.freeze(self.control.applied_term, reset_log=not is_in_log)
             await self.seams.executor.run(Lane.DISK, self._write_catalog, frozen)
             self.note_control_saved(position)
-        wanted = None if self.is_journal_full else self.replicas.control_pins.copied_from
-        self.control.trim(position if wanted is None else min(position, wanted))
+        self.control.trim(self.replicas.control_pins.trimmed_to(position, is_full=self.is_journal_full))
 
     def note_control_saved(self, position: Position) -> None:
         self._control_saved = position

@@ -712,9 +712,7 @@ class Upkeep:
 
     def trim_log(self) -> None:
         """Let go of the journal below the checkpoint, but for what others will want next while there is room."""
-        wanted = None if self._journal_full() else self.pins.copied_from
-        position = self.checkpoint_position
-        self._host.trim(position if wanted is None else min(position, wanted))
+        self._host.trim(self.pins.trimmed_to(self.checkpoint_position, is_full=self._journal_full()))
 
     def _note_checkpoint(self, position: Position) -> None:
         self.checkpoint_position = position
