@@ -186,6 +186,8 @@ class Exporter:
             writer.close()
         with open(f"{path}.new", "rb") as file:
             os.fsync(file.fileno())
+        if not state.files:
+            self._save()  # before the first file is there: what goes on beside it must be of its snapshot
         os.replace(f"{path}.new", path)
         state.files, state.rows, state.at, state.last = state.files + 1, state.rows + rows, at, last
         self._save()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from node.bulk.exporting import Exporter
+from node.bulk.remote import Remote
 from tests.process.running import PROJECT, Running, clean_environment, until
 
 ROWS = 12_000
@@ -284,3 +289,57 @@ def test_an_export_goes_on_where_it_was_broken_off(node: Running, tmp_path: Path
         json.loads(line)["id"] for part in sorted(out.glob("part-*.jsonl")) for line in part.read_text().splitlines()
     ]
     assert found == list(range(9_000))
+
+
+class Stopped(Exception):
+    """Where the process would have been killed."""
+
+
+def test_an_export_broken_off_at_any_step_goes_on_with_its_snapshot(
+    node: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a file is there, what is written later never gets in beside it or in its place."""
+    node.ask("/collections/create", collectionName="steps", dimension=2)
+    node.ask("/entities/insert", collectionName="steps", data=[{"id": i, "vector": [i, 1.0]} for i in range(2_500)])
+    remote = Remote(f"127.0.0.1:{node.port}")
+    replace = os.replace
+
+    def exported(folder: Path, steps: int, *, before: bool) -> list[int]:
+        """Stop before or after the given number of renames, delete a row, go on; return the keys in the files."""
+        done = 0
+
+        def stopping(source: str, target: str) -> None:
+            nonlocal done
+            done += 1
+            if before and done == steps:
+                raise Stopped
+            replace(source, target)
+            if done == steps:
+                raise Stopped
+
+        monkeypatch.setattr("node.bulk.exporting.os.replace", stopping)
+        exporter = Exporter(remote, str(folder), database="", collection="steps", format="jsonl", file_rows=1)
+        try:
+            exporter.run()
+        except Stopped:
+            monkeypatch.setattr("node.bulk.exporting.os.replace", replace)
+            shown = {part.name: part.read_text() for part in folder.glob("part-*.jsonl")}
+            node.ask("/entities/upsert", collectionName="steps", data=[{"id": 7, "vector": [steps, int(before)]}])
+            resumed = Exporter(remote, str(folder), database="", collection="steps", format="jsonl", file_rows=1)
+            if (folder / "export.json").exists():
+                resumed.resume()
+            resumed.run()
+            assert all((folder / name).read_text() == text for name, text in shown.items())
+        else:
+            raise StopIteration
+        return [
+            json.loads(line)["id"]
+            for part in sorted(folder.glob("part-*.jsonl"))
+            for line in part.read_text().splitlines()
+        ]
+
+    with closing(remote), suppress(StopIteration):
+        for steps in itertools.count(1):
+            for before in (True, False):
+                assert exported(tmp_path / f"{steps}-{before}", steps, before=before) == list(range(2_500))
+    assert steps > 3
