@@ -97,6 +97,9 @@ FLUSH_METHOD: Final = "shard/flush"
 ASK_S: Final = 2.0
 """How long a look at the state of a shard waits for its leader."""
 LOOK_S: Final = 0.5
+SURE_S: Final = 3.0
+"""For how long an answer that must be sure waits for the newest catalogue: longer than an election takes."""
+NO_CATALOGUE: Final = "the newest catalogue cannot be had: try again soon"
 GONE: Final = (CollectionNotFound, PartitionNotFound)
 MAY_BE_OLD: Final = (*GONE, CollectionNotLoaded, PartitionNotLoaded, FieldNotFound)
 """What an old copy of the catalogue says of what has come to be since."""
@@ -220,13 +223,11 @@ class Database:
         return [one.name for one in self._node.catalog.in_database(database) if _is_shown(database, one.name)]
 
     async def has_collection(self, database: str, name: str) -> bool:
-        is_newest = await self._router.refresh_catalog()
+        if not await self._router.refresh_catalog(patience_s=SURE_S):
+            raise NoLeader(f"whether collection {name} exists cannot be told: {NO_CATALOGUE}")
         catalog = self._node.catalog
         catalog.database(database)
-        found = (database, name) in catalog.names or (database, name) in catalog.aliases
-        if not found and not is_newest:
-            raise _unsure(CollectionNotFound(database, name))
-        return found
+        return (database, name) in catalog.names or (database, name) in catalog.aliases
 
     async def describe_collection(self, database: str, name: str) -> CollectionInfo:
         found = await self._newest(database, name)
@@ -869,7 +870,7 @@ def _check_version(found: Collection, schema_version: int) -> None:
 
 def _unsure(unknown: BadRequest) -> NoLeader:
     """Return what to say of a name that this node does not know while nobody can tell it whether that is still so."""
-    return NoLeader(f"{unknown.message} as far as this node knows; the newest catalogue cannot be had: try again soon")
+    return NoLeader(f"{unknown.message} as far as this node knows; {NO_CATALOGUE}")
 
 
 def _index_status(info: IndexInfo) -> dict[str, Any]:

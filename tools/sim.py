@@ -114,6 +114,7 @@ def leave_script(plan: Plan, where: Path, shrink_s: float) -> Path:
     """Write a failing plan, made as short as time allows, as a script; return its path."""
     until_s = time.monotonic() + shrink_s
     shorter = shrink(plan, partial(_fails_in_time, until_s))
+    where.mkdir(parents=True, exist_ok=True)
     path = where / f"sim-{plan.seed}.script"
     path.write_text(shorter.to_script(_failure_of(shorter)), encoding="utf-8")
     print(f"{len(plan.steps)} steps cut down to {len(shorter.steps)}\nreplay: python -m tools.sim --script {path}")

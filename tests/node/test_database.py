@@ -328,15 +328,17 @@ def test_concurrent_searches_share_a_call_and_not_their_answers() -> None:
 
 
 def test_a_name_is_not_denied_by_who_cannot_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut off from who leads the catalogue, a node says of a name that it does not know that it cannot tell; of one
-    that it knows it tells."""
+    """Cut off from who leads the catalogue, a node says of a name that it does not know that it cannot tell; one that
+    it knows it describes, and does not say whether it is still there."""
 
     async def script(database: Database, clock: SimClock) -> None:
         await database.create_collection("default", request("known"))
         node: Any = database._node
         monkeypatch.setattr(node, "mesh", object())
         monkeypatch.setattr(node.router, "refresh_catalog", _cut_off)
-        assert await database.has_collection("default", "known")
+        assert (await database.describe_collection("default", "known")).name == "known"
+        with pytest.raises(NoLeader, match="whether collection known exists cannot be told"):
+            await database.has_collection("default", "known")
         for asked in (database.has_collection, database.describe_collection, database.collection_schema):
             with pytest.raises(NoLeader, match="cannot be had"):
                 await asked("default", "unknown")
@@ -348,7 +350,7 @@ def test_a_name_is_not_denied_by_who_cannot_know(monkeypatch: pytest.MonkeyPatch
     on_a_node(script)
 
 
-async def _cut_off() -> bool:
+async def _cut_off(**_: float) -> bool:
     return False
 
 
