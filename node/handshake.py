@@ -225,6 +225,11 @@ def _hello(
     return _HELLO.pack(MAGIC, VERSION, verdict, number, me.incarnation, me.formation, me.cluster_id, *names, nonce)
 
 
+def dialer_of(hello: bytes) -> str:
+    """Return the name in the first HELLO_BYTES of a connection between nodes; it is not proven. Raises Refused."""
+    return _parse(hello).name
+
+
 def _parse(data: bytes) -> _Hello:
     """Return the hello in the bytes. Raises Refused for another version, or for what is none."""
     magic, version, code, link, incarnation, formation, cluster_id, name, to, _ = _HELLO.unpack(data)

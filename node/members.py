@@ -168,7 +168,7 @@ def own_facts(node: Any) -> dict[str, str]:
     host is given, if it is a better one.
     """
     listed = next((one.address for one in node.peers if one.name == node.name), None)
-    peer = listed or node.peer_listen
+    peer = node.peer_advertise or listed or node.peer_listen
     client = node.listen if not node.listen.is_any else Address(peer.host, node.listen.port) if peer else None
     return {
         "peer": str(peer) if peer is not None and not peer.is_any else "",

@@ -108,6 +108,11 @@ class NodeSettings:
     peer_listen: Address | None = setting(
         None, "host:port", "address for other nodes; left out, this node's own in peers"
     )
+    peer_advertise: Address | None = setting(
+        None,
+        "host:port",
+        "address at which other nodes find this one, where that is another one: behind NAT, in a container",
+    )
     peers: tuple[Peer, ...] = setting(
         (), "name=host:port,...", "nodes that form a cluster with their addresses for each other, the same list on each"
     )
@@ -658,6 +663,7 @@ def _broken_cluster(settings: Settings, problem: Callable[..., Problem]) -> Iter
         yield problem(
             "join", "and peers are both given: a node joins a cluster, or is one of those that form it", "peers"
         )
+    yield from _broken_advertisement(node, problem)
     if node.is_clustered and not node.peers:
         yield from _broken_guest(settings, problem)
         return
@@ -702,8 +708,11 @@ def _broken_guest(settings: Settings, problem: Callable[..., Problem]) -> Iterat
     node = settings.node
     if node.peer_listen is None:
         yield problem("join", "needs peer_listen too, the address at which other nodes find this one", "peer_listen")
-    elif node.peer_listen.port == 0 or node.peer_listen.is_any:
-        yield problem("peer_listen", f"{node.peer_listen} is no address at which other nodes can find this one")
+    elif not node.peer_advertise and (node.peer_listen.port == 0 or node.peer_listen.is_any):
+        yield problem(
+            "peer_listen",
+            f"{node.peer_listen} is no address at which other nodes can find this one; give peer_advertise too",
+        )
     if node.join is not None and node.join == node.listen:
         yield problem("join", f"{node.join} is this node's own address; give that of a node of the cluster", "listen")
     if node.listen.port and node.listen == node.peer_listen:
@@ -713,6 +722,16 @@ def _broken_guest(settings: Settings, problem: Callable[..., Problem]) -> Iterat
     if node.replication_factor is not None:
         yield problem("replication_factor", "is the cluster's, which has one already; leave it out", "join")
     yield from _broken_proof(settings, problem)
+
+
+def _broken_advertisement(node: NodeSettings, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    """Yield a problem for each rule that does not hold for the address that a node tells of itself."""
+    if node.peer_advertise is None:
+        return
+    if not node.is_clustered:
+        yield problem("peer_advertise", "is told to other nodes, and this one is alone; leave it out", "peers", "join")
+    if node.peer_advertise.port == 0 or node.peer_advertise.is_any:
+        yield problem("peer_advertise", f"{node.peer_advertise} is no address at which other nodes can find this one")
 
 
 def _broken_proof(settings: Settings, problem: Callable[..., Problem]) -> Iterator[Problem]:

@@ -333,7 +333,7 @@ class Cluster:
     def start(self, name: str, *, peers: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> Node:
         """Start a node without waiting until it is ready.
 
-        peers   name -> address where this node looks for others, for those that are not looked for at their own
+        peers   name -> address where nodes are looked for, this one too, for those that are not at their own
         prefix  goes in front of the command line
         """
         node, self._processes[name] = start_node(
@@ -355,6 +355,7 @@ class Cluster:
             listed = ",".join(f"{one.name}={peers.get(one.name, one.peer_address)}" for one in self.founders.values())
             flags += self._entries.get(name) or ["--peers", listed]
             flags += ["--peer-listen", self.members[name].peer_address]
+            flags += ["--peer-advertise", peers[name]] if name in peers else []
             flags += ["--cluster-secret-file", str(self.directory / "secret")]
             flags += ["--zone", self.zones[name]] if name in self.zones else []
         return flags

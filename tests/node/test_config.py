@@ -22,6 +22,7 @@ from node.config import (
     from_flags,
     load,
 )
+from node.members import own_facts
 
 TOML = """
 data = "/var/lib/annulus"
@@ -157,6 +158,7 @@ def test_good_values(key: str, text: str, value: object) -> None:
         pytest.param("cluster.election_s_max", "0.6", "must be above cluster.election_s_min", id="election"),
         pytest.param("peer_listen", "a:1", "anybody may pose as a node", id="peer listen without proof"),
         pytest.param("peer_listen", "127.0.0.1:0", "is no address at which", id="peer listen anywhere"),
+        pytest.param("peer_advertise", "127.0.0.1:9", "this one is alone", id="peer advertised to nobody"),
     ],
 )
 def test_bad_values(key: str, text: str, complaint: str) -> None:
@@ -183,6 +185,9 @@ def test_secrets_are_never_shown() -> None:
         pytest.param({"peer_listen": "127.0.0.1:1", "listen": "127.0.0.1:9"}, "own address", id="itself"),
         pytest.param({"peer_listen": "127.0.0.1:1", "replication_factor": "3"}, "is the cluster's", id="copies"),
         pytest.param({"peer_listen": "10.0.0.1:1"}, "anybody may pose", id="no secret"),
+        pytest.param(
+            {"peer_listen": "127.0.0.1:1", "peer_advertise": "0.0.0.0:1"}, "is no address", id="any told"
+        ),
     ],
 )
 def test_a_node_that_joins_needs_an_address_and_no_list(flags: dict[str, str], complaint: str) -> None:
@@ -190,6 +195,9 @@ def test_a_node_that_joins_needs_an_address_and_no_list(flags: dict[str, str], c
     (problem,) = problems(flags={"join": "127.0.0.1:9", **flags})
     assert complaint in problem
     load(flags={"join": "127.0.0.1:9", "peer_listen": "127.0.0.1:1"}, environment={})
+    inside = {"peer_listen": "0.0.0.0:1", "peer_advertise": "10.0.0.9:7", "cluster_secret": "s" * 16}
+    contained = load(flags={"join": "127.0.0.1:9", **inside}, environment={})
+    assert own_facts(contained.node)["peer"] == "10.0.0.9:7"
     restarted = load(flags={"peer_listen": "10.0.0.1:1", "cluster_secret": "s" * 16}, environment={})
     assert restarted.node.is_clustered and not load(flags={}, environment={}).node.is_clustered
 

@@ -23,6 +23,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
+from node.handshake import HELLO_BYTES, Identity, dial
+from node.network import Link
 from tools.bench.wire import BASE_PATH, Address
 from tools.chaos.__main__ import _chosen, main
 from tools.chaos.failover import outage
@@ -30,7 +32,7 @@ from tools.chaos.faults import FAULTS, plan
 from tools.chaos.figures import gaps, longest_gap_s, percentile, rates, repeats
 from tools.chaos.fleet import Attempt, Fleet, Kind, Outcome, Request, Session
 from tools.chaos.machines import Machines
-from tools.chaos.proxy import ANYBODY, Proxies, ProxyProcess, Rule, Way
+from tools.chaos.proxy import Proxies, ProxyProcess, Rule
 from tools.chaos.registers import SUBJECT, Registers
 from tools.chaos.report import page, summary
 from tools.chaos.run import Happening, Record, Run
@@ -125,6 +127,14 @@ class Line:
         self.reader = reader
         self.writer = writer
 
+    @classmethod
+    async def of_a(cls, proxies: Proxies, port: int) -> Line:
+        """Connect to a proxy as node a does."""
+        one = cls(proxies, port, *await asyncio.open_connection("127.0.0.1", port))
+        me = Identity("a", bytes(16), b"", bytes(8))
+        assert await one.returns(next(dial(me, "b", Link.SMALL, bytes(32))).send)
+        return one
+
     async def returns(self, data: bytes, *, within_s: float = 10) -> bool:
         """Send bytes; return whether the same come back in time. What comes later comes to the next who reads."""
         self.writer.write(data)
@@ -138,12 +148,11 @@ class Line:
 async def line() -> AsyncIterator[Line]:
     async with echo() as address:
         proxies = Proxies()
-        port = await proxies.open("a", "b", address)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        one = await Line.of_a(proxies, await proxies.open("b", address))
         try:
-            yield Line(proxies, port, reader, writer)
+            yield one
         finally:
-            writer.transport.abort()
+            one.writer.transport.abort()
             proxies.close()
             await asyncio.sleep(0)
 
@@ -204,9 +213,9 @@ def test_a_reset_breaks_connections_and_new_ones_work() -> None:
             one.proxies.reset("a", "b")
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(one.reader.read(1), 10) == b""
-            reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-            assert await Line(one.proxies, one.port, reader, writer).returns(b"again")
-            writer.transport.abort()
+            other = await Line.of_a(one.proxies, one.port)
+            assert await other.returns(b"again")
+            other.writer.transport.abort()
 
     asyncio.run(story())
 
@@ -240,8 +249,9 @@ def test_proxies_that_died_are_an_error() -> None:
 
     async def story() -> None:
         async with echo() as address:
-            process = ProxyProcess({"a": address, "b": address})
+            process = ProxyProcess()
             await process.start()
+            await process.open("b", address)
             assert process._process is not None
             process._process.kill()
             await process._process.wait()
@@ -252,37 +262,20 @@ def test_proxies_that_died_are_an_error() -> None:
     asyncio.run(story())
 
 
-def test_an_address_that_a_node_tells_is_open_only_while_nodes_join() -> None:
-    """Nobody gets around the proxies by what the cluster knows of addresses; who joins gets in."""
+def test_who_does_not_say_who_it_is_is_not_let_through() -> None:
+    """No connection gets around the rules because the proxy cannot tell whose it is."""
 
     async def story() -> None:
         async with echo() as address:
-            process = ProxyProcess({"a": address, "b": address})
-            await process.start()
-            there = process.address(ANYBODY, "b")
-
-            async def answers() -> bool:
-                with contextlib.suppress(ConnectionError):
-                    reader, writer = await asyncio.open_connection(there.host, there.port)
-                    writer.write(b"x")
-                    found = await asyncio.wait_for(reader.read(1), 10)
-                    writer.transport.abort()
-                    return found == b"x"
-                return False
-
-            async def become(open_: bool) -> None:
-                while await answers() is not open_:  # noqa: ASYNC110  it is in another process
-                    await asyncio.sleep(0.01)
-
-            try:
-                await become(False)
-                with process.opened():
-                    await become(True)
-                await become(False)
-                ways = [("a", "b"), ("a", "n4"), ("n4", "b")]
-                assert process.between(ways) == [("a", "b")]
-            finally:
-                await process.stop()
+            proxies = Proxies()
+            port = await proxies.open("b", address)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\n" + bytes(HELLO_BYTES))
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(1), 10) == b""
+            writer.transport.abort()
+            proxies.close()
+            await asyncio.sleep(0)
 
     asyncio.run(story())
 
@@ -292,20 +285,19 @@ def test_disturbances_add_up_in_the_process() -> None:
 
     async def story() -> None:
         async with echo() as address:
-            process = ProxyProcess({"a": address, "b": address})
+            process = ProxyProcess()
             await process.start()
             try:
-                there = process.address("a", "b")
-                reader, writer = await asyncio.open_connection(there.host, there.port)
-                one = Line(Proxies(), there.port, reader, writer)
+                await process.open("b", address)
+                one = await Line.of_a(Proxies(), process.address("b").port)
                 assert await one.returns(b"x")
                 with process.disturbed([("a", "b")], Rule(cut=True)):
                     with process.disturbed([("a", "b")], Rule(cut=True, delay_s=0.01)):
                         pass
                     await asyncio.sleep(SHORT_S)
                     assert not await one.returns(b"y", within_s=SHORT_S)
-                assert await asyncio.wait_for(reader.readexactly(1), 10) == b"y"
-                writer.transport.abort()
+                assert await asyncio.wait_for(one.reader.readexactly(1), 10) == b"y"
+                one.writer.transport.abort()
             finally:
                 await process.stop()
 
@@ -698,20 +690,6 @@ def test_the_page_shows_everything_and_loads_nothing() -> None:
 
 def _request(kind: Kind, at_s: float, *, attempts: int = 1, outcome: Outcome = Outcome.OK) -> Request:
     return Request(kind, "c", at_s, at_s, outcome, attempts, "")
-
-
-def test_connections_that_no_proxy_carries_are_left_alone() -> None:
-    """Once all who have founded the cluster are replaced, there is nothing to break: the fault passes."""
-    broken: list[list[Way]] = []
-    proxies = SimpleNamespace(reset=broken.append)
-    machines = SimpleNamespace(names=["n6", "n7"], ways=lambda sources, targets: [], proxies=proxies)
-
-    async def main() -> None:
-        async with FAULTS["reset"].recipe(cast(Machines, machines), random.Random(1)):
-            await asyncio.sleep(0.01)
-
-    asyncio.run(main())
-    assert broken and not any(broken)
 
 
 def test_a_node_is_removed_though_the_answer_was_lost() -> None:

@@ -405,7 +405,7 @@ async def reset(machines: Machines, chance: random.Random) -> AsyncIterator[str]
         ways = machines.ways(machines.names, machines.names)
         while True:
             assert machines.proxies is not None
-            machines.proxies.reset(chance.sample(ways, chance.randint(min(1, len(ways)), len(ways))))
+            machines.proxies.reset(chance.sample(ways, chance.randint(1, len(ways))))
             await asyncio.sleep(chance.uniform(0.05, 1.5))
 
     async with _meanwhile(break_them()):

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from tools.bench.wire import Address
-from tools.chaos.proxy import ANYBODY, ProxyProcess, Rule, Way
+from tools.chaos.proxy import ProxyProcess, Rule, Way
 from tools.chaos.shim import Control, build
 from tools.environment import Failure
 from tools.nodes import Cluster
@@ -71,8 +71,7 @@ class Machines:
         self._terms: dict[int, int] = {}
         self.proxies: ProxyProcess | None = None
         if proxied and nodes > 1:
-            peers = {name: Address.parse(one.peer_address) for name, one in self.cluster.members.items()}
-            self.proxies = ProxyProcess(peers)
+            self.proxies = ProxyProcess()
         library = build(folder) if shimmed else None
         self._library = library
         self.controls = (
@@ -100,6 +99,8 @@ class Machines:
         """Start everything and return when every node is ready. Raises Failure."""
         if self.proxies is not None:
             await self.proxies.start()
+            for name, one in self.cluster.members.items():
+                await self.proxies.open(name, Address.parse(one.peer_address))
         for name in self.names:
             self.spawn(name)
         await self.ready_all()
@@ -165,10 +166,7 @@ class Machines:
         """Start a node without waiting until it is ready."""
         peers: dict[str, str] = {}
         if self.proxies is not None:
-            peers = {
-                b: str(self.proxies.address(a, b)) for a, b in self.proxies.between(self.ways([name], self._known))
-            }
-            peers |= {b: str(self.proxies.address(ANYBODY, b)) for _, b in self.proxies.between([(ANYBODY, name)])}
+            peers = {one: str(self.proxies.address(one)) for one in {*self.cluster.founders, name}}
         data_dir = self.data_dir(name)
         os.makedirs(data_dir, exist_ok=True)
         prefix: list[str] = []
@@ -313,9 +311,8 @@ class Machines:
         return [shard for shard, leader in sorted(self.leaders.items()) if leader == name]
 
     def ways(self, sources: Sequence[str], targets: Sequence[str]) -> list[Way]:
-        """Return the ways from each source to each target on which something can be done."""
-        ways = [(a, b) for a in sources for b in targets if a != b]
-        return ways if self.proxies is None else self.proxies.between(ways)
+        """Return the ways from each source to each target."""
+        return [(a, b) for a in sources for b in targets if a != b]
 
     def disturbed(self, ways: Sequence[Way], rule: Rule) -> contextlib.AbstractContextManager[None]:
         assert self.proxies is not None, "a single node has no network"
@@ -327,11 +324,6 @@ class Machines:
             return chance.choice(free)
         wanted = [name for name in free if led[name]] if leader else [n for n in free if led[n] == min(led.values())]
         return chance.choice(wanted)
-
-    @property
-    def _known(self) -> list[str]:
-        """All that have formed the cluster, also those that are no longer part of it, and all others."""
-        return [*self.cluster.founders, *(name for name in self.names if name not in self.cluster.founders)]
 
     # who there is
 
@@ -348,14 +340,15 @@ class Machines:
         if self.zones:
             self.cluster.zones[name] = self._zone(name)
         member = self.cluster.add(name, by, replaces=replaces)
+        if self.proxies is not None:
+            await self.proxies.open(name, Address.parse(member.peer_address))
         self.addresses[name] = Address.parse(member.client_address)
         self._locks[name] = asyncio.Lock()
         if self._library:
             self.controls[name] = Control(os.path.join(self.folder, f"{name}.control"))
         async with self._locks[name]:
-            with self.proxies.opened() if self.proxies is not None else contextlib.nullcontext():
-                self.spawn(name)
-                await self.ready(name)
+            self.spawn(name)
+            await self.ready(name)
             self.names.append(name)
         for watcher in self.watchers:
             await watcher(name, self.addresses[name])

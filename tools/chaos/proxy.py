@@ -1,19 +1,17 @@
-"""What stands between two nodes: a TCP proxy for each ordered pair, in a process of its own.
+"""What stands between nodes: a TCP proxy in front of each, in a process of its own.
 
-Node a reaches node b only through the proxy (a, b). Bytes from a to b flow through two of them: (a, b) on the
-connections that a made, (b, a) on those that b made. A rule is for a *way*, so it holds in both, and a way can be cut
-while the other direction flows.
-
-What a node tells the cluster of its own address is the proxy (ANYBODY, b), which refuses all connections but while it
-is opened for a node that joins: else whoever is cut off from b would find it there.
+The proxy of node b is the address of b that all others know, also those that join later. Who connects says so in the
+first bytes, so the proxy knows which *way* bytes go: from a to b on the connections that a made to b's proxy, and on
+those that b made to a's. A rule is for a way, so it holds on both, and a way can be cut while the other direction
+flows.
 
 A proxy speaks TCP on both sides, so it cannot lose a packet: a cut way holds what it is given, as a network does whose
 packets are sent again and again, and lets it go when it heals. What breaks connections is `reset`.
 
-    python -m tools.chaos.proxy ROUTES      ROUTES as JSON: [[from, to, "HOST:PORT"], ...]
+    python -m tools.chaos.proxy
 
-It prints one JSON line, the ports it listens on in the same order, and takes one JSON line per change from its input:
-`["rule", from, to, {...}]` or `["reset", from, to]`. It ends when its input does.
+It takes one JSON line per change from its input: `["open", to, "HOST:PORT"]`, to which it answers with a line that says
+on which port the proxy listens, `["rule", from, to, {...}]` or `["reset", from, to]`. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -24,12 +22,14 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import uvloop
 
+from node.handshake import HELLO_BYTES, Refused, dialer_of
 from tools.bench.loading import REPOSITORY
 from tools.bench.wire import Address
 
@@ -37,8 +37,6 @@ READ_BYTES = 1 << 16
 UNDER_WAY_READS_MAX = 256
 """Reads that wait on one way of one connection; beyond it the sender feels it."""
 Way = tuple[str, str]
-ANYBODY = "anybody"
-"""Who comes to the address that a node tells the cluster."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +47,33 @@ class Rule:
     delay_s: float = 0.0
     bytes_per_s: float = 0.0
     """0 is as fast as it goes."""
-    refuses: bool = False
-    """New connections end at once."""
 
     def and_also(self, other: Rule) -> Rule:
         """Return what both together do."""
         slowest = [one for one in (self.bytes_per_s, other.bytes_per_s) if one]
-        refuses = self.refuses or other.refuses
-        return Rule(self.cut or other.cut, self.delay_s + other.delay_s, min(slowest, default=0.0), refuses)
+        return Rule(self.cut or other.cut, self.delay_s + other.delay_s, min(slowest, default=0.0))
 
 
 class Proxies:
     """All proxies of a cluster, on the running loop."""
 
     def __init__(self) -> None:
-        self._rules: dict[Way, Rule] = {}
-        self._flowing: dict[Way, asyncio.Event] = {}
-        self._connections: dict[Way, set[asyncio.StreamWriter]] = {}
+        self._rules: defaultdict[Way, Rule] = defaultdict(Rule)
+        self._flowing: defaultdict[Way, asyncio.Event] = defaultdict(_set)
+        self._connections: defaultdict[Way, set[asyncio.StreamWriter]] = defaultdict(set)
         self._servers: list[asyncio.Server] = []
 
-    async def open(self, source: str, target: str, address: Address) -> int:
-        """Listen for connections that `source` makes to `target`, and return the port."""
-        for way in ((source, target), (target, source)):
-            self._flowing.setdefault(way, asyncio.Event()).set()
-        self._connections[source, target] = set()
+    async def open(self, target: str, address: Address) -> int:
+        """Listen for connections to `target`, and return the port."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._serve((source, target), address, reader, writer)
+            try:
+                hello = await reader.readexactly(HELLO_BYTES)
+                source = dialer_of(hello)
+            except (asyncio.IncompleteReadError, OSError, Refused):
+                writer.transport.abort()
+                return
+            await self._serve((source, target), address, hello, reader, writer)
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         self._servers.append(server)
@@ -106,17 +104,16 @@ class Proxies:
             self.reset(source, target)
 
     async def _serve(
-        self, way: Way, address: Address, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter
+        self, way: Way, address: Address, hello: bytes, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter
     ) -> None:
         here = self._connections[way]
         here.add(near_out)
         far_out: asyncio.StreamWriter | None = None
         try:
-            if self._rule(way).refuses:
-                return
             await self._flowing[way].wait()  # a cut way does not connect either
             far_in, far_out = await asyncio.open_connection(address.host, address.port)
             here.add(far_out)
+            far_out.write(hello)
             back = (way[1], way[0])
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(way, near_in, far_out))
@@ -137,7 +134,7 @@ class Proxies:
         async def take() -> None:
             while True:
                 data = await reader.read(READ_BYTES)
-                await under_way.put((clock() + self._rule(way).delay_s, data))
+                await under_way.put((clock() + self._rules[way].delay_s, data))
                 if not data:
                     return
 
@@ -147,7 +144,7 @@ class Proxies:
                 due_s, data = await under_way.get()
                 if (wait_s := due_s - clock()) > 0:
                     await asyncio.sleep(wait_s)
-                if limit := self._rule(way).bytes_per_s:
+                if limit := self._rules[way].bytes_per_s:
                     await asyncio.sleep(len(data) / limit)
                 await self._flowing[way].wait()
                 if not data:
@@ -159,31 +156,33 @@ class Proxies:
                 writer.write(data)
                 await writer.drain()
 
-    def _rule(self, way: Way) -> Rule:
-        return self._rules.get(way, Rule())
+
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 class ProxyProcess:
     """The proxies of a cluster in a process of their own, so that a busy tester does not slow the network."""
 
-    def __init__(self, addresses: Mapping[str, Address]) -> None:
-        self._pairs = [(a, b) for a in (*addresses, ANYBODY) for b in addresses if a != b]
-        self._addresses = addresses
+    def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self._ports: dict[Way, int] = {}
+        self._addresses: dict[str, Address] = {}
         self._disturbances: list[tuple[Way, Rule]] = []
 
     async def start(self) -> None:
-        """Return when all proxies listen."""
-        routes = [(a, b, str(self._addresses[b])) for a, b in self._pairs]
+        """Start the process; no node has a proxy yet."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tools.chaos.proxy", json.dumps(routes),
+            sys.executable, "-m", "tools.chaos.proxy",
             cwd=REPOSITORY, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        assert self._process.stdout is not None
-        said = await self._process.stdout.readline()
-        self._ports = dict(zip(self._pairs, json.loads(said), strict=True))
-        self._set_open(False)
+
+    async def open(self, target: str, address: Address) -> None:
+        """Return when the proxy of a node listens."""
+        self._send("open", target, str(address))
+        assert self._process is not None and self._process.stdout is not None
+        self._addresses[target] = Address("127.0.0.1", int(await self._process.stdout.readline()))
 
     async def stop(self) -> None:
         """End the process and wait for it."""
@@ -192,27 +191,9 @@ class ProxyProcess:
             self._process.stdin.close()
             await self._process.wait()
 
-    def address(self, source: str, target: str) -> Address:
-        """Return where `source` finds `target`."""
-        return Address("127.0.0.1", self._ports[source, target])
-
-    def between(self, ways: Sequence[Way]) -> list[Way]:
-        """Return those of the ways on which there is a proxy: a node that joined later has none."""
-        return [way for way in ways if way in self._ports]
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
-        """Let nodes that join connect to any node, until the block is left."""
-        self._set_open(True)
-        try:
-            yield
-        finally:
-            self._set_open(False)
-            self.reset([(ANYBODY, target) for target in self._addresses])
-
-    def _set_open(self, is_open: bool) -> None:
-        for target in self._addresses:
-            self._send("rule", ANYBODY, target, asdict(Rule(refuses=not is_open)))
+    def address(self, target: str) -> Address:
+        """Return where others find a node."""
+        return self._addresses[target]
 
     @contextlib.contextmanager
     def disturbed(self, ways: Sequence[Way], rule: Rule) -> Iterator[None]:
@@ -246,15 +227,15 @@ class ProxyProcess:
         self._process.stdin.write(json.dumps(words).encode() + b"\n")
 
 
-async def run(routes: Sequence[tuple[str, str, str]]) -> None:
+async def run() -> None:
     """Serve as told on standard input until it ends."""
     proxies = Proxies()
-    ports = [await proxies.open(source, target, Address.parse(address)) for source, target, address in routes]
-    print(json.dumps(ports), flush=True)
     orders = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     while line := await orders.readline():
         match json.loads(line):
+            case ["open", target, address]:
+                print(await proxies.open(target, Address.parse(address)), flush=True)
             case ["rule", source, target, rule]:
                 proxies.set_rule(source, target, Rule(**rule))
             case ["reset", source, target]:
@@ -264,4 +245,4 @@ async def run(routes: Sequence[tuple[str, str, str]]) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(run(json.loads(sys.argv[1])))
+        uvloop.run(run())
