@@ -52,17 +52,18 @@ fsync), `Node.fail` ends the process at once: no reply, no checkpoint, nothing t
         -> group._pump -> cluster.shard.apply -> storage.growing                        durable: applied, visible
       <- outcome of each message <- replies
 
-What all groups have applied wakes `upkeep.py`, a set of loops for each shard: seal, flush, load, index, compact. Each
-looks at the state, does the most useful piece that is left, and proposes the outcome as a message. So nothing is
-remembered outside the log. What makes messages is done by the shard's leader alone, the rest by every replica.
+What all groups have applied wakes `upkeep.py`, a set of loops for each shard: seal, flush, load, index (`indexing.py`),
+compact (`compacting.py`). Each looks at the state, does the most useful piece that is left, and proposes the outcome as
+a message. So nothing is remembered outside the log. What makes messages is done by the shard's leader alone, the rest
+by every replica, checkpoints too (`checkpoints.py`).
 
-**Chunks go before their message.** The leader writes an index or merged rows, ships the chunks to the other replicas
-(`chunk_transfer.py`), and proposes when a majority has them; a flushed segment's rows each replica writes itself. A
-replica awaits `provision.py` before it applies such a message, and fetches what it lacks. Chunks nobody needs yet, or
-that a peer is copying, stay under leases (`chunk_pins.py`). A replica whose log ends before its leader's begins takes a
-checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken from a peer wherever it is met. A leader
-that dies between shipping and proposing leaves an offer with the others, which its successor proposes. Index builds and
-compactions of all shards wait for the same few slots (`slots.py`).
+**Chunks go before their message** (`making.py`). The leader writes an index or merged rows, ships the chunks to the
+other replicas (`chunk_transfer.py`), and proposes when a majority has them; a flushed segment's rows each replica
+writes. A replica awaits `provision.py` before it applies such a message, and fetches what it lacks. Chunks nobody needs
+yet, or that a peer is copying, stay under leases (`chunk_pins.py`). A replica whose log ends before its leader's begins
+takes a checkpoint from a peer, step by step (`snapshot.py`). A damaged chunk is taken from a peer wherever it is met. A
+leader that dies between shipping and proposing leaves an offer with the others, which its successor proposes. Index
+builds and compactions of all shards wait for the same few slots (`slots.py`).
 
 **Overload.** What comes from clients asks `admission.py` for room, which collections share by `fair_queue.py`: an
 insert before it is decoded and again at the leader's log, a read before it is looked at. `pressure.py` says when memory

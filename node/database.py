@@ -338,7 +338,7 @@ class Database:
     async def _compact_here(self, shard_id: ShardId, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Compact the collection in a shard that this node leads, and give the room back."""
         try:
-            await self._node.upkeep[shard_id].compact_now(CollectionId(asked["collection"]))
+            await self._node.upkeep[shard_id].compactions.compact_now(CollectionId(asked["collection"]))
             await self._node.checkpoint()
             await self._node.give_back_space()
         except OSError as error:
@@ -573,7 +573,7 @@ class Database:
                     "replicas": list(node.replicas_of(shard_id)),
                     "term": host.raft.term,
                     "position": host.machine.position,
-                    "checkpoint": node.upkeep[shard_id].checkpoint_position,
+                    "checkpoint": node.upkeep[shard_id].checkpoints.position,
                     "tick": host.machine.tick,
                     "segments": sum(1 for state in host.machine.collections.values() for _ in state.segments()),
                     "rows": sum(s.live_rows for state in host.machine.collections.values() for s in state.segments()),
@@ -801,12 +801,12 @@ def _index_facts(state: CollectionState, index_id: IndexId, upkeep: Upkeep) -> l
         rows = stored.segment.rows
         total += rows
         key = (stored.segment.segment_id, index_id)
-        failure = failure or upkeep.failures.get(key, "")
-        if not stored.is_flushed or wanted in upkeep.wanted_indexes(state, stored):
+        failure = failure or upkeep.indexes.failures.get(key, "")
+        if not stored.is_flushed or wanted in upkeep.indexes.wanted(state, stored):
             building = True
-            progress = upkeep.builds.get(key)
+            progress = upkeep.indexes.builds.get(key)
             indexed += int(rows * progress.fraction) if progress else 0
-        elif key not in upkeep.failures:
+        elif key not in upkeep.indexes.failures:
             indexed += rows
     return [index_id, total, indexed, building, failure]
 

@@ -476,7 +476,7 @@ class Node:
         return {"why_not_ready": self.why_not_ready, "groups": groups, "healing": self.healing.view()}
 
     def _checkpoint_of(self, shard_id: ShardId) -> Position:
-        return self.upkeep[shard_id].checkpoint_position
+        return self.upkeep[shard_id].checkpoints.position
 
     @property
     def catalog(self) -> Catalog:
@@ -580,8 +580,8 @@ class Node:
         if not self.takes_part:
             return
         for upkeep in list(self.upkeep.values()):
-            if upkeep.is_dirty:
-                await upkeep.checkpoint()
+            if upkeep.checkpoints.is_dirty:
+                await upkeep.checkpoints.write()
         await self.checkpoint_control()
 
     async def give_back_space(self) -> None:
@@ -635,11 +635,11 @@ class Node:
         now_s = self.seams.clock.monotonic_s()
         pinned = {slot_of(pin.group_id) for pin in self.journal.pinning()} if self.is_journal_full else set()
         for shard_id, upkeep in list(self.upkeep.items()):
-            old = now_s - upkeep.checkpoint_at_s >= storage.checkpoint_interval_s
-            if upkeep.is_dirty and (old or group_of(shard_id) in pinned):
-                await upkeep.checkpoint()
+            old = now_s - upkeep.checkpoints.at_s >= storage.checkpoint_interval_s
+            if upkeep.checkpoints.is_dirty and (old or group_of(shard_id) in pinned):
+                await upkeep.checkpoints.write()
             elif group_of(shard_id) in pinned:
-                upkeep.trim_log()
+                upkeep.checkpoints.trim_log()
         changes = self.control.machine.position - self._control_saved
         old = now_s - self._control_saved_at_s >= storage.checkpoint_interval_s
         if changes >= CONTROL_ENTRIES_MAX or old or CONTROL_GROUP in pinned:

@@ -156,7 +156,7 @@ class Replicas:
             if self._node.mesh is None:  # all of the log is applied; with peers more may come that names chunks
                 removed = 0
                 try:
-                    removed = await upkeep.sweep()
+                    removed = await upkeep.checkpoints.sweep()
                 except OSError as error:
                     self._node.note_store_error(error)  # a full disk: what is left is removed by the next start
                 if removed:
@@ -255,8 +255,8 @@ class Replicas:
             note_installing, replaced = lambda installing: None, node.control_replaced
         else:
             upkeep = self.upkeep[shard_id]
-            record, pins, checkpoint = of_shard(shard_id, node.seams.store), upkeep.pins, upkeep.checkpoint
-            note_installing, replaced = upkeep.note_installing, upkeep.replaced
+            record, pins, checkpoint = of_shard(shard_id, node.seams.store), upkeep.pins, upkeep.checkpoints.write
+            note_installing, replaced = upkeep.checkpoints.note_installing, upkeep.replaced
         self.snapshot_groups[slot] = SnapshotGroup(
             group_id=slot,
             record=record,
@@ -357,7 +357,7 @@ class Replicas:
             if slot == CONTROL_GROUP:
                 await self._node.checkpoint_control()
             else:
-                await self.upkeep[ShardId(slot - 1)].checkpoint()
+                await self.upkeep[ShardId(slot - 1)].checkpoints.write()
                 self._node.placing.wake()
         except OSError as error:
             self._node.note_store_error(error)
@@ -431,7 +431,7 @@ class Replicas:
             await self._remove(shard_id)
         else:
             async with upkeep.pins.committing:
-                upkeep.is_dropped = True
+                upkeep.checkpoints.is_dropped = True
                 await self._remove(shard_id)
             del self.upkeep[shard_id]
         self.left.pop(shard_id, None)

@@ -154,7 +154,7 @@ class Scrubber:
             scrub.damaged += 1
             self._metrics.chunk_damaged()
             if (upkeep := self._upkeep.get(shard_id)) is not None:
-                await upkeep.checkpoint()
+                await upkeep.checkpoints.write()
             scrub.cured += 1
 
     async def _cure(self, fault: ChunkFault, scrub: Scrub) -> None:
@@ -183,7 +183,7 @@ class Scrubber:
             log.error("chunk is lost for now shard=%d: %s", fault.shard_id, fault)
         else:
             log.warning("chunk made good shard=%d digest=%s by=%s", fault.shard_id, fault.digest.hex(), cure)
-            upkeep.look_again()
+            upkeep.indexes.look_again()
         return cure
 
     async def _found_cure(self, upkeep: Upkeep, fault: ChunkFault) -> Cure:
@@ -191,7 +191,7 @@ class Scrubber:
         async with upkeep.pins.committing:  # no checkpoint may be between what it has frozen and what it notes
             unsaved = unsave(upkeep.shard, digest)
         if unsaved:
-            await upkeep.checkpoint()
+            await upkeep.checkpoints.write()
             if not (await self._executor.run(Lane.DISK, self._read, shard_id, [digest]))[1]:
                 return Cure.MEMORY
             if digest not in upkeep.shard.digests:
@@ -204,7 +204,7 @@ class Scrubber:
             return Cure.MEMORY
         if digest not in upkeep.shard.digests:
             return Cure.UNNEEDED
-        return Cure.REBUILD if upkeep.build_again(digest) else Cure.NONE
+        return Cure.REBUILD if upkeep.indexes.build_again(digest) else Cure.NONE
 
     def _write_again(self, shard_id: ShardId, digest: bytes, view: SegmentView, field_id: FieldId) -> bool:
         """Write the chunk from its column, if that is in memory; return whether it was."""

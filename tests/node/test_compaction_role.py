@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import node.upkeep
+import node.compacting
+import node.indexing
 from cluster.ddl import TTL_PROPERTY
 from cluster.message import AlterCollection, Compacted, Delete, Indexed, Message, Seal, to_plain
 from node.slots import Slots
@@ -37,18 +38,18 @@ class Works:
     def __init__(self, team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
         self.built: Counter[tuple[int, int]] = Counter()
         self.merged: Counter[tuple[int, ...]] = Counter()
-        build, merge = node.upkeep.Upkeep._build, node.upkeep._merge
+        build, merge = node.indexing.IndexKeeper._build_here, node.compacting._merge
 
-        def counted_build(upkeep: Any, view: Any, index: Any, progress: Any) -> Any:
+        def counted_build(keeper: Any, view: Any, index: Any, progress: Any) -> Any:
             self.built[view.segment_id, index.index_id] += 1
-            return build(upkeep, view, index, progress)
+            return build(keeper, view, index, progress)
 
         def counted_merge(views: Any, as_of: Any, expire_before: Any) -> Any:
             self.merged[tuple(view.segment_id for view in views)] += 1
             return merge(views, as_of, expire_before)
 
-        monkeypatch.setattr(node.upkeep.Upkeep, "_build", counted_build)
-        monkeypatch.setattr(node.upkeep, "_merge", counted_merge)
+        monkeypatch.setattr(node.indexing.IndexKeeper, "_build_here", counted_build)
+        monkeypatch.setattr(node.compacting, "_merge", counted_merge)
 
 
 def lead(team: Team, member: Member) -> None:
@@ -124,7 +125,7 @@ def test_an_offer_that_is_of_no_use_any_more_is_left(loop: SimLoop, monkeypatch:
         team.members[1].transfer._note_offer(SHARD, b"\xff nonsense")
         team.members[1].transfer._note_offer(SHARD, b"\x82\x67indexed\x80")
         lead(team, team.members[1])
-        await team.members[1].upkeep._inherit()
+        await team.members[1].upkeep.compactions._inherit()
         await asyncio.sleep(30)
         assert kinds(team) == said
         await team.end()
@@ -148,7 +149,7 @@ def test_indexes_of_an_older_engine_are_built_anew(
         before = {member.name: stored_of(member).segment.indexes for member in team.members}
         old = {name: next(iter(indexes.values())) for name, indexes in before.items()}
         assert kinds(team).count("indexed") == 1
-        monkeypatch.setattr(node.upkeep, "version_of", lambda spec: 2)
+        monkeypatch.setattr(node.indexing, "version_of", lambda spec: 2)
         for member in team.members:
             object.__setattr__(member.upkeep._settings.index, "upgrade", upgrade)
         await asyncio.sleep(60)
@@ -204,7 +205,7 @@ def test_work_comes_to_rest_from_any_state(seed: int) -> None:
         said = len(team.said)
         await asyncio.sleep(100)
         assert len(team.said) == said, kinds(team)[said:]
-        assert leader.upkeep._next_plan() is None and leader.upkeep._next_index() is None
+        assert leader.upkeep.compactions._next() is None and leader.upkeep.indexes._next() is None
         now = leader.upkeep._hybrid.stamp()
         expire_before = leader.state.expire_before(now)
         views = [one.view() for one in leader.state.segments()]

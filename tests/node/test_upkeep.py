@@ -254,17 +254,17 @@ def test_who_does_not_lead_proposes_nothing(loop: SimLoop) -> None:
         team.on_say = lose
         await team.insert(1, 2, 3)
         await asyncio.sleep(10)
-        assert lost and not leader.upkeep.failures
+        assert lost and not leader.upkeep.indexes.failures
         digests = {ref[0] for ref in _refs(lost[0].files)}
         assert digests <= held(leader.store, SHARD) and leader.pins.kept >= digests
         said = len(team.said)
         await asyncio.sleep(30)
         assert len(team.said) == said
-        await leader.upkeep.checkpoint()
+        await leader.upkeep.checkpoints.write()
         assert digests <= held(leader.store, SHARD)
         await asyncio.sleep(700)
         for member in team.members:
-            await member.upkeep.checkpoint()
+            await member.upkeep.checkpoints.write()
             assert not digests & held(member.store, SHARD), "nobody waits for ever"
         leader.host.led.set()
         await asyncio.sleep(10)
@@ -340,13 +340,13 @@ def test_a_checkpoint_leaves_chunks_of_messages_to_come(loop: SimLoop) -> None:
         follower.shard.forget(digests)
         assert follower.shard.garbage >= digests
         await follower.pins.keep(digests, 600)
-        await follower.upkeep.checkpoint()
+        await follower.upkeep.checkpoints.write()
         assert held(follower.store, SHARD) >= digests
         orphan, wanted = b"an orphan of a crash", b"shipped for a message to come"
         follower.store.put_many(SHARD, [(digest_of(orphan), orphan), (digest_of(wanted), wanted)])
         await follower.pins.keep([digest_of(wanted)], 600)
         await asyncio.sleep(70)
-        assert follower.upkeep.swept
+        assert follower.upkeep.checkpoints.swept
         assert digest_of(orphan) not in held(follower.store, SHARD)
         assert digest_of(wanted) in held(follower.store, SHARD)
         await team.end()
@@ -365,8 +365,8 @@ def test_checkpoints_of_followers_restore(loop: SimLoop) -> None:
         await team.insert(7, 8)
         await asyncio.sleep(0.1)
         for member in team.members:
-            await member.upkeep.checkpoint()
-            assert member.host.trimmed == member.shard.position and not member.upkeep.is_dirty
+            await member.upkeep.checkpoints.write()
+            assert member.host.trimmed == member.shard.position and not member.upkeep.checkpoints.is_dirty
             raw = member.store.read(manifest_key(SHARD))
             assert raw is not None
             assert {digest for _, digest in referenced(raw)} <= held(member.store, SHARD)
@@ -392,15 +392,15 @@ def test_the_log_after_a_manifest_that_is_copied_stays(loop: SimLoop) -> None:
         await pins.keep((b"of a message",), 2 * COPY_S)
         for number in (7, 8):
             await team.insert(number)
-            await leader.upkeep.checkpoint()
-            assert leader.host.trimmed == given < leader.upkeep.checkpoint_position
+            await leader.upkeep.checkpoints.write()
+            assert leader.host.trimmed == given < leader.upkeep.checkpoints.position
         pins.release(lease)
-        leader.upkeep.trim_log()
+        leader.upkeep.checkpoints.trim_log()
         assert leader.host.trimmed == given + 1
         assert pins.renew(later, COPY_S)
         await asyncio.sleep(COPY_S + 1)
-        leader.upkeep.trim_log()
-        assert leader.host.trimmed == leader.upkeep.checkpoint_position
+        leader.upkeep.checkpoints.trim_log()
+        assert leader.host.trimmed == leader.upkeep.checkpoints.position
         await team.end()
 
     team = Team(loop, 1)

@@ -446,7 +446,7 @@ class Cluster:
             if needed - present:
                 raise Violation(f"{where}: {len(needed - present)} chunks of the manifest are missing")
             known = host.machine.digests.keys() | host.machine.garbage | machine.store.put_lately
-            if machine.node.upkeep[shard_id].swept and (orphans := present - needed - known):
+            if machine.node.upkeep[shard_id].checkpoints.swept and (orphans := present - needed - known):
                 raise Violation(f"{where}: {len(orphans)} chunks that nothing needs are left")
 
     def close(self) -> None:

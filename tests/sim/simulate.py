@@ -35,6 +35,7 @@ from cluster.machine import StateMachine
 from cluster.membership import MemberState, Placement
 from cluster.planner import plan
 from node import words
+from node.checkpoints import SWEEP_AFTER_S
 from node.database import Database
 from node.group import GroupHost
 from node.node import Node
@@ -42,7 +43,6 @@ from node.placing import control_voters
 from node.replicas import group_of
 from node.scrub import Scrub
 from node.service import Consistency, ReadOptions
-from node.upkeep import SWEEP_AFTER_S
 from storage import view
 from storage.errors import AnnulusError, Unavailable
 from storage.types import ShardId
