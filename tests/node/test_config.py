@@ -185,9 +185,7 @@ def test_secrets_are_never_shown() -> None:
         pytest.param({"peer_listen": "127.0.0.1:1", "listen": "127.0.0.1:9"}, "own address", id="itself"),
         pytest.param({"peer_listen": "127.0.0.1:1", "replication_factor": "3"}, "is the cluster's", id="copies"),
         pytest.param({"peer_listen": "10.0.0.1:1"}, "anybody may pose", id="no secret"),
-        pytest.param(
-            {"peer_listen": "127.0.0.1:1", "peer_advertise": "0.0.0.0:1"}, "is no address", id="any told"
-        ),
+        pytest.param({"peer_listen": "127.0.0.1:1", "peer_advertise": "0.0.0.0:1"}, "is no address", id="any told"),
     ],
 )
 def test_a_node_that_joins_needs_an_address_and_no_list(flags: dict[str, str], complaint: str) -> None:
