@@ -310,12 +310,15 @@ def export(
 @click.argument("collections", nargs=-1)
 @click.option("--from", "origin_address", required=True, help="URL of the server to copy from, as http://milvus:19530")
 @click.option("--from-database", default="default", show_default=True, help="its database")
+@click.option("--from-ca", type=click.Path(exists=True, dir_okay=False), default=None,
+              help="it is asked over TLS, and this PEM file holds what signed its certificate")  # fmt: skip
 @_server
 @click.option("--resume", is_flag=True, help="go on with a copy that was broken off")
 def copy(
     collections: tuple[str, ...],
     origin_address: str,
     from_database: str,
+    from_ca: str | None,
     address: str,
     database: str,
     user: str,
@@ -331,7 +334,8 @@ def copy(
 
     remote = _remote(address, database, user, patience)
     with _failures():
-        origin = Origin(origin_address, database=from_database, token=os.environ.get("ANNULUS_FROM_TOKEN", ""))
+        token = os.environ.get("ANNULUS_FROM_TOKEN", "")
+        origin = Origin(origin_address, database=from_database, token=token, ca_path=from_ca or "")
         try:
             for name in collections or origin.collections():
                 state_path = f"{name}.copy.json"

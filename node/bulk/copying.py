@@ -27,14 +27,19 @@ LEVELS: Final = ("Strong", "Session", "Bounded", "Eventually")
 class Origin:
     """The server that is copied from. Raises InvalidParameter if there is no pymilvus, or it can not be reached."""
 
-    def __init__(self, address: str, *, database: str = "default", token: str = "") -> None:
+    def __init__(self, address: str, *, database: str = "default", token: str = "", ca_path: str = "") -> None:
+        """Connect; over TLS to an address with https://.
+
+        ca_path  PEM file with what signed the server's certificate; "" for the system's authorities
+        """
         try:
             from pymilvus import MilvusClient, MilvusException
         except ImportError:
             raise InvalidParameter("copying needs pymilvus: pip install 'annulus[copy]'") from None
         self.failure: type[Exception] = MilvusException
         try:
-            self._client = MilvusClient(address, token=token, db_name=database)
+            trusted = {"secure": True, "server_pem_path": ca_path} if ca_path else {}
+            self._client = MilvusClient(address, token=token, db_name=database, **trusted)
         except MilvusException as error:
             raise InvalidParameter(f"{address} does not answer as a Milvus server: {error}") from None
 

@@ -78,6 +78,28 @@ def test_both_interfaces_on_one_port(node: Secured) -> None:
     assert {one["address"] for one in audited} == {"127.0.0.1"}
 
 
+def test_a_copy_over_tls(node: Secured, tmp_path: Path) -> None:
+    """`annulus copy` trusts what it is told to, for where it reads and for where it writes, and nothing else."""
+    node.ask("/collections/create", collectionName="copied", dimension=2)
+    node.ask("/entities/insert", collectionName="copied", data=[{"id": i, "vector": [i, 1.0]} for i in range(20)])
+    node.ask("/databases/create", dbName="other")
+
+    def copy(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*PROGRAM, "copy", "copied", "--from", f"https://localhost:{node.port}", *words]
+        command += ["--address", f"https://localhost:{node.port}", "--database", "other", "--ca", str(node.authority)]
+        environment = clean_environment() | {"PYTHONPATH": str(PROJECT)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    stranger = copy()
+    assert stranger.returncode == 1 and "does not answer" in stranger.stderr
+    done = copy("--from-ca", str(node.authority))
+    assert (done.returncode, done.stdout) == (0, "copied: 20 rows copied\n"), done.stderr
+    for database in ("other", "default"):
+        (counted,) = node.ask("/entities/query", dbName=database, collectionName="copied", outputFields=["count(*)"])
+        assert counted["count(*)"] == 20
+        node.ask("/collections/drop", dbName=database, collectionName="copied")
+
+
 def test_who_offers_both_protocols_gets_http_1(node: Secured) -> None:
     """A client that offers HTTP/2 and HTTP/1 wants REST; one that offers HTTP/2 alone is gRPC's."""
     for offered, agreed in ((["h2", "http/1.1"], "http/1.1"), (["h2"], "h2"), (["http/1.1"], "http/1.1")):
