@@ -11,7 +11,7 @@ one of each node's settings. Everybody has the role `public`; who has `admin` ma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -399,15 +399,19 @@ class Access:
 
     def forget(self, database: str, name: str) -> None:
         """Take the grants on a collection from all roles: it is gone, and the next of its name is another one."""
-        self._move(database, name, None)
+        self._move(lambda grant: _is_on(grant, database, name), None)
+
+    def forget_database(self, name: str) -> None:
+        """Take the grants in a database from all roles, like those on a collection that is gone."""
+        self._move(lambda grant: grant.database == name and grant.object_type != ObjectType.USER, None)
 
     def follow(self, database: str, name: str, new: tuple[str, str]) -> None:
         """Let the grants on a collection be on it under its new database and name."""
-        self._move(database, name, new)
+        self._move(lambda grant: _is_on(grant, database, name), new)
 
-    def _move(self, database: str, name: str, new: tuple[str, str] | None) -> None:
+    def _move(self, is_meant: Callable[[Grant], bool], new: tuple[str, str] | None) -> None:
         for role in list(self.roles.values()):
-            found = [one for one in role.grants if _is_on(one, database, name)]
+            found = [one for one in role.grants if is_meant(one)]
             if not found:
                 continue
             moved = () if new is None else (replace(one, database=new[0], object_name=new[1]) for one in found)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import cbor2
 
 from cluster.access import Access
-from cluster.catalog import Catalog, RenameCollection
+from cluster.catalog import Catalog, DropDatabase, RenameCollection
 from cluster.ddl import AckDdl, BeginDdl, acknowledge, begin
 from cluster.idempotency import CloseKey, KeyedStep, Keys, OpenKey
 from cluster.jobs import BeginCompaction, CompactedShard, Jobs
@@ -79,6 +79,10 @@ class Control(StateMachine):
             case RenameCollection(database, name, new_database, new_name):
                 answer = self.catalog.change(message)
                 self.access.follow(database, name, (new_database, new_name))
+                return answer
+            case DropDatabase(name):
+                answer = self.catalog.change(message)
+                self.access.forget_database(name)
                 return answer
             case BeginCompaction():
                 return self.jobs.begin(self.catalog, message)

@@ -25,7 +25,7 @@ from cluster.access import (
     SetPassword,
     SetUserRole,
 )
-from cluster.catalog import RenameCollection
+from cluster.catalog import CreateDatabase, DropDatabase, RenameCollection
 from cluster.machine import Rejected
 from cluster.message import to_plain
 from cluster.privileges import BUILT_IN_GROUPS, LEVELS, PRIVILEGES_OF, Level, object_type_of
@@ -73,6 +73,24 @@ def test_grants_go_with_their_collection() -> None:
     assert not any(may(one, privilege, name="d") for privilege in ("Insert", "Query", "Load", "Delete"))
     kept = {(each.object_type, each.database, each.object_name) for each in one.control.access.role("r").grants}
     assert kept == {("Collection", "*", "c"), ("Collection", "default", "*"), ("User", "default", "c")}
+
+
+def test_grants_go_with_their_database() -> None:
+    """Who might do something in a database may not do it in the next of its name; grants elsewhere stay."""
+    one = with_user(
+        CreateDatabase("sales", {}),
+        grant("Insert", "*", "sales"),
+        grant("Query", "c", "sales"),
+        grant("DatabaseReadOnly", "*", "sales"),
+        grant("Insert", "*", "default"),
+        grant("Delete", "*", "*"),
+    )
+    assert may(one, "Insert", database="sales") and may(one, "Query", database="sales")
+    one.say(DropDatabase("sales"))
+    one.say(CreateDatabase("sales", {}))
+    assert not may(one, "Insert", database="sales") and not may(one, "Query", database="sales")
+    assert may(one, "Insert") and may(one, "Delete", database="sales")
+    assert "sales" not in {each.database for each in restored(one.control).access.role("r").grants}
 
 
 def test_a_restore_is_whole_or_not_at_all() -> None:
