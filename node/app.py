@@ -96,8 +96,6 @@ async def _serve(settings: Settings) -> int:
             disk.make_directory(f"{data}/journal")
             store = GatedChunks(LevelDbChunks.open(f"{data}/chunks"))
         ending.callback(store.close)
-        if settings.node.is_clustered and not settings.node.has_peers:
-            await _belong(settings, store)
         workers = Workers(
             disk_threads=settings.workers.disk_threads,
             search_threads=settings.workers.search_threads,
@@ -110,6 +108,8 @@ async def _serve(settings: Settings) -> int:
             loop.add_signal_handler(signal.SIGHUP, tls.look_again)
             following = loop.create_task(tls.keep())
             ending.callback(following.cancel)
+        if settings.node.is_clustered and not settings.node.has_peers:
+            await _belong(settings, store)  # after all that may be wrong with this node alone
         # While the data is read, which takes other threads.
         front = loop.create_task(workers.run(Lane.PARSE, import_module, "node.front"))
         filters = loop.create_task(workers.run(Lane.PARSE, make_ready))

@@ -249,6 +249,9 @@ def test_mistakes_are_named(authority: Authority, tmp_path: Path) -> None:
     files = {"api.tls_certificate_file": str(one.certificate), "api.tls_key_file": str(other.key)}
     status, said = refused(tmp_path / "data", free_port(), files)
     assert status == 1 and f"cannot serve: TLS for clients: the key in {other.key} is not that of" in said
+    nowhere = {"join": f"127.0.0.1:{free_port()}", "peer_listen": f"127.0.0.1:{free_port()}", "name": "n4"}
+    status, said = refused(tmp_path / "guest", free_port(), files | nowhere)
+    assert status == 1 and f"TLS for clients: the key in {other.key}" in said, "said before it joins a cluster"
     del files["api.tls_key_file"]
     with pytest.raises(SettingsError, match=r"api\.tls_key_file: is missing: TLS for clients needs"):
         load(flags=files, environment={})
