@@ -120,7 +120,7 @@ class Replicas:
         if raw is None and node.name not in members and told is None and not has_seat:
             return None
         shard = await self._restore(shard_id)
-        seat = self._told(slot, shard)
+        seat = self._told(slot, shard, told)
         told = seat or told
         is_member = told is None and node.name in (shard.generation.members or members)
         if not is_member and (told is None or shard.generation.number > told.generation):
@@ -142,12 +142,16 @@ class Replicas:
         self.shards[shard_id] = host
         return host
 
-    def _told(self, slot: int, machine: StateMachine) -> Placement | None:
-        """Return the generation in which this node was given a seat, if the state is of an older one."""
+    def _told(self, slot: int, machine: StateMachine, told: Placement | None = None) -> Placement | None:
+        """Return the generation in which this node was given a seat, if the state is of an older one.
+
+        told  what the control group says: a seat in a generation before that is one no longer
+        """
         seats = self._node.identity.seats.items()
         mine = {generation_of(group): members for group, members in seats if slot_of(group) == slot}
         number = max(mine, default=0)
-        return Placement(number, mine[number]) if number > machine.generation.number else None
+        is_over = number <= machine.generation.number or (told is not None and number < told.generation)
+        return None if is_over else Placement(number, mine[number])
 
     async def begin_upkeep(self) -> None:
         """Start the background work of all shards here, and of those that will come."""

@@ -13,11 +13,12 @@ from random import Random
 import pytest
 
 from cluster.control import CONTROL_GROUP
-from cluster.membership import Membership, MemberState, group_id
+from cluster.membership import Membership, MemberState, PlanMove, group_id
 from node.nodes import Nodes
 from node.replicas import Replicas
 from storage.errors import Conflict, InvalidParameter, Unavailable
-from tests.node.cluster_of import Site, on_a_cluster
+from storage.types import ShardId
+from tests.node.cluster_of import EVENTUALLY, Site, on_a_cluster
 from tests.sim.cluster import NoAnswer, Refused
 
 KEYS = list(range(60))
@@ -46,6 +47,38 @@ async def until(site: Site, holds: Callable[[], bool], within_s: float = 60.0) -
 
 async def change(site: Site, work: Callable[[Nodes], object], by: str = "n1") -> None:
     await site.ask(by, lambda database: work(database.nodes))  # type: ignore[arg-type, return-value]
+
+
+async def move(site: Site, shard: int, *to: str) -> None:
+    """Have a shard go to these nodes; return when it is there."""
+    shard_id = ShardId(shard)
+    placed = membership(site).placements[shard_id]
+    await site.node("n1").router.control_change(PlanMove(shard_id, placed.generation, list(to)))
+    await until(site, lambda: set(membership(site).placements[shard_id].members) == set(to) and is_at_rest(site))
+
+
+def test_a_shard_comes_back_to_who_once_had_a_seat_there() -> None:
+    """The seat that a node was given in a generation, as its disk was new, says nothing of the ones after it."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=2)
+        await site.insert("n2", KEYS)
+        for shard in (0, 1):
+            await move(site, shard, "n2", "n3", "n4")
+            await move(site, shard, "n1", "n2", "n3")
+        site.kill("n2")
+        site.world.machines["n2"].lose_disk()
+        site.world.start("n2")
+        await site.ready()
+        await move(site, 0, "n1", "n3", "n4")
+        await move(site, 0, "n1", "n2", "n4")
+        assert sorted(await site.found("n2")) == KEYS
+        site.kill("n2")
+        site.world.start("n2")
+        await site.ready()
+        assert sorted(await site.found("n2", EVENTUALLY)) == KEYS
+
+    on_a_cluster(script, nodes=4)
 
 
 def test_a_node_joins_and_takes_its_share_of_everything() -> None:
