@@ -13,6 +13,7 @@ import pytest
 from cluster.ddl import AckDdl
 from cluster.message import Message
 from node.database import Database
+from node.facts import states_of
 from node.metrics import Metrics
 from node.node import Node, Seams
 from node.service import IndexRequest, ReadOptions, SearchRequest
@@ -165,7 +166,7 @@ def test_no_value_of_a_dropped_field_comes_back() -> None:
 
     async def again(database: Database) -> None:
         await look(database)
-        states = [state for _, state in database._states(database._node.catalog.find("default", "c"))]
+        states = [state for _, state in states_of(database._node, database._node.catalog.find("default", "c"))]
         files = [one.segment.files for state in states for one in state.stored.values()]
         assert all(one is not None and NUMBER in one.fields for one in files)
         await compacted(database)
