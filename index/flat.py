@@ -32,8 +32,8 @@ _FEW_QUERIES: Final = 8
 four queries in little more than half the time."""
 _ROWWISE_QUERIES: Final = SEARCH_THREADS
 """Up to here, chosen rows are compared where they stand; for more queries, copying them out once is cheaper."""
-_FEW_ROWS: Final = 32
-"""Up to here all are candidates: exact distances for all queries at once take less than to choose for each of them."""
+_FEW_ROWS: Final = 64
+"""Up to here all are candidates: exact distances of all take less than to choose, half for a lone query."""
 _GATHER_FRACTION: Final = 0.5
 """Below this share of survivors, copying them out is cheaper than computing and discarding the others."""
 _EPSILON: Final = float(np.finfo(np.float32).eps)
@@ -99,11 +99,10 @@ def nearest_in(
     table = _Table(pieces)
     if left <= _FEW_ROWS and bounds.is_open:
         few = np.arange(rows) if chosen is None else chosen
-        lines = np.empty((len(queries), left), np.int64)
-        lines[:] = np.arange(left)
-        refine_lines(queries, table.take(few), lines, metric, hits)
-        found = hits.offsets[:, : min(k, left)]
-        found[...] = few[found]
+        distances = exact_distances(queries, table.take(few), metric=metric)
+        order = distances.argsort(axis=1, kind="stable")[:, :k]
+        hits.offsets[:, : order.shape[1]] = few[order]
+        hits.distances[:, : order.shape[1]] = np.take_along_axis(distances, order, axis=1)
         return hits
     if mask is not None and chosen is not None and left > _GATHER_FRACTION * rows:
         approximate = _Approximate(table, metric, squares, hidden=~mask)

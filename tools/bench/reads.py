@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from tools.bench.run import MAIN, Bench, K
 from tools.bench.truth import Truth, exact, recall, scores_of
 from tools.bench.wire import Codec, Form, search_hits, search_requests
 
+Passing: TypeAlias = Callable[[], Mask]
+"""Evaluates a filter over the column that it is about, and returns which rows pass."""
 CONNECTIONS = (1, 8)
 WARM_UP_REQUESTS = 200
 FLOOR_S = 0.5
@@ -56,13 +60,13 @@ def search(bench: Bench) -> None:
 
 
 def filtered(bench: Bench) -> None:
-    """Filtered search, beside exact search in numpy on the rows that pass."""
+    """Filtered search, beside numpy that finds the rows that pass and searches them exactly."""
     assert bench.indexed_s is not None
     with bench.collection("bench_floor") as floor:
         bench.insert(floor, bench.data.head(1), Form.JSON)
-        for name, text, mask in _filters(bench.data):
+        for name, text, passing in _filters(bench.data):
             bench.say(f"filter {text}")
-            _filter_row(bench, name, text, mask, floor)
+            _filter_row(bench, name, text, passing, floor)
 
 
 def natural_filters(data: Dataset) -> list[tuple[str, str]]:
@@ -74,11 +78,15 @@ def natural_filters(data: Dataset) -> list[tuple[str, str]]:
     return [("category", str(values[i])) for i in dict.fromkeys(chosen)]
 
 
-def exact_on_survivors(data: Dataset, mask: Mask) -> Callable[[Matrix], Sequence[int]]:
-    """Return a search as a careful numpy user would write it: the mask is there, the rows are gathered per query."""
+def exact_on_survivors(data: Dataset, passing: Passing) -> Callable[[Matrix], Sequence[int]]:
+    """Return a search as a careful numpy user would write it.
+
+    Each query finds the survivors first, as a request with a filter does: the predicate is evaluated over the field's
+    whole column, which is there as an array. Then the rows that pass are gathered, compared, and the best K ordered.
+    """
 
     def nearest(query: Matrix) -> Sequence[int]:
-        chosen = np.flatnonzero(mask)
+        chosen = np.flatnonzero(passing())
         scores = scores_of(query, data.vectors[chosen], data.metric)[0]
         found = min(K, len(chosen))
         if not found:
@@ -89,28 +97,31 @@ def exact_on_survivors(data: Dataset, mask: Mask) -> Callable[[Matrix], Sequence
     return nearest
 
 
-def _filters(data: Dataset) -> list[tuple[str, str, Mask]]:
-    """Return (row's name, filter, rows that pass): a field independent of the vectors, then fields of the data."""
-    named: list[tuple[str, str, Mask]] = []
+def _filters(data: Dataset) -> list[tuple[str, str, Passing]]:
+    """Return (row's name, filter, the same in numpy): a field independent of the vectors, then fields of the data."""
+    named: list[tuple[str, str, Passing]] = []
     for share in goals.SELECTIVITIES:
         below = round(BUCKETS * share)
-        named.append((goals.selectivity_name(share), f"bucket < {below}", data.buckets < below))
+        named.append((goals.selectivity_name(share), f"bucket < {below}", partial(np.less, data.buckets, below)))
     for field_name, value in natural_filters(data):
-        mask = data.column(field_name) == value
-        named.append((f"{field_name} {value}, {mask.mean() * 100:.2g} % pass", f'{field_name} == "{value}"', mask))
+        passing = partial(np.equal, data.column(field_name), value)
+        share = float(passing().mean())
+        named.append((f"{field_name} {value}, {share * 100:.2g} % pass", f'{field_name} == "{value}"', passing))
     return named
 
 
-def _filter_row(bench: Bench, name: str, text: str, mask: Mask, floor: str) -> None:
-    """The floor is a search among one row: HTTP, parsing, planning, and no distances to speak of."""
-    data, address = bench.data, bench.client.address
+def _filter_row(bench: Bench, name: str, text: str, passing: Passing, floor: str) -> None:
+    """Compare filtered searches with the sum of two: exact search in numpy, the finding of survivors included, and the
+    floor, a search among one row: HTTP, parsing, planning, and no distances to speak of.
+    """
+    data, address, mask = bench.data, bench.client.address, passing()
     truth = exact(data.queries, data.vectors, K, data.metric, mask)
     requests = search_requests(address, MAIN, data.queries, Codec.JSON, k=K, filter_text=text)
     floor_requests = search_requests(address, floor, data.queries, Codec.JSON, k=K, filter_text="bucket >= 0")
     passes, answers = Passes(), dict[int, list[int]]()
     for _ in range(bench.plan.repeats):
         least = run_load(address, floor_requests, connections=1, seconds=FLOOR_S, cycle=True)
-        exactly = exact_on_survivors(data, mask)
+        exactly = exact_on_survivors(data, passing)
         pause_s = least.latency_ms(50) / 1e3
         beside = time_queries(exactly, data.queries[:EXACT_QUERIES], FLOOR_S, pause_s=pause_s)
         run_load(address, requests[:EXACT_QUERIES], connections=1)
