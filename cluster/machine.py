@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from cluster.message import CompareState, Entry, Handover, Message
 from cluster.tick import next_tick
+from storage.columns import Batch
 from storage.errors import AnnulusError, Conflict, OutcomeUnknown, StorageFault, error_from
 from storage.types import Position, Tick
 
@@ -145,7 +146,8 @@ class StateMachine:
                 self.generation = Generation(generation, tuple(members), self.position)
                 return {}
         try:
-            return self._execute(entry.message, entry.body, self.tick)
+            body = entry.body.to_bytes() if isinstance(entry.body, Batch) else entry.body
+            return self._execute(entry.message, body, self.tick)
         except Exception as error:
             if isinstance(error, AnnulusError) and error.deterministic:
                 return Rejected(error.code, error.message)

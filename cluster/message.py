@@ -14,16 +14,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Union
 
 import cbor2
 
+from storage.columns import Batch
 from storage.errors import JournalDamaged
 from storage.types import CollectionId, FieldId, IndexId, PartitionId, SegmentId, Tick
 
 VERSION: Final = b"\x01"
 TYPES: Final[dict[str, type[Message]]] = {}
 _LENGTH: Final = struct.Struct("<I")
+
+Body = Union[bytes, memoryview, Batch]  # noqa: UP007 (a runtime alias)
+"""What a message's rows travel as; those of a `Batch` become bytes only where they are written down."""
 
 
 @dataclass(frozen=True)
@@ -243,16 +247,17 @@ class Entry:
     sequence: int
     stamp: Tick
     message: Message
-    body: bytes | memoryview = b""
+    body: Body = b""
 
     def encode(self) -> bytes:
         kind, values = to_plain(self.message)
         header = cbor2.dumps([kind, self.producer, self.sequence, self.stamp, values])
-        return b"".join((VERSION, _LENGTH.pack(len(header)), header, self.body))
+        rows = self.body.to_buffers() if isinstance(self.body, Batch) else [self.body]
+        return b"".join((VERSION, _LENGTH.pack(len(header)), header, *rows))
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Entry:
-        """Return the entry in `data`; the body is copied once, to where it is aligned and pins nothing else.
+        """Return the entry in `data`, whose memory the body shares. It may begin at any byte.
 
         Raises JournalDamaged if this program cannot read it.
         """
@@ -270,7 +275,7 @@ class Entry:
                 raise ValueError("its header has something else than numbers")
         except (struct.error, cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, MemoryError) as error:
             raise JournalDamaged(f"log message that cannot be read: {error}") from error
-        return cls(producer, sequence, Tick(stamp), from_plain(kind, values), bytes(view[5 + length :]))
+        return cls(producer, sequence, Tick(stamp), from_plain(kind, values), view[5 + length :])
 
 
 def to_plain(message: Message) -> tuple[str, list[Any]]:

@@ -35,9 +35,12 @@ T = TypeVar("T")
 
 
 def parse_rows(body: bytes | memoryview, schema: CollectionSchema) -> Batch:
-    """Return the rows of an insert. Raises BadRow unless they have exactly the schema's fields, each of its kind."""
+    """Return the rows of an insert, of which dense vectors share the memory of the body.
+
+    Raises BadRow unless they have exactly the schema's fields, each of its kind.
+    """
     try:
-        batch = Batch.from_bytes(body)
+        batch = Batch.from_bytes(body, shared=False)
     except BatchDamaged as error:
         raise BadRow(str(error)) from error
     for one in schema.fields:

@@ -27,6 +27,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from cluster.machine import Acknowledge, Generation, Outcome, Rejected, StateMachine
 from cluster.membership import generation_of
 from cluster.message import (
+    Body,
     Compacted,
     CompareState,
     Delete,
@@ -254,9 +255,7 @@ class GroupHost(Generic[Machine]):
         """Name of the node that leads as far as is known here."""
         return None if self.is_over else self.raft.leader
 
-    async def propose(
-        self, message: Message, body: bytes | memoryview = b"", *, producer: str = "", sequence: int = 0
-    ) -> Applied:
+    async def propose(self, message: Message, body: Body = b"", *, producer: str = "", sequence: int = 0) -> Applied:
         """Return the outcome once the message is durable on a majority and applied here.
 
         Without a producer the write is named by this process. Raises NoLeader if this replica does not lead, or no
@@ -283,7 +282,7 @@ class GroupHost(Generic[Machine]):
         return await asyncio.shield(waiter)
 
     async def change(
-        self, message: Message, body: bytes | memoryview = b"", *, producer: str = "", sequence: int = 0
+        self, message: Message, body: Body = b"", *, producer: str = "", sequence: int = 0
     ) -> dict[str, object]:
         """Propose, and raise the error if the message was rejected."""
         applied = await self.propose(message, body, producer=producer, sequence=sequence)

@@ -25,7 +25,7 @@ import cbor2
 from cluster.ddl import BeginDdl
 from cluster.idempotency import KeyedStep
 from cluster.machine import Outcome, Rejected
-from cluster.message import Insert, Message, from_plain, to_plain
+from cluster.message import Body, Insert, Message, from_plain, to_plain
 from cluster.raft import NotLeader
 from node.admission import Admission
 from node.calls import Answer, Mesh
@@ -35,6 +35,7 @@ from node.metrics import Metrics, Routed
 from node.network import Blob, Link
 from node.scope import current
 from node.settings import Settings
+from storage.columns import Batch
 from storage.errors import (
     AnnulusError,
     BadRequest,
@@ -105,7 +106,7 @@ class Host(Protocol):
     @property
     def service_tick(self) -> Tick: ...
     async def propose(
-        self, message: Message, body: Blob = b"", *, producer: str = "", sequence: int = 0
+        self, message: Message, body: Body = b"", *, producer: str = "", sequence: int = 0
     ) -> tuple[Outcome, Tick, Position]: ...
     async def barrier(self) -> Position: ...
     async def wait_applied(self, position: Position) -> None: ...
@@ -253,7 +254,7 @@ class Router:
         self,
         shard_id: ShardId,
         message: Message,
-        body: Blob = b"",
+        body: Body = b"",
         *,
         producer: str = "",
         sequence: int = 0,
@@ -280,7 +281,7 @@ class Router:
         self,
         shard_id: ShardId,
         message: Message,
-        body: Blob = b"",
+        body: Body = b"",
         *,
         producer: str = "",
         sequence: int = 0,
@@ -298,8 +299,8 @@ class Router:
 
     async def change_all(
         self,
-        changes: Sequence[tuple[ShardId, Message, Blob]],
-        change: Callable[[ShardId, Message, Blob], Awaitable[Mapping[str, Any]]] | None = None,
+        changes: Sequence[tuple[ShardId, Message, Body]],
+        change: Callable[[ShardId, Message, Body], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> list[Mapping[str, Any]]:
         """Make several changes at once and return their outcomes. Raises one error for all that failed.
 
@@ -652,7 +653,7 @@ class Router:
         method: str,
         shard_id: ShardId | None,
         message: Message,
-        body: Blob,
+        body: Body,
         producer: str,
         sequence: int,
         is_rest: bool = False,
@@ -662,13 +663,13 @@ class Router:
 
         arguments = {"shard": shard_id, "producer": producer, "sequence": sequence, "rest": is_rest}
         # The message may name very many keys, for which a header has no room.
-        return _Step(method, here, arguments, _written, lambda: (cbor2.dumps(to_plain(message)), body))
+        return _Step(method, here, arguments, _written, lambda: (cbor2.dumps(to_plain(message)), _as_bytes(body)))
 
     async def _propose_here(
         self,
         host: Host,
         message: Message,
-        body: Blob,
+        body: Body,
         producer: str,
         sequence: int,
         is_rest: bool = False,
@@ -678,7 +679,7 @@ class Router:
             self._node.check_journal()
             return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
         self._node.check_writable()
-        admission, nbytes = self._node.admission, len(body)
+        admission, nbytes = self._node.admission, body.nbytes if isinstance(body, Batch) else len(body)
         key = await admission.take_rows(message.collection_id, nbytes, is_rest=is_rest, is_forwarded=is_forwarded)
         try:
             return Written(*await host.propose(message, body, producer=producer, sequence=sequence))
@@ -787,6 +788,10 @@ def _barrier(method: str, shard_id: ShardId | None) -> _Step[Position]:
         return await host.barrier()
 
     return _Step(method, here, {"shard": shard_id}, lambda reply: Position(reply["position"]), changes=False)
+
+
+def _as_bytes(body: Body) -> Blob:
+    return body.to_bytes() if isinstance(body, Batch) else body
 
 
 def _written(reply: dict[str, Any]) -> Written:

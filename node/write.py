@@ -20,10 +20,9 @@ import orjson
 
 from cluster.catalog import DEFAULT_PARTITION, Collection
 from cluster.membership import MEMBERS_MAX
-from cluster.message import Delete, Insert, Message
+from cluster.message import Body, Delete, Insert, Message
 from cluster.route import by_number, channels_of, split
 from node.keyed import InsertKey
-from node.network import Blob
 from node.node import Node
 from node.read import Reader
 from node.scope import current
@@ -119,7 +118,7 @@ class Writer:
     async def delete_keys(self, collection: Collection, keys: Keys, partitions: Sequence[PartitionId] | None) -> int:
         """Delete the rows with these primary keys; return how many there were."""
         shards = collection.shards
-        messages: list[tuple[ShardId, Message, Blob]] = []
+        messages: list[tuple[ShardId, Message, Body]] = []
         for shard_id, offsets in zip(shards, split(keys, len(shards)), strict=True):
             if len(offsets) == 0:
                 continue
@@ -148,7 +147,7 @@ class Writer:
         """Propose one message per virtual channel that has rows; return their outcomes."""
         batch = await self._computed(batch, collection.schema)
         owner = channels_of(batch_keys(batch, collection.schema.primary.id), len(collection.shards))
-        proposals: list[tuple[ShardId, Message, Blob]] = []
+        proposals: list[tuple[ShardId, Message, Body]] = []
         producers: dict[int, str] = {}
         for channel, shard_id in enumerate(collection.shards):
             parts = [(partition_id, chosen[owner[chosen] == channel]) for partition_id, chosen in groups]
@@ -166,8 +165,7 @@ class Writer:
                 collection.schema.version,
             )
             whole = len(rows) == batch.rows and len(parts) == 1
-            body = (batch if whole else batch.take(rows)).to_bytes()
-            proposals.append((shard_id, message, body))
+            proposals.append((shard_id, message, batch if whole else batch.take(rows)))
             if name is not None:
                 producers[id(message)] = name.producer(collection.collection_id, channel)
         if name is None:
@@ -183,21 +181,21 @@ class Writer:
         return await self._node.read(with_computed, batch, schema)
 
     async def _insert_named(
-        self, proposals: list[tuple[ShardId, Message, Blob]], producers: Mapping[int, str], sequence: int
+        self, proposals: list[tuple[ShardId, Message, Body]], producers: Mapping[int, str], sequence: int
     ) -> list[Mapping[str, Any]]:
         """Propose inserts that have a name of their own, each once: what they are refused for they are refused for.
 
         producers  by the identity of each message
         """
 
-        async def change(shard_id: ShardId, message: Message, body: Blob) -> Mapping[str, Any]:
+        async def change(shard_id: ShardId, message: Message, body: Body) -> Mapping[str, Any]:
             producer = producers[id(message)]
             return await self._node.router.change(shard_id, message, body, producer=producer, sequence=sequence)
 
         return await self._node.router.change_all(proposals, change)
 
     async def _insert_all(
-        self, collection: Collection, proposals: list[tuple[ShardId, Message, Blob]], again: bool
+        self, collection: Collection, proposals: list[tuple[ShardId, Message, Body]], again: bool
     ) -> list[Mapping[str, Any]]:
         """Propose inserts, and those that are refused as the schema has changed once more, with rows as that has them.
 
@@ -210,12 +208,12 @@ class Writer:
         attempt = 0
         outcomes: list[Mapping[str, Any]] = []
         while True:
-            refused: list[tuple[ShardId, Message, Blob]] = []
+            refused: list[tuple[ShardId, Message, Body]] = []
             mismatch: SchemaMismatch | None = None
             overload: Overloaded | None = None
             is_rest = bool(outcomes)
 
-            async def change(shard_id: ShardId, message: Message, body: Blob) -> Mapping[str, Any]:
+            async def change(shard_id: ShardId, message: Message, body: Body) -> Mapping[str, Any]:
                 nonlocal mismatch, overload
                 try:
                     return await self._node.router.change(shard_id, message, body, is_rest=is_rest)  # noqa: B023
@@ -394,11 +392,11 @@ def fitted(batch: Batch, schema: CollectionSchema) -> Batch:
     return Batch(columns, batch.rows)
 
 
-def _refitted(message: Message, body: Blob, collection: Collection) -> tuple[Message, Blob]:
+def _refitted(message: Message, rows: Body, collection: Collection) -> tuple[Message, Batch]:
     """Return the insert with its rows as the collection's schema has them."""
-    assert isinstance(message, Insert), "only an insert has rows"
-    rows = with_computed(fitted(Batch.from_bytes(body), collection.schema), collection.schema)
-    return replace(message, schema_version=collection.schema.version), rows.to_bytes()
+    assert isinstance(message, Insert) and isinstance(rows, Batch), "only an insert has rows"
+    rows = with_computed(fitted(rows, collection.schema), collection.schema)
+    return replace(message, schema_version=collection.schema.version), rows
 
 
 def _without_unknown(batch: Batch, schema: CollectionSchema) -> Batch:

@@ -259,10 +259,13 @@ class Batch:
         return b"".join(self.to_buffers())
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Batch:
-        """Return the batch in `data`, whose memory it shares. Raises BatchDamaged if the bytes are not sound."""
+    def from_bytes(cls, data: bytes | memoryview, *, shared: bool = True) -> Batch:
+        """Return the batch in `data`, whose memory it shares. Raises BatchDamaged if the bytes are not sound.
+
+        shared  if False, dense vectors alone do: who copies them keeps nothing of `data`
+        """
         try:
-            return _load(memoryview(data))
+            return _load(memoryview(data), shared)
         except BatchDamaged:
             raise
         except _DAMAGE as error:
@@ -287,6 +290,9 @@ def concat_columns(columns: Sequence[Column]) -> Column:
     """Return one column with the rows of all, which are of one kind."""
     first = columns[0]
     if isinstance(first, VectorColumn):
+        together = stand_together(columns)
+        if together is not None:
+            return together
         return VectorColumn(np.concatenate([c.values for c in columns if isinstance(c, VectorColumn)]))
     if isinstance(first, SparseColumn):
         return SparseColumn(SparseRows.concat([c.values for c in columns if isinstance(c, SparseColumn)]))
@@ -304,6 +310,32 @@ def concat_columns(columns: Sequence[Column]) -> Column:
     items = concat_columns([c.items for c in arrays])
     assert isinstance(items, ScalarColumn | StringColumn)
     return ArrayColumn(bounds, items, valid)
+
+
+def stand_together(columns: Sequence[Column]) -> VectorColumn | None:
+    """Return one column with the rows of all, uncopied, if they are dense and stand in one array one after the other,
+    and None if not.
+    """
+    arrays = [column.values for column in columns if isinstance(column, VectorColumn)]
+    whole = arrays[0].base if arrays else None
+    if len(arrays) < len(columns) or not isinstance(whole, np.ndarray) or not whole.flags.c_contiguous:
+        return None
+    start = stop = _address(arrays[0])
+    for one in arrays:
+        if one.base is not whole or one.dtype != whole.dtype or one.shape[1:] != whole.shape[1:]:
+            return None
+        if _address(one) != stop or not one.flags.c_contiguous:
+            return None
+        stop += one.nbytes
+    row_bytes = whole[:1].nbytes
+    values = whole[(start - _address(whole)) // row_bytes : (stop - _address(whole)) // row_bytes]
+    values.flags.writeable = False
+    return VectorColumn(values)
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 class _Body:
@@ -351,7 +383,7 @@ def _raw(array: npt.NDArray[Any]) -> memoryview:
     return flat.view(np.uint8).data if flat.size else memoryview(b"")
 
 
-def _load(data: memoryview) -> Batch:
+def _load(data: memoryview, shared: bool) -> Batch:
     magic, header_length = _PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise BatchDamaged(f"not a batch of rows: starts with {bytes(magic)!r}")
@@ -365,7 +397,8 @@ def _load(data: memoryview) -> Batch:
         for length in lengths:
             if length < 0 or at + length > len(data):
                 raise BatchDamaged("not a batch of rows: cut short")
-            buffers.append(data[at : at + length])
+            buffer = data[at : at + length]
+            buffers.append(buffer if shared or kind == "vector" else memoryview(bytes(buffer)))
             at += length + -length % 8
         valid = _array(buffers.pop(0), np.dtype(np.bool_)) if has_valid else None
         columns[FieldId(field_id)] = _load_column(kind, detail, valid, buffers, rows)

@@ -1,29 +1,56 @@
 """A segment that still takes rows.
 
 Rows stay in the batches in which they came, small neighbours merged like the digits of a binary counter: two of about
-equal size become one of twice the size. So a row is copied O(log n) times in all, a view has few parts, and because
-nothing merges beyond PART_ROWS_MAX or PART_BYTES_MAX, no single append makes the event loop wait for more than a copy
-of 16 MiB (about 5 ms).
+equal size become one of twice the size. So a row is copied O(log n) times in all, and a view has few parts.
+
+Dense vectors, which are most of a row, are copied once: each batch's to behind those of the batch before it, in a room
+with space for many. Neighbours in one room are merged without a copy; those in different rooms, and all other columns,
+only while that is less than MERGE_BYTES_MAX. So no append makes the event loop wait for more than a copy of those
+and of what it brings; memory that is new to the process, which is what takes the time of a copy, comes with the rows.
 
 A checkpoint writes the rows that are not in files yet and calls `spilled`; a restart gives them back to `restore`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from storage.columns import Batch, Offsets
+from storage.columns import Batch, Column, Offsets, VectorColumn, stand_together
 from storage.deletes import DeleteLog, Ticks
 from storage.key_lookup import KeyDict, Keys, KeySet, batch_keys
 from storage.schema import CollectionSchema
 from storage.segment_files import SegmentFiles
-from storage.types import PartitionId, SegmentId, Tick
+from storage.types import FieldId, PartitionId, SegmentId, Tick
 from storage.view import Part, SegmentView
 
 PART_ROWS_MAX: Final = 16_384
 PART_BYTES_MAX: Final = 16 << 20
+MERGE_BYTES_MAX: Final = 4 << 20
+"""Copied to merge parts: 3 ms, where all memory for it is new to the process."""
+ROOM_BATCHES: Final = 4
+"""The first room has space for so many batches like the first, each later one for as many rows as came before it."""
+
+
+class _Room:
+    """Memory for the vectors of consecutive batches. Rows that are in it stay as they are."""
+
+    def __init__(self, rows: int, like: npt.NDArray[Any]) -> None:
+        self._vectors = np.empty((rows, like.shape[1]), like.dtype)
+        self._filled = 0
+
+    def has_space(self, rows: int) -> bool:
+        return self._filled + rows <= len(self._vectors)
+
+    def add(self, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the same vectors, copied to behind the last ones."""
+        first, self._filled = self._filled, self._filled + len(vectors)
+        mine = self._vectors[first : self._filled]
+        mine.view(np.uint8)[...] = vectors.view(np.uint8)  # as bytes: they may be anywhere in what came in
+        mine.flags.writeable = False
+        return mine
 
 
 class GrowingSegment:
@@ -54,6 +81,7 @@ class GrowingSegment:
         self.keys = KeyDict()
         self.spilled_files: tuple[SegmentFiles, ...] = ()
         self._parts: list[Part] = []
+        self._rooms: dict[FieldId, _Room] = {}
         self._ticks = np.empty(64, np.int64)
         self._view: SegmentView | None = None
 
@@ -76,8 +104,11 @@ class GrowingSegment:
         return sum(files.rows for files in self.spilled_files)
 
     def append(self, batch: Batch, tick: Tick) -> None:
-        """Add the rows, all inserted at the tick. Cost: their keys, and the copying described above."""
-        self._append(batch, np.full(batch.rows, tick, np.int64))
+        """Add the rows, all inserted at the tick. Dense vectors are copied: they may share memory with much else.
+
+        Cost: their keys, and the copying described above.
+        """
+        self._append(self._housed(batch), np.full(batch.rows, tick, np.int64))
 
     def delete(self, keys: Keys | KeySet, tick: Tick) -> int:
         """Let the live rows with these primary keys that were inserted before the tick die; return how many died."""
@@ -161,6 +192,23 @@ class GrowingSegment:
         self._merge()
         self._view = None
 
+    def _housed(self, batch: Batch) -> Batch:
+        """Return the rows with their dense vectors in rooms."""
+        columns: dict[FieldId, Column] = {}
+        for field_id, column in batch.columns.items():
+            columns[field_id] = column
+            if isinstance(column, VectorColumn) and batch.rows:
+                room = self._rooms.get(field_id)
+                if room is None or not room.has_space(batch.rows):
+                    room = self._rooms[field_id] = _Room(self._room_rows(batch, column), column.values)
+                columns[field_id] = VectorColumn(room.add(column.values))
+        return Batch(columns, batch.rows)
+
+    def _room_rows(self, batch: Batch, column: VectorColumn) -> int:
+        """Return how many rows the next room has space for: no more than one part may have."""
+        part_rows = min(PART_ROWS_MAX, PART_BYTES_MAX // max(1, column.nbytes // batch.rows))
+        return max(batch.rows, min(part_rows, max(self.rows, ROOM_BATCHES * batch.rows)))
+
     def _merge(self) -> None:
         """Join the last parts while the one before is no larger than twice the last, up to the limits."""
         take = 1
@@ -170,6 +218,19 @@ class GrowingSegment:
             if before.rows > 2 * rows or before.rows + rows > PART_ROWS_MAX or before.nbytes + nbytes > PART_BYTES_MAX:
                 break
             rows, nbytes, take = rows + before.rows, nbytes + before.nbytes, take + 1
+            if self._copied_bytes(take) > MERGE_BYTES_MAX:
+                take -= 1
+                break
         if take > 1:
             joined = self._parts[-take:]
             self._parts[-take:] = [Part.joined(joined)]
+
+    def _copied_bytes(self, take: int) -> int:
+        """Return how many bytes are copied to join so many last parts."""
+        batches = [part.batch for part in self._parts[-take:]]
+        copied = sum(one.nbytes for one in batches)
+        for field_id, column in batches[0].columns.items():
+            columns = [one.columns[field_id] for one in batches]
+            if isinstance(column, VectorColumn) and stand_together(columns) is not None:
+                copied -= sum(one.nbytes for one in columns)
+        return copied

@@ -8,15 +8,17 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import cbor2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import catalog, ddl
 from cluster.message import TYPES, AlterCollection, Entry, Insert, Message, Seal, from_plain
+from storage.columns import Batch, Column, ScalarColumn, VectorColumn
 from storage.errors import JournalDamaged
 from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
-from storage.types import CollectionId, PartitionId, SegmentId, Tick
+from storage.types import CollectionId, FieldId, PartitionId, SegmentId, Tick
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 64), 1 << 64) | st.text(max_size=5) | st.binary(max_size=5),
@@ -104,6 +106,21 @@ def test_the_bytes_stay_the_same() -> None:
     entry = Entry("n1/1", 7, Tick(9), Seal(CollectionId(10), [SegmentId(3)]), b"rows")
     assert entry.encode() == bytes.fromhex("01110000008564 7365616c 64 6e312f31 07 09 82 0a 81 03") + b"rows"
     assert Entry.decode(entry.encode()) == entry
+
+
+@given(rows=st.integers(0, 9), ahead=st.integers(0, 8))
+def test_rows_are_written_as_their_bytes(rows: int, ahead: int) -> None:
+    """An entry of a batch has the bytes of one of the batch's bytes, and is read back wherever it stands."""
+    columns: dict[FieldId, Column] = {
+        FieldId(100): ScalarColumn(np.arange(rows)),
+        FieldId(101): VectorColumn(np.ones((rows, 3), np.float32)),
+    }
+    batch, message = Batch(columns, rows), Insert(CollectionId(1), PartitionId(2))
+    raw = Entry("p", 1, Tick(5), message, batch).encode()
+    assert raw == Entry("p", 1, Tick(5), message, batch.to_bytes()).encode()
+    again = Entry.decode(memoryview(bytes(ahead) + raw)[ahead:])
+    assert isinstance(again.body, memoryview)
+    assert Batch.from_bytes(again.body).to_bytes() == batch.to_bytes()
 
 
 def sealed(header: Any, version: bytes = b"\x01") -> bytes:

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.columns import ArrayColumn, Batch, BatchDamaged, Column, Mask, ScalarColumn, StringColumn, VectorColumn
+from storage.columns import (
+    ArrayColumn,
+    Batch,
+    BatchDamaged,
+    Column,
+    Mask,
+    ScalarColumn,
+    StringColumn,
+    VectorColumn,
+    stand_together,
+)
 from storage.strings import StringArray
 from storage.types import FieldId
 
@@ -76,6 +86,50 @@ def test_take_slice_and_concat_agree_with_lists(rows: list[Row], data: st.DataOb
     assert rows_of(piece) == rows[start:stop]
     assert piece.to_bytes() == make(rows[start:stop]).to_bytes()
     assert rows_of(Batch.concat([piece, batch, piece])) == rows[start:stop] + rows + rows[start:stop]
+
+
+@given(rows_strategy, st.integers(0, 8))
+def test_only_vectors_share_memory_where_that_is_asked_for(rows: list[Row], ahead: int) -> None:
+    """Of a batch that is to be copied by its reader, what is not dense vectors stays though its bytes change; and its
+    bytes may begin anywhere.
+    """
+    data = bytes(ahead) + make(rows).to_bytes()
+    changing = bytearray(data)
+    batch = Batch.from_bytes(memoryview(changing)[ahead:], shared=False)
+    assert rows_of(batch) == rows
+    batch = Batch.from_bytes(memoryview(changing)[ahead:], shared=False)
+    changing[:] = bytes(len(changing))
+    assert [one[:4] for one in rows_of(batch)] == [one[:4] for one in rows]
+    assert not any(any(one[4]) for one in rows_of(batch))
+
+
+_WHOLE = np.arange(24, dtype=np.float32).reshape(8, 3).copy()
+_OTHER = _WHOLE.copy()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "is_together"),
+    [
+        ([_WHOLE[1:3], _WHOLE[3:4], _WHOLE[4:7]], True),
+        ([_WHOLE[:8]], True),
+        ([_WHOLE[2:2], _WHOLE[2:5]], False),
+        ([_WHOLE[1:3], _WHOLE[4:7]], False),
+        ([_WHOLE[3:4], _WHOLE[1:3]], False),
+        ([_WHOLE[1:3], _OTHER[3:4]], False),
+        ([_WHOLE, _OTHER], False),
+        ([_WHOLE[1:3], _WHOLE[3:7:2]], False),
+        ([_WHOLE[1:3, :2], _WHOLE[3:4, :2]], False),
+        ([_WHOLE[1:3].view(np.uint32), _WHOLE[3:4].view(np.uint32)], False),
+        ([], False),
+    ],
+)
+def test_vectors_that_stand_together(arrays: list[Any], is_together: bool) -> None:
+    """Vectors that follow one another in one array are joined without a copy, and others are not taken for such."""
+    found = stand_together([VectorColumn(one) for one in arrays])
+    assert (found is not None) == is_together
+    if found is not None:
+        assert np.array_equal(found.values, np.concatenate(arrays))
+        assert np.shares_memory(found.values, _WHOLE) and not found.values.flags.writeable
 
 
 def test_damage_is_refused_or_harmless() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -317,3 +318,48 @@ def test_parts_that_grow_between_searches(
         column = part.batch.columns[vector]
         assert isinstance(column, VectorColumn)
         assert (matrix is column.values) == (fresh is column.values), "nothing is copied that stands"
+
+
+@given(
+    batches=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    part_rows=st.integers(4, 64),
+    merge_bytes=st.sampled_from([0, 500, 1 << 20]),
+)
+def test_rows_stay_where_they_are_put(batches: list[int], part_rows: int, merge_bytes: int) -> None:
+    """Whatever batches come, and however they are merged, all views have their rows; what they came in is let go."""
+    schema = make_collection()
+    growing = GrowingSegment(SegmentId(1), PARTITION, schema, Tick(1))
+    came: list[np.ndarray] = []
+    views: list[SegmentView] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.growing.PART_ROWS_MAX", part_rows)
+        patch.setattr("storage.growing.MERGE_BYTES_MAX", merge_bytes)
+        for tick, rows in enumerate(batches, 1):
+            first = growing.rows
+            numbers = list(range(first, first + rows))
+            vectors = np.repeat(np.array(numbers, np.float32), DIM).reshape(rows, DIM)
+            came.append(vectors)
+            growing.append(make_batch(schema, numbers, [0] * rows, vectors), Tick(tick))
+            views.append(growing.view())
+    for vectors in came:
+        vectors[...] = -1  # whoever sent the rows may use the memory for others
+    for view, rows in zip(views, accumulate(batches), strict=True):
+        assert [part.start for part in view.parts] == [0, *accumulate(part.batch.rows for part in view.parts)][:-1]
+        assert all(part.batch.rows <= max(part_rows, *batches) for part in view.parts)
+        whole = view.whole()
+        column = whole.columns[VECTOR]
+        assert isinstance(column, VectorColumn) and column.values.shape == (rows, DIM)
+        assert (column.values == np.arange(rows, dtype=np.float32)[:, None]).all()
+        assert whole.columns[NOTE].to_list() == [f"note {number}" for number in range(rows)]
+    written = growing.unspilled()
+    assert written is not None and written[0].to_bytes() == views[-1].whole().to_bytes()
+
+
+def test_few_parts_whatever_comes() -> None:
+    """Where batches are alike, the parts of a segment are few: each search goes through all of them."""
+    schema = make_collection()
+    growing = GrowingSegment(SegmentId(1), PARTITION, schema, Tick(1))
+    for number in range(3000):
+        vectors = np.ones((1, DIM), np.float32)
+        growing.append(make_batch(schema, [number], [0], vectors), Tick(number + 1))
+        assert len(growing.view().parts) <= 2 + number.bit_length()
