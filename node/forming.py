@@ -124,7 +124,10 @@ class Forming:
                 log.info("founding a cluster with peers=%s", ",".join(here))
                 return ""
             missing = ", ".join(peer for peer in self._voters if peer not in {*here, self._mesh.me})
-            self.why = f"waiting for {missing}: {needed + 1} of {len(self._voters)} nodes form a cluster"
+            self.why = (
+                f"waiting for {missing}: {needed + 1} of {len(self._voters)} nodes form a cluster; if others are one "
+                f"by now, start with a new name and --join one of them, --replaces {self._mesh.me}"
+            )
             if old:
                 self.why = f"{', '.join(old)} has been part of a cluster: waiting for a node that knows its id"
             await asyncio.sleep(ASK_S)

@@ -179,8 +179,8 @@ async def rolling_restart(machines: Machines, chance: random.Random) -> AsyncIte
 async def lost_disk(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
     async with machines.all_held():  # a majority must keep its disks until this one is whole again
         founders = [name for name in machines.names if name in machines.cluster.founders]
-        if not founders:  # who joined does not come back under its name: `replace` is what happens to it
-            yield "spared: all nodes have joined"
+        if len(founders) < 2:  # its list names nobody else who is there: `replace` is what happens to it
+            yield "spared: no other node is left of those that formed the cluster"
             return
         victim = chance.choice(founders)
         led = _led(machines, victim)
