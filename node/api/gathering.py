@@ -51,6 +51,10 @@ class Gatherer(ABC):
         else:
             self.values.append(self.from_plain(value))
 
+    def takes_all(self, values: list[Any]) -> bool:
+        """Add CBOR items that all are as the column keeps them, if that can be seen of all at once; return whether."""
+        return False
+
     def add_missing(self) -> None:
         if self.field.default is not None:
             self.values.append(self.field.default)
@@ -68,7 +72,10 @@ class Gatherer(ABC):
             valid.flags.writeable = False
         return self.column(valid)
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    takes_views = False
+    """Whether `from_buffer` also takes a view that begins anywhere in the bytes of a request."""
+
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         """Return the column whose values are the little-endian bytes `data`. Raises Misfit."""
         raise Misfit(f"a {self.field.type} column is a list of values, not bytes")
 

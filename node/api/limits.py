@@ -9,7 +9,7 @@ characters too; the bounds on text leave room for that, and the exact numbers ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from node.api.exact import count_of
 from storage.errors import InvalidParameter
@@ -43,8 +43,19 @@ OUTPUT_BYTES_MAX: Final = 100 << 20
 """Of the rows of one reply: Milvus's limit."""
 ROW_BYTES: Final = 80
 """What a row costs beside its values: its share of the reply's text and of the objects that it is made from."""
+LONG_BYTES_MIN: Final = 256 << 10
+"""A CBOR byte string of this length is a column, and worth not to be copied: its copy would be in memory that is new to
+the process, which takes ten times as long as to copy it."""
 _WIDTHS: Final = {0x1A: 5, 0x1B: 9, 0x3A: 5, 0x3B: 9, 0xFA: 5, 0xFB: 9}
 """First byte of a CBOR number -> its length, where that is long enough for the body's size to bound their number."""
+
+
+class LongBytes(NamedTuple):
+    """Where a CBOR byte string stands in a body: its head, and its bytes."""
+
+    head: int
+    start: int
+    stop: int
 
 
 def check_list(name: str, count: int, limit: int) -> None:
@@ -80,27 +91,32 @@ def check_row_marks(raw: bytes) -> None:
         )
 
 
-def check_cbor(body: bytes) -> None:
-    """Raise InvalidParameter if a CBOR body holds more values than are accepted.
+def check_cbor(body: bytes) -> list[LongBytes]:
+    """Raise InvalidParameter if a CBOR body holds more values than are accepted; return its long byte strings in order.
 
     The items are walked head by head, one after the other, for which nesting does not matter. A list of numbers that
-    all have the same head is stepped over as a whole. What is malformed ends the walk: decoding ends there too.
+    all have the same head is stepped over as a whole. What is malformed ends the walk: decoding ends there too, and no
+    byte string is returned. Nor is any of a body with tags.
     """
     if len(body) < SMALL_CBOR_BYTES:
-        return
+        return []
     place, end, items, containers = 0, len(body), 0, 0
+    long: list[LongBytes] = []
+    has_tags = False
     while place < end:
-        head = body[place]
+        head, first = body[place], place
         place += 1
         items += 1
         major, size = head >> 5, head & 31
         if size >= 24:
             if size > 27:
-                return
+                return []
             width = 1 << (size - 24)
             size = int.from_bytes(body[place : place + width], "big")
             place += width
         if major == 2 or major == 3:
+            if major == 2 and size >= LONG_BYTES_MIN:
+                long.append(LongBytes(first, place, place + size))
             place += size
         elif major == 4 or major == 5:
             containers += 1
@@ -111,8 +127,11 @@ def check_cbor(body: bytes) -> None:
                 last = place + step * size
                 if step and last <= end and body[place:last:step].count(body[place]) == size:
                     place = last
+        elif major == 6:
+            has_tags = True
         if items > ITEMS_MAX:
             raise _too_many_items("values", ITEMS_MAX)
+    return [] if has_tags or place != end else long
 
 
 def _too_many_items(what: str, limit: int) -> InvalidParameter:

@@ -11,7 +11,8 @@ shared references), indefinite lengths, duplicate keys and keys that are no text
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -26,6 +27,7 @@ from node.api.limits import (
     LIST_MAX,
     LOOSE_COLONS_MAX,
     MARKS_MAX,
+    LongBytes,
     check_cbor,
     check_list,
     check_list_text,
@@ -75,6 +77,8 @@ class Field:
     """Of the JSON text of OBJECTS, see `limits.check_marks`."""
     schema: Mapping[str, Any] | None = None
     """JSON schema of a RAW field, for the API's description."""
+    takes_views: bool = False
+    """Whether the long byte strings of a RAW field may come as views of a CBOR body."""
 
     @property
     def go_name(self) -> str:
@@ -105,6 +109,10 @@ class Shape:
         return tuple(one for one in self.fields if one.required)
 
     @cached_property
+    def takes_views(self) -> bool:
+        return any(one.takes_views for one in self.fields)
+
+    @cached_property
     def skimmer(self) -> msgspec.json.Decoder[Any]:
         """Finds the declared fields without making anything of the others."""
         names = {f"f{i}": one.name for i, one in enumerate(self.fields)}
@@ -130,7 +138,7 @@ def decode_json(body: bytes, shape: Shape) -> dict[str, Any]:
 
 def decode_cbor(body: bytes, shape: Shape) -> dict[str, Any]:
     """Return the values of all declared fields, defaults filled in. Raises BadJson or MissingParameter."""
-    return values_of_cbor(load_cbor(body), shape)
+    return values_of_cbor(load_cbor(body, views=shape.takes_views), shape)
 
 
 def values_of_cbor(value: Any, shape: Shape) -> dict[str, Any]:
@@ -142,17 +150,25 @@ def values_of_cbor(value: Any, shape: Shape) -> dict[str, Any]:
     return _checked(_from_map(value, shape, shape.name), shape)
 
 
-def load_cbor(body: bytes) -> Any:
-    """Return the one CBOR item that the body holds. Raises BadJson for anything JSON and bytes cannot express."""
+def load_cbor(body: bytes, *, views: bool = False) -> Any:
+    """Return the one CBOR item that the body holds. Raises BadJson for anything JSON and bytes cannot express.
+
+    views  byte strings of `LONG_BYTES_MIN` and more come as memoryviews of the body
+    """
     if not body:
         raise BadJson(EMPTY_BODY)
-    check_cbor(body)
+    long = check_cbor(body)
+    tags: _NoTags = _NO_TAGS
+    if views and long:
+        # The library would copy them, and holds the interpreter meanwhile: in their place it reads which they are.
+        tags = _Views([memoryview(body)[one.start : one.stop] for one in long])
+        body = _without(body, long)
     source = io.BytesIO(body)
     try:
         value = cbor2.CBORDecoder(
             source,
             tag_hook=_refuse_tag,
-            semantic_decoders=_NO_TAGS,
+            semantic_decoders=tags,
             max_depth=DEPTH_MAX,
             allow_indefinite=False,
             allow_duplicate_keys=False,
@@ -173,11 +189,30 @@ class _NoTags(dict[int, Callable[..., Any]]):
         return _refuse_tag
 
 
+class _Views(_NoTags):
+    """The same, but for one tag, which none of a client's may be where this is used: its number is that of a view."""
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        super().__init__({_VIEW_TAG: lambda number, _: views[number]})
+
+
+def _without(body: bytes, long: Sequence[LongBytes]) -> bytes:
+    """Return the body with the number of each of these byte strings in its place, tagged."""
+    pieces, at = [], 0
+    for number, one in enumerate(long):
+        pieces += [body[at : one.head], _NUMBERED.pack(0xD9, _VIEW_TAG, 0x1A, number)]
+        at = one.stop
+    return b"".join((*pieces, body[at:]))
+
+
 def _refuse_tag(*_: object) -> NoReturn:
     raise ValueError("tags are not accepted")
 
 
 _NO_TAGS: Final = _NoTags()
+_VIEW_TAG: Final = 40_000
+_NUMBERED: Final = struct.Struct(">BHBI")
+"""A tag of 16 bits around an integer of 32."""
 
 
 def _checked(values: dict[str, Any], shape: Shape) -> dict[str, Any]:

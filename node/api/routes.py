@@ -87,6 +87,7 @@ ROWS = Field(
     "uint32)",
     required=True,
     schema={"anyOf": [{"type": "array", "items": _ROW}, _ROW]},
+    takes_views=True,
 )
 VECTORS = Field(
     "data",

@@ -357,14 +357,14 @@ def check_document(text: bytes, schema: CollectionSchema, write: Write) -> str:
 def _row_count(data: Mapping[Any, Any], schema: CollectionSchema) -> int:
     """Return the number of rows, as the first column has it; `_column` holds the others against it."""
     for key, column in data.items():
-        if type(column) is dict and type(lengths := column.get("lengths")) is bytes:
+        if type(column) is dict and isinstance(lengths := column.get("lengths"), bytes | memoryview):
             return len(lengths) // LENGTH_BYTES
         values = column.get("values") if type(column) is dict else column
         if type(values) is list:
             return len(values)
         one = schema.by_name.get(key) if type(key) is str else None
         width = gatherer(one).element_bytes() if one is not None and not one.dynamic else 0
-        if type(values) is bytes and width:
+        if isinstance(values, bytes | memoryview) and width:
             return len(values) // width
     return 0
 
@@ -376,6 +376,8 @@ def _column(one: FieldSchema, given: Any, rows: int) -> Column:
         if type(given) is list:
             if len(given) != rows:
                 raise Misfit(f"the column has {len(given)} values, the first column has {rows}")
+            if column.takes_all(given):
+                return column.finish()
             for row, value in enumerate(given):  # noqa: B007 (the error names the row reached)
                 column.add_plain(value)
             row = -1
@@ -383,10 +385,12 @@ def _column(one: FieldSchema, given: Any, rows: int) -> Column:
         values, valid = given, None
         if type(given) is dict:
             values = given.get("values")
-            valid = _validity(one, given.get("valid"), rows)
+            valid = _validity(one, _copied(given.get("valid")), rows)
             if "lengths" in given:
-                return column.from_lengths(values, given["lengths"], rows, valid)
-        if type(values) is not bytes:
+                return column.from_lengths(_copied(values), _copied(given["lengths"]), rows, valid)
+        if type(values) is memoryview and not column.takes_views:
+            values = bytes(values)
+        if not isinstance(values, bytes | memoryview):
             raise Misfit("a column is a list, a byte string, or {values: bytes, valid: bytes}")
         if len(values) != rows * (width := column.element_bytes()) and width:
             raise Misfit(f"the column has {len(values)} bytes, {rows} rows of {width} bytes need {rows * width}")
@@ -394,6 +398,11 @@ def _column(one: FieldSchema, given: Any, rows: int) -> Column:
     except (Misfit, BadJson) as error:
         where = f"row {row}, " if row >= 0 else ""
         raise BadRow(f"{where}field {one.name!r}: {error}") from None
+
+
+def _copied(given: Any) -> Any:
+    """Return a byte string that may be a view of the body as one of its own."""
+    return bytes(given) if type(given) is memoryview else given
 
 
 def _validity(one: FieldSchema, given: Any, rows: int) -> Any:

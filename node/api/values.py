@@ -88,7 +88,7 @@ class _Numbers(Gatherer):
     def element_bytes(self) -> int:
         return self.dtype.itemsize
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         values: npt.NDArray[Any] = np.frombuffer(data, self.dtype)
         if valid is not None and not valid.all():
             values = np.where(valid, values, self.dtype.type(0))
@@ -120,8 +120,8 @@ class _Bools(_Numbers):
             return word in _TRUE
         raise Misfit(f"{shortened(value)} is not a Bool")
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
-        if data.translate(None, b"\x00\x01"):
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
+        if bytes(data).translate(None, b"\x00\x01"):
             raise Misfit("the bytes of a Bool column are 0 and 1")
         return super().from_buffer(data, rows, valid)
 
@@ -151,6 +151,12 @@ class _Integers(_Numbers):
         if not -self.edge <= value < self.edge:
             raise Misfit(f"{shortened(text)} is out of the range of {self.kind}")
         return value
+
+    def takes_all(self, values: list[Any]) -> bool:
+        if set(map(type, values)) != {int} or min(values) < -self.edge or max(values) >= self.edge:
+            return False
+        self.values += values
+        return True
 
     def _exact(self, text: bytes) -> int:
         """Return the integer that a literal with a fraction, an exponent or many digits stands for."""
@@ -209,7 +215,7 @@ class _Floats(_Numbers):
         with np.errstate(under="ignore"):
             return super().column(valid)
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         column = super().from_buffer(data, rows, valid)
         assert isinstance(column, ScalarColumn)
         if not np.isfinite(column.values).all():
@@ -238,7 +244,7 @@ class _Times(_Numbers):
         except ValueError as error:
             raise Misfit(f"{shortened(value)} is not a Timestamptz: {error}") from None
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         raise Misfit("a Timestamptz column is a list of texts, not bytes")
 
     def element_bytes(self) -> int:
@@ -270,6 +276,15 @@ class _Texts(Gatherer):
         if len(value) * 4 > limit and (length := len(value.encode())) > limit:
             raise Misfit(_too_long(length, limit))
         return value
+
+    def takes_all(self, values: list[Any]) -> bool:
+        if set(map(type, values)) != {str}:
+            return False
+        limit = self.field.max_bytes
+        if 4 * max(map(len, values)) > limit and max(map(len, map(str.encode, values))) > limit:
+            return False
+        self.values += values
+        return True
 
     def column(self, valid: Mask | None) -> Column:
         return StringColumn(StringArray.from_strings(self.values), valid)
@@ -388,6 +403,8 @@ class _Arrays(Gatherer):
 class _Vectors(Gatherer):
     """Float vectors, packed row by row into one block of float32."""
 
+    takes_views = True
+
     def __init__(self, field: FieldSchema) -> None:
         super().__init__(field)
         self.width = 4 * field.dim
@@ -436,12 +453,12 @@ class _Vectors(Gatherer):
         raise AssertionError("vectors are packed as they come")
 
     def column(self, valid: Mask | None) -> Column:
-        return self.from_buffer(bytes(self.block), len(self.block) // self.width, None)
+        return self.from_buffer(memoryview(self.block).toreadonly(), len(self.block) // self.width, None)
 
     def element_bytes(self) -> int:
         return self.width
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         if valid is not None:
             raise Misfit("a vector is never null")
         matrix = np.frombuffer(data, np.dtype("<f4")).reshape(rows, self.field.dim)

@@ -46,6 +46,8 @@ def vector_gatherer(field: FieldSchema) -> Gatherer:
 class _Packed(Gatherer):
     """Vectors of a fixed width, packed row by row into one block."""
 
+    takes_views = True
+
     def __init__(self, field: FieldSchema) -> None:
         super().__init__(field)
         self.dtype = VECTOR_TYPES[field.type]
@@ -106,12 +108,12 @@ class _Packed(Gatherer):
         raise AssertionError("vectors are packed as they come")
 
     def column(self, valid: Mask | None) -> Column:
-        return self.from_buffer(bytes(self.block), len(self.block) // self.width, None)
+        return self.from_buffer(memoryview(self.block).toreadonly(), len(self.block) // self.width, None)
 
     def element_bytes(self) -> int:
         return self.width
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         if valid is not None:
             raise Misfit("a vector is never null")
         return VectorColumn(np.frombuffer(data, self.dtype).reshape(rows, self.count))
@@ -144,7 +146,7 @@ class _Halves(_Packed):
         mask = np.uint16(0x7C00 if self.field.type is DataType.FLOAT16_VECTOR else 0x7F80)
         return np.asarray((halves.view(np.uint16) & mask) != mask)
 
-    def from_buffer(self, data: bytes, rows: int, valid: Mask | None) -> Column:
+    def from_buffer(self, data: bytes | memoryview, rows: int, valid: Mask | None) -> Column:
         column = super().from_buffer(data, rows, valid)
         assert isinstance(column, VectorColumn)
         finite = self._finite(column.values)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cbor2
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from node.api import exact
@@ -18,6 +20,7 @@ from node.api import rows as rows_module
 from node.api.exact import NotExact, count_of, loads
 from node.api.requests import load_cbor
 from node.api.rows import Write, rows_from_cbor, rows_from_json
+from node.api.values import gatherer
 from storage.columns import Batch, VectorColumn
 from storage.errors import BadJson, BadRow
 from storage.schema import CollectionSchema, DataType, FieldSchema, make_schema
@@ -386,7 +389,88 @@ def test_all_forms_of_a_body_give_the_same_batch(rows: list[dict[str, Any]], esc
         "v": np.array(columns["v"], "<f4").tobytes(),
     }
     assert rows_from_cbor(load_cbor(cbor2.dumps(columns)), WIDE, Write.INSERT).to_bytes() == expected
+    with viewing(1):
+        viewed = load_cbor(cbor2.dumps(columns), views=True)
+    assert isinstance(viewed["v"], memoryview)
+    assert rows_from_cbor(viewed, WIDE, Write.INSERT).to_bytes() == expected
     assert Batch.from_bytes(expected).rows == len(rows)
+
+
+@contextmanager
+def viewing(bytes_min: int) -> Iterator[None]:
+    """Take byte strings of this length for long ones, in bodies of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("node.api.limits.LONG_BYTES_MIN", bytes_min)
+        patch.setattr("node.api.limits.SMALL_CBOR_BYTES", 0)
+        yield
+
+
+ITEM = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.text(max_size=4) | st.binary(max_size=300),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(ITEM, st.integers(1, 40), st.none() | st.tuples(st.integers(0, 999), st.integers(0, 255)))
+def test_views_of_a_body_are_what_it_holds(item: Any, bytes_min: int, damage: tuple[int, int] | None) -> None:
+    """Long byte strings that come as views have the bytes that they would have had, and what is refused is refused."""
+    body = bytearray(cbor2.dumps(item))
+    if damage is not None:
+        body[damage[0] % len(body)] = damage[1]
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            assume(all(isinstance(key, str) for key in value))  # others are refused, here or by who reads the map
+            return {key: copied(one) for key, one in value.items()}
+        if isinstance(value, memoryview):
+            assert len(value) >= bytes_min
+        return [copied(one) for one in value] if isinstance(value, list) else _plain_bytes(value)
+
+    with viewing(bytes_min):
+        try:
+            expected = load_cbor(bytes(body))
+        except BadJson:
+            with pytest.raises(BadJson):
+                load_cbor(bytes(body), views=True)
+        else:
+            assert repr(copied(expected)) == repr(expected)
+            assert repr(copied(load_cbor(bytes(body), views=True))) == repr(expected)
+
+
+def _plain_bytes(value: Any) -> Any:
+    return bytes(value) if isinstance(value, memoryview) else value
+
+
+def test_a_tag_of_a_client_is_no_view() -> None:
+    """A body with the very tag that stands for a view is refused, also beside long byte strings."""
+    body = cbor2.dumps({"v": bytes(300 << 10), "w": cbor2.CBORTag(40_000, 0)})
+    with pytest.raises(BadJson, match="tag"):
+        load_cbor(body, views=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "is_whole"),
+    [
+        ("word", ["a", "é" * 10], True),
+        ("word", ["a", None], False),
+        ("word", ["a", 7], False),
+        ("word", ["a", "é" * 60], False),
+        ("word", ["a", "x" * 100], True),
+        ("word", ["a", "x" * 101], False),
+        ("small", [1, -(1 << 15), (1 << 15) - 1], True),
+        ("small", [1, 1 << 15], False),
+        ("small", [1, -(1 << 15) - 1], False),
+        ("small", [1, True], False),
+        ("small", [1, 2.0], False),
+        ("ratio", [1.5], False),
+    ],
+)
+def test_lists_are_taken_whole_where_all_values_fit(name: str, values: list[Any], is_whole: bool) -> None:
+    """A list is taken as it is only if each of its values would be; nothing of it is, if not."""
+    column = gatherer(WIDE.by_name[name])
+    assert column.takes_all(values) == is_whole
+    assert column.values == (values if is_whole else [])
 
 
 BASE: dict[str, Any] = {"id": b"\1" + bytes(7), "v": bytes(8)}
