@@ -23,8 +23,10 @@ others must answer, which is not more than what reading any data back takes.
 A node that is started for the first time after the others have formed the cluster comes in the same way. A group in
 which nobody has ever heard of a leader, as far as all its voters know, has yet to begin: it is founded like a cluster.
 
-Groups move from generation to generation. Which one is current, and of whom it consists, the others tell; it is asked
-for again as long as there is no seat. A node that is no voter of the control group follows it, and needs none there.
+Groups move from generation to generation. Which one is current, and of whom it consists, the others tell, whoever they
+are by now; it is asked for again as long as there is no seat. So many of them must answer that of each group that this
+node may be of, another member does: it would come back to a group that nobody names as one that never voted there. A
+node that is no voter of the control group follows it, and needs no seat there.
 """
 
 from __future__ import annotations
@@ -84,6 +86,8 @@ class Forming:
         mesh: Mesh,
         members: Sequence[str],
         *,
+        others: Callable[[], Sequence[str]],
+        silent_max: Callable[[], int],
         cluster_id: Callable[[], str],
         standing: Callable[[int, int], Standing | None],
         is_new: Callable[[int], bool],
@@ -91,13 +95,17 @@ class Forming:
     ) -> None:
         """Make one; it answers others from now on.
 
+        members     those that form the cluster
+        others      returns all other nodes of the cluster, as far as is known
+        silent_max  returns how many of these need not answer for what holds a slot to be known
         standing  of a generation of a slot is None while this node remembers too little to vouch for anything in it
         is_new    of a slot: whether this node has taken no part in it yet, as far as it knows
         known     slot -> who holds it, as far as this node knows
         """
         self.why = ""
         self._mesh = mesh
-        self._others = [name for name in members if name != mesh.me]
+        self._others = others
+        self._silent_max = silent_max
         self._voters = voters_of(members)
         self._cluster_id = cluster_id
         self._standing = standing
@@ -111,7 +119,7 @@ class Forming:
         # This node may be the one that has forgotten, so it does not count: of three nodes both others must be new.
         needed = len(self._voters) - len(self._voters) // 2
         while True:
-            answers = await self._ask(self._others, GREET, {})
+            answers = await self._ask(self._others(), GREET, {})
             for peer, answer in answers.items():
                 if isinstance(answer, dict) and answer["cluster_id"]:
                     log.info("found the cluster=%s by peer=%s", answer["cluster_id"], peer)
@@ -139,7 +147,14 @@ class Forming:
         """
         seats: dict[int, Seat] = {}
         while True:
-            known = await self._newest(formed)
+            known, silent = await self._newest(formed)
+            if len(silent) > self._silent_max():  # they may be the others of a group in which this node has voted
+                self.why = (
+                    f"coming back: waiting for {', '.join(silent)}: all but {self._silent_max()} of the other nodes "
+                    "must say which groups there are; remove those that are gone (annulus node remove NAME)"
+                )
+                await asyncio.sleep(ASK_S)
+                continue
             mine = {slot: one for slot, one in known.items() if slot == CONTROL_GROUP or self._mesh.me in one.members}
             seats = {slot: seat for slot, seat in seats.items() if mine.get(slot) == seat.of}
             open_slots = [slot for slot in sorted(mine) if slot not in seats]
@@ -154,15 +169,17 @@ class Forming:
             )
             await asyncio.sleep(ASK_S)
 
-    async def _newest(self, formed: Mapping[int, Known]) -> dict[int, Known]:
-        """Return slot -> who holds it, as the one knows who knows most of it."""
-        newest = dict(formed)
-        for answer in (await self._ask(self._others, GREET, {})).values():
-            if isinstance(answer, dict):
-                for slot, (generation, members) in answer["groups"].items():
-                    if slot not in newest or generation > newest[slot].generation:
-                        newest[slot] = Known(generation, tuple(members))
-        return newest
+    async def _newest(self, formed: Mapping[int, Known]) -> tuple[dict[int, Known], list[str]]:
+        """Return slot -> who holds it, as the one knows who knows most of it; and those who do not answer."""
+        newest, silent = dict(formed), []
+        for peer, answer in (await self._ask(self._others(), GREET, {})).items():
+            if not isinstance(answer, dict):
+                silent.append(peer)
+                continue
+            for slot, (generation, members) in answer["groups"].items():
+                if slot not in newest or generation > newest[slot].generation:
+                    newest[slot] = Known(generation, tuple(members))
+        return newest, silent
 
     async def _find_seat(self, slot: int, known: Known, whys: dict[int, str]) -> Seat | None:
         others = [name for name in known.members if name != self._mesh.me]

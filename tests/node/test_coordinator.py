@@ -103,6 +103,38 @@ def test_a_node_joins_and_takes_its_share_of_everything() -> None:
     on_a_cluster(script, shards=4)
 
 
+def test_a_node_that_forgot_comes_back_to_those_who_came_since() -> None:
+    """None of those that formed the cluster is left to ask, or the node was never one: the others tell it, and it keeps
+    from elections where it may have voted."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=4)
+        await site.insert("n1", KEYS)
+        for guest in ("n4", "n5"):
+            await site.world.join(guest, "n3")
+        await site.ready()
+        for leaver in ("n1", "n2"):
+            await change(site, lambda nodes, one=leaver: nodes.drain(one), by="n3")  # type: ignore[misc]
+        await until(site, lambda: held(site, "n3").keys() == {"n3", "n4", "n5"} and is_at_rest(site, "n3"))
+        for leaver in ("n1", "n2"):
+            while True:
+                with contextlib.suppress(Conflict, InvalidParameter):
+                    await change(site, lambda nodes, one=leaver: nodes.remove(one), by="n3")  # type: ignore[misc]
+                    break
+                await asyncio.sleep(0.5)
+            site.kill(leaver)
+        await asyncio.sleep(5.0)
+        for name in ("n3", "n4"):
+            machine = site.world.machines[name]
+            site.kill(name)
+            machine.set_aside(site.world.settings(name), remembers=True)
+            site.world.start(name)
+            await site.ready(name)
+            assert site.node(name).identity.abstains and sorted(await site.found(name)) == KEYS
+
+    on_a_cluster(script, shards=4)
+
+
 def test_who_may_not_join_changes_nothing() -> None:
     """A name that is taken, an address that is taken, a node to replace that there is not."""
 

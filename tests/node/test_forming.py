@@ -50,6 +50,7 @@ class Voter:
         cluster_id: str = "",
         is_new: bool = False,
         members: Sequence[str] = MEMBERS,
+        silent_max: int = 9,
         **standings: Standing,
     ) -> None:
         self.cluster_id = cluster_id
@@ -60,6 +61,8 @@ class Voter:
         self.forming = Forming(
             mesh,
             members,
+            others=lambda: [one for one in members if one != name],
+            silent_max=lambda: silent_max,
             cluster_id=lambda: self.cluster_id,
             standing=self.standing,
             is_new=lambda group: self.is_new,
@@ -268,5 +271,26 @@ def test_the_newest_generation_counts() -> None:
         third.known = {1: Known(4, ("n1", "n2", "n3"))}
         seats = await soon(finding)
         assert seats == {0: seat(0, "", 0, ("n2",), 2), 1: seat(5, "n2", 9, generation=4)}
+
+    asyncio.run(scenario())
+
+
+def test_who_holds_a_slot_is_asked_of_all_but_so_many() -> None:
+    """A node that does not hear of a group would come back to it as one that never voted there."""
+
+    async def scenario() -> None:
+        hall = Hall()
+        five = ("n1", "n2", "n3", "n4", "n5")
+        me = Voter(hall, "n1", members=five, silent_max=1)
+        Voter(hall, "n2")
+        Voter(hall, "n3")
+        fourth = Voter(hall, "n4", g1=stand(3, 9))
+        fifth = Voter(hall, "n5", g1=stand(3, 9, leads=True))
+        fourth.known = fifth.known = {1: Known(2, ("n1", "n4", "n5"))}
+        hall.away = {"n4", "n5"}
+        groups = {0: Known(0, ("n1",)), 1: Known(0, ("n2", "n3"))}
+        finding = await waits(me, me.forming.find_seats(groups), "waiting for n4, n5: all but 1 of the other nodes")
+        hall.away = {"n3"}
+        assert await soon(finding) == {0: seat(0, "", 0, ("n1",)), 1: seat(3, "n5", 9, ("n1", "n4", "n5"), 2)}
 
     asyncio.run(scenario())
