@@ -121,6 +121,6 @@ itself), `write`, `read` rows (`resolve` what names mean, `answering` what one s
 `freshness` what may answer, `subread` reads between nodes, `scope` what a request carries along; `upkeep` a shard's
 background (`making`, `indexing`, `compacting`, `checkpoints`, `words`), `background` a node's; `workers`, `clock`,
 `disk` the seams of the real world; `check` a directory offline; `status_tables` what `annulus status` prints; `memory`
-what is given back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP, `grpc/` gRPC, `connections` how both share
-a port, `client_tls`, `certificates` what secures it.
+what is given back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP, `grpc/` gRPC, `tunnel` how both share a
+port, `client_tls`, `certificates` what secures it.
 """

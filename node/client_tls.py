@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 from node.certificates import Shown, load_authority, load_chain, look_at
 from node.clock import Clock
 from node.settings import ApiSettings
+from node.tunnel import address_of
 from node.workers import Executor, Lane
 
 log = logging.getLogger(__name__)
@@ -220,12 +221,6 @@ class _Layer(SSLProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(cast(Any, exc))
         self._ended()
-
-
-def address_of(transport: asyncio.BaseTransport) -> str:
-    """Return where a connection comes from, "" if that is not known."""
-    found = transport.get_extra_info("peername")
-    return str(found[0]) if isinstance(found, tuple) and found else ""
 
 
 def _tell_failed(ended: asyncio.Future[None], transport: asyncio.Transport) -> None:

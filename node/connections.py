@@ -4,8 +4,8 @@ Whoever connects and sends no request costs a descriptor, and a node without one
 read a chunk. So the client connections get a share of the descriptors. At the limit the oldest connection that has
 never sent a whole request header makes way; if there is none, the new one is closed at once.
 
-gRPC and HTTP share a port. gRPC begins with HTTP/2's preface, which no request of HTTP/1 does: such a connection is
-given to the gRPC server, and counts like the others. Where clients come by TLS it is taken off first (`client_tls.py`).
+A connection that begins as gRPC's do is passed on to the gRPC server, and counts like the others (`tunnel.py`). Where
+clients come by TLS it is taken off first (`client_tls.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from aiohttp import web
 
 from node.client_tls import Entrance
+from node.tunnel import PREFACE, Passage, Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +30,8 @@ YIELDING_S: Final = 1.0
 """A connection gets this long to send its header even when others want in."""
 KEEPALIVE_S: Final = 75.0
 """Between two requests of a connection: more than the 60 s after which proxies commonly close it themselves."""
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What every connection of HTTP/2 begins with."""
 OWN_DESCRIPTORS: Final = 128
 """Kept for journal, threads and what else the process opens."""
-
-
-class Taking(Protocol):
-    """The gRPC server."""
-
-    def take(self, transport: asyncio.Transport, data: bytes, gone: Callable[[], None]) -> None:
-        """Serve a connection from here on; `data` has come already, `gone` is called once, when it has ended."""
-        ...
 
 
 def connections_max(descriptors: int) -> int:
@@ -59,7 +50,7 @@ class Doorman:
         header_s: float = HEADER_S_MAX,
         yielding_s: float = YIELDING_S,
         keepalive_s: float = KEEPALIVE_S,
-        grpc: Taking | None = None,
+        grpc: Passage | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """`tls` returns what the next connection is secured by; without it there is plain text."""
@@ -141,12 +132,12 @@ class GuardedSite(web.SockSite):
         limit: int,
         *,
         backlog: int,
-        grpc: Taking | None = None,
+        grpc: Passage | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Take what `Doorman` does.
 
-        grpc  the gRPC server; with none, there is only HTTP
+        grpc  where the gRPC server listens; with none, there is only HTTP
         """
         super().__init__(runner, listener, backlog=backlog)
         self._limit, self._grpc, self._tls = limit, grpc, tls
@@ -159,9 +150,9 @@ class GuardedSite(web.SockSite):
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, and a word when it has gone; or one of gRPC, as its first bytes tell."""
+    """aiohttp's connection, and a word when it has gone; or a tunnel to the gRPC server, as its first bytes tell."""
 
-    __slots__ = ("_gone", "_grpc", "_is_taken", "_opening", "_outer", "entrance", "timer")
+    __slots__ = ("_gone", "_grpc", "_opening", "_outer", "_tunnel", "entrance", "timer")
 
     def __init__(
         self,
@@ -169,7 +160,7 @@ class _Connection(web.RequestHandler):
         loop: asyncio.AbstractEventLoop,
         gone: Callable[[_Connection], None],
         keepalive_s: float,
-        grpc: Taking | None,
+        grpc: Passage | None,
     ) -> None:
         settings: dict[str, Any] = {**server._kwargs, "keepalive_timeout": keepalive_s}
         super().__init__(server, loop=loop, **settings)
@@ -180,12 +171,12 @@ class _Connection(web.RequestHandler):
         self._outer: asyncio.Transport | None = None
         self._opening: bytes | None = None
         """What has come while it may still become the preface of HTTP/2; None once it is known."""
-        self._is_taken = False
+        self._tunnel: Tunnel | None = None
 
     @property
     def has_asked(self) -> bool:
         """Whether a whole request header has come."""
-        return self._request_count > 0 or self._is_taken
+        return self._request_count > 0 or self._tunnel is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._outer = cast(asyncio.Transport, transport)  # uvloop's transports have the methods, not the base class
@@ -202,8 +193,8 @@ class _Connection(web.RequestHandler):
                 self._opening = data
                 return
             if self._grpc is not None and data.startswith(PREFACE):
-                self._is_taken = True
-                self._grpc.take(self._outer, data, lambda: self._gone(self))
+                self._tunnel = Tunnel(self._outer, self._grpc, data, lambda: self._gone(self))
+                self._outer.set_protocol(self._tunnel)
                 return
             self._opening = None
             super().connection_made(self._outer)
