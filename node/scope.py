@@ -75,6 +75,9 @@ current: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
 def to_token(ticks: Ticks) -> str:
     """Return the ticks as a token, "" for none."""
+    if len(ticks) == 1 and EVERY_SHARD not in ticks:  # as most are
+        ((shard, tick),) = ticks.items()
+        return f"{shard:x}-{tick:x}"
     if len(ticks) > ENTRIES_MAX:
         return f"every-{max(ticks.values()):x}"
     every = ticks.get(EVERY_SHARD)

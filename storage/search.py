@@ -60,6 +60,7 @@ COMPONENTS_BRIEF_MAX: Final = 4_000_000
 """Components compared where they stand: 2 ms, or 10 ms where they are seen to be unit vectors for the first time."""
 _TERMS_COUNTED: Final = 32
 """What a row counts for where it is sparse: some of a query's terms are in it."""
+NO_ROW_VISIBLE: Final = "no row is visible"
 NO_ROW_PASSES: Final = "the filter lets no row through"
 UNSEEN_BRIEF_MAX: Final = 2_048
 """Rows a filter has not looked at yet, of which each takes microseconds where it has to parse JSON."""
@@ -200,6 +201,8 @@ def may_take_long(views: Sequence[SegmentView], query: VectorQuery, queries: int
         if row_filter is not None and not row_filter.always_true:
             if not all(map(view.holds, row_filter.field_ids)):
                 return True
+            if view.remembered(row_filter, view.moment(query.tick, query.expire_before)) is not None:
+                continue
             keys = row_filter.primary_keys()
             if keys is not None:
                 unseen += len(keys.values)
@@ -282,13 +285,27 @@ class _Survivors:
 
 
 def _survivors(view: SegmentView, row_filter: CompiledFilter | None, tick: Tick, expire_before: Tick) -> _Survivors:
-    """Return which rows are visible and pass the filter."""
-    visible, visible_count = view.visibility(tick, expire_before)
+    """Return which rows are visible and pass the filter: what was found for the same filter lately, if nothing that
+    was inserted or deleted since is visible.
+    """
+    moment = view.moment(tick, expire_before)
+    if row_filter is None or row_filter.always_true:
+        visible, visible_count = view.visibility_of(moment, tick)
+        return _Survivors(view.rows, visible_count, visible, why_none=NO_ROW_VISIBLE)
+    known: _Survivors | None = view.remembered(row_filter, moment)
+    if known is None:
+        known = _passing(view, row_filter, *view.visibility_of(moment, tick), tick, expire_before)
+        view.remember(row_filter, moment, known)
+    return known
+
+
+def _passing(
+    view: SegmentView, row_filter: CompiledFilter, visible: Mask, visible_count: int, tick: Tick, expire_before: Tick
+) -> _Survivors:
+    """Return which of the visible rows pass the filter."""
     rows = view.rows
     if visible_count == 0:
-        return _Survivors(rows, 0, visible, why_none="no row is visible")
-    if row_filter is None or row_filter.always_true:
-        return _Survivors(rows, visible_count, visible)
+        return _Survivors(rows, 0, visible, why_none=NO_ROW_VISIBLE)
     if view.stats and not row_filter.may_match(view.stats):
         return _Survivors(rows, 0, few=_NO_ROWS, why_none="statistics rule the filter out")
     keys = row_filter.primary_keys()
@@ -400,7 +417,9 @@ def _merged(
     some = [number for number, hits in enumerate(parts) if hits.offsets.shape[1]]
     if len(some) == 1:
         offsets, distances = parts[some[0]].offsets, parts[some[0]].distances
-        sources = np.where(offsets >= 0, np.int64(some[0]), np.int64(-1))
+        sources = np.full(offsets.shape, some[0], np.int64)
+        if not (offsets[:, -1] >= 0).all():
+            sources[offsets < 0] = -1
     else:
         merged = merge([(hits.offsets, hits.distances) for hits in parts], k, queries=queries)
         offsets, distances, sources = merged.ids, merged.distances, merged.sources

@@ -70,6 +70,7 @@ _BLOCK_VALUES: Final = 1 << 16
 NEVER: Final = Tick(0)
 """As `expire_before`: before every tick, so that no row has expired."""
 
+Moment = tuple[int, int, int]
 ReadColumn = Callable[[FieldId, Offsets | None], Column]
 """Reads a column that is not in memory, or some of its rows, from chunks. Blocks."""
 
@@ -330,7 +331,8 @@ class SegmentView:
     stored: Collection[FieldId] | None = None
     """The fields that its rows have, None for all of the schema: of one that was added later they have null or its
     default."""
-    _masks: dict[tuple[int, int, int], tuple[Mask, int]] = field(default_factory=dict, repr=False)
+    _masks: dict[Moment, tuple[Mask, int]] = field(default_factory=dict, repr=False)
+    _remembered: dict[tuple[weakref.ref[CompiledFilter], Moment], Any] = field(default_factory=dict, repr=False)
     _widened: dict[tuple[FieldId, ...], Sequence[Part]] = field(default_factory=dict, repr=False)
 
     @property
@@ -352,9 +354,20 @@ class SegmentView:
 
     def visibility(self, tick: Tick, expire_before: Tick = NEVER) -> tuple[Mask, int]:
         """Return what `visible` and `visible_count` do."""
+        return self.visibility_of(self.moment(tick, expire_before), tick)
+
+    def moment(self, tick: Tick, expire_before: Tick = NEVER) -> Moment:
+        """Return what tells the rows that are visible at one tick from those at others: equal where they are the same.
+
+        The first offset and the one behind the last, of what has been inserted and not expired, and how many deletes.
+        """
         first = 0 if expire_before == NEVER else int(self.ticks.searchsorted(expire_before, side="left"))
         last = int(self.ticks.searchsorted(tick, side="right"))
-        key = (first, last, self.deletes.count_at(tick))
+        return first, last, self.deletes.count_at(tick)
+
+    def visibility_of(self, key: Moment, tick: Tick) -> tuple[Mask, int]:
+        """Return what `visibility` does, of the moment that the tick is in."""
+        first, last, _ = key
         known = self._masks.get(key)
         if known is None:
             mask = np.zeros(self.rows, np.bool_)
@@ -366,6 +379,17 @@ class SegmentView:
                 self._masks.pop(next(iter(self._masks), key), None)
             self._masks[key] = known
         return known
+
+    def remembered(self, row_filter: CompiledFilter, moment: Moment) -> Any:
+        """Return what was given to `remember`; None if nothing was, or not lately."""
+        return self._remembered.get((weakref.ref(row_filter), moment))
+
+    def remember(self, row_filter: CompiledFilter, moment: Moment, found: Any) -> None:
+        """Keep what was found out about the rows that pass a filter at a moment, for the next read of this kind."""
+        key = weakref.ref(row_filter), moment  # so as not to keep the filter alive
+        while len(self._remembered) >= _MASKS_KEPT:
+            self._remembered.pop(next(iter(self._remembered), key), None)
+        self._remembered[key] = found
 
     def find(self, keys: Keys | KeySet, tick: Tick, expire_before: Tick = NEVER) -> Offsets:
         """Return the offsets of the visible rows with these primary keys, ascending. Scans nothing."""

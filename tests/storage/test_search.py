@@ -223,13 +223,13 @@ def test_a_filter_asked_again_sees_what_happened_meanwhile(index_type: str | Non
 
 
 def test_masks_of_filters_are_bounded_and_keep_no_filter_alive() -> None:
-    """Each part keeps the masks of a few filters at most, and a filter that nobody else has goes away."""
+    """Of a few filters at most masks and survivors are kept, and a filter that nobody else has goes away."""
     view = sealed(1, rows_of(0, 500)).view()
     filters = [compile_filter(f"group < {limit}", SCHEMA) for limit in range(100)]
     gone = weakref.ref(filters[-1])
     for turn in range(2):
         assert [count([view], one, tick=NOW) for one in filters] == list(range(100)), turn
-    assert len(view.parts[0]._passing) == 8
+    assert len(view.parts[0]._passing) == 8 and len(view._remembered) == 4
     filters.clear()
     assert gone() is None
     assert count([view], compile_filter("group < 3", SCHEMA), tick=NOW) == 3
