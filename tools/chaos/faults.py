@@ -238,7 +238,7 @@ async def join(machines: Machines, chance: random.Random) -> AsyncIterator[str]:
         if len(machines.names) >= NODES_MAX:
             yield f"not done: there are {NODES_MAX} nodes"
             return
-        yield await machines.join(chance.choice(machines.names))
+        yield await _joined(machines, chance)
 
 
 @fault("drain-remove", "a node is drained, removed when it holds nothing, and stopped; of three once a fourth joined",
@@ -248,7 +248,7 @@ async def drain_remove(machines: Machines, chance: random.Random) -> AsyncIterat
         victim = chance.choice(machines.names)
         come = ""
         if len(machines.names) <= NODES_MIN:
-            come = f", after {await machines.join(chance.choice(machines.names))} came"
+            come = f", after {await _joined(machines, chance)} came"
         led = _led(machines, victim)
         await machines.asked("drain", nodeName=victim)
         try:
@@ -501,6 +501,12 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def _joined(machines: Machines, chance: random.Random) -> str:
+    """Have a blank node join; the one that it asks is spared meanwhile, else it is right to give up."""
+    async with machines.held(chance) as by:
+        return await machines.join(by)
 
 
 def _is_empty(found: Any, name: str) -> bool:
