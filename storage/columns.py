@@ -317,20 +317,38 @@ def stand_together(columns: Sequence[Column]) -> VectorColumn | None:
     and None if not.
     """
     arrays = [column.values for column in columns if isinstance(column, VectorColumn)]
-    whole = arrays[0].base if arrays else None
-    if len(arrays) < len(columns) or not isinstance(whole, np.ndarray) or not whole.flags.c_contiguous:
-        return None
-    start = stop = _address(arrays[0])
+    found = side_by_side(arrays) if len(arrays) == len(columns) else []
+    return VectorColumn(found[0]) if len(found) == 1 else None
+
+
+def side_by_side(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Return the same rows in fewer arrays, none of them copied: those that are views of one array and stand in it one
+    after the other are one.
+    """
+    found: list[npt.NDArray[Any]] = []
+    stop = 0
     for one in arrays:
-        if one.base is not whole or one.dtype != whole.dtype or one.shape[1:] != whole.shape[1:]:
+        start = _address(one)
+        if found and start == stop and (joined := _joined(found[-1], one)) is not None:
+            found[-1] = joined
+        else:
+            found.append(one)
+        stop = start + one.nbytes
+    return found
+
+
+def _joined(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """Return one view of the rows of two of which the second begins where the first ends, if they are of one array."""
+    whole = first.base
+    if not isinstance(whole, np.ndarray) or second.base is not whole or not whole.flags.c_contiguous:
+        return None
+    for one in (first, second):
+        if one.dtype != whole.dtype or one.shape[1:] != whole.shape[1:] or not one.flags.c_contiguous:
             return None
-        if _address(one) != stop or not one.flags.c_contiguous:
-            return None
-        stop += one.nbytes
-    row_bytes = whole[:1].nbytes
-    values = whole[(start - _address(whole)) // row_bytes : (stop - _address(whole)) // row_bytes]
-    values.flags.writeable = False
-    return VectorColumn(values)
+    skipped = (_address(first) - _address(whole)) // whole[:1].nbytes
+    joined = whole[skipped : skipped + len(first) + len(second)]
+    joined.flags.writeable = False
+    return joined
 
 
 def _address(array: npt.NDArray[Any]) -> int:

@@ -30,8 +30,11 @@ PART_ROWS_MAX: Final = 16_384
 PART_BYTES_MAX: Final = 16 << 20
 MERGE_BYTES_MAX: Final = 4 << 20
 """Copied to merge parts: 3 ms, where all memory for it is new to the process."""
-ROOM_BATCHES: Final = 4
-"""The first room has space for so many batches like the first, each later one for as many rows as came before it."""
+ROOM_BATCHES: Final = 16
+"""The first room has space for so many batches like the first, each later one for as many rows as came before it.
+Space that no rows have come to is no memory yet."""
+ROOM_BYTES_MAX: Final = 64 << 20
+"""More than a part may have: searches go through a room as a whole, whatever parts are in it."""
 
 
 class _Room:
@@ -205,9 +208,9 @@ class GrowingSegment:
         return Batch(columns, batch.rows)
 
     def _room_rows(self, batch: Batch, column: VectorColumn) -> int:
-        """Return how many rows the next room has space for: no more than one part may have."""
-        part_rows = min(PART_ROWS_MAX, PART_BYTES_MAX // max(1, column.nbytes // batch.rows))
-        return max(batch.rows, min(part_rows, max(self.rows, ROOM_BATCHES * batch.rows)))
+        """Return how many rows the next room has space for."""
+        rows = max(self.rows, ROOM_BATCHES * batch.rows)
+        return max(batch.rows, min(rows, ROOM_BYTES_MAX // max(1, column.nbytes // batch.rows)))
 
     def _merge(self) -> None:
         """Join the last parts while the one before is no larger than twice the last, up to the limits."""

@@ -33,7 +33,7 @@ from index.protocol import Distances, Hits, VectorIndex
 from index.sparse import SparseRows, nearest_sparse
 from index.spec import EF_DEFAULT, SearchParams
 from index.topk import merge
-from storage.columns import Batch, Column, Mask, Offsets, ScalarColumn, StringColumn, concat_columns
+from storage.columns import Batch, Column, Mask, Offsets, ScalarColumn, StringColumn, concat_columns, side_by_side
 from storage.deletes import Ticks
 from storage.filter import CompiledFilter
 from storage.key_lookup import Keys, KeySet
@@ -399,6 +399,7 @@ def _exact(view: SegmentView, survivors: _Survivors, query: VectorQuery, prepare
     squares = None
     if len(known) == len(pieces):
         squares = known[0] if len(known) == 1 else np.concatenate(known)
+    pieces = side_by_side(pieces)  # for each a thread gives the interpreter away once, and waits to have it back
     # Where nobody keeps squared lengths, those of the survivors alone are computed.
     some = {"mask": survivors.mask} if survivors.few is None else {"chosen": survivors.few}
     return nearest_in(pieces, prepared, k, metric=query.metric, bounds=bounds, squares=squares, **some)

@@ -14,11 +14,13 @@ the immutable thing it belongs to. Two threads may both compute it; they get the
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from index.flat import squared_lengths
 from index.metric import Metric
@@ -65,10 +67,14 @@ _WIDENED_KEPT: Final = 4
 """Of the rows with fields that they lack, for each view."""
 _WHOLE_ROWS_FACTOR: Final = 2
 """Who wants as many of a segment's rows as one in this many gets them of all of them joined: one copy more, no sort."""
-_BLOCK_VALUES: Final = 1 << 16
-"""Components taken to float64 at once: half a MiB, which stays in the cache."""
+_BLOCK_VALUES: Final = 1 << 18
+"""Components taken to float64 at once: 2 MiB. With fewer, a thread gives the interpreter away more often, and each time
+waits to have it back."""
 NEVER: Final = Tick(0)
 """As `expire_before`: before every tick, so that no row has expired."""
+
+_SPARE: Final[deque[npt.NDArray[np.float64]]] = deque(maxlen=4)
+"""Memory to work in, for one thread each: what is new to the process each time takes longer than the work."""
 
 Moment = tuple[int, int, int]
 ReadColumn = Callable[[FieldId, Offsets | None], Column]
@@ -82,7 +88,15 @@ def as_unit_rows(matrix: Matrix) -> Matrix:
     """
     unit: Matrix | None = None
     step = max(1, _BLOCK_VALUES // max(1, matrix.shape[1]))
-    block = np.empty((min(step, len(matrix)), matrix.shape[1]))  # one for all: memory that is new each time is slow
+    shape = min(step, len(matrix)), matrix.shape[1]
+    size = shape[0] * shape[1]
+    try:
+        spare = _SPARE.pop()
+    except IndexError:
+        spare = np.empty(size)
+    if len(spare) < size:
+        spare = np.empty(size)
+    block = spare[:size].reshape(shape)
     for start in range(0, len(matrix), step):
         rows = block[: len(matrix) - start]
         rows[...] = matrix[start : start + step]
@@ -95,6 +109,7 @@ def as_unit_rows(matrix: Matrix) -> Matrix:
             unit[:start] = matrix[:start]
         np.divide(rows, np.where(far, np.sqrt(squares), 1.0)[:, None], out=rows)
         unit[start : start + step] = rows
+    _SPARE.append(spare)
     return matrix if unit is None else unit
 
 

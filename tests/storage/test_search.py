@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from index.engines import build
 from index.metric import DENSE_METRICS, Metric
@@ -268,6 +270,20 @@ def test_unit_vectors_are_not_copied_and_others_come_back_unscaled() -> None:
     batch = make_batch(SCHEMA, list(range(50)), [0] * 50, raw)
     view = sealed(1, batch, "FLAT").view()
     assert (fetch([view], query([view], None, tick=NOW), [VECTOR]).columns[VECTOR].to_list()[3] == raw[3]).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=5), st.integers(1, 50))
+def test_rows_come_to_length_one_by_themselves(shapes: list[tuple[int, int]], block: int) -> None:
+    """A row's unit vector depends on no other row, however many are worked on at once, and stays when others follow."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.view._BLOCK_VALUES", block)
+        for rows, dim in shapes:
+            raw = np.random.default_rng(rows).standard_normal((rows, dim)).astype(np.float32)
+            found.append((raw, as_unit_rows(raw)))
+    for raw, unit in found:
+        alone = [as_unit_rows(raw[i : i + 1]) for i in range(len(raw))]
+        assert np.array_equal(unit, np.concatenate([raw[:0], *alone]))
 
 
 def test_queries_page_by_key_without_gaps() -> None:
