@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +77,17 @@ _SPARE: Final[deque[npt.NDArray[np.float64]]] = deque(maxlen=4)
 """Memory to work in, for one thread each: what is new to the process each time takes longer than the work."""
 
 Moment = tuple[int, int, int]
+K = TypeVar("K")
+V = TypeVar("V")
 ReadColumn = Callable[[FieldId, Offsets | None], Column]
 """Reads a column that is not in memory, or some of its rows, from chunks. Blocks."""
+
+
+def _keep(cache: dict[K, V], key: K, value: V, most: int) -> None:
+    """Put a value into a small cache that threads share, in the place of the oldest if there are so many."""
+    for oldest in list(cache)[: max(0, len(cache) - most + 1)]:  # a list: others may put something there meanwhile
+        cache.pop(oldest, None)
+    cache[key] = value
 
 
 def as_unit_rows(matrix: Matrix) -> Matrix:
@@ -295,9 +304,7 @@ class Part:
             mask.flags.writeable = False
             is_few = np.count_nonzero(mask) <= SHARE_MAX * len(mask)
             known = mask, mask.nonzero()[0] if is_few else None
-            while len(self._passing) >= _FILTER_MASKS_KEPT:
-                self._passing.pop(next(iter(self._passing), key), None)
-            self._passing[key] = known
+            _keep(self._passing, key, known, _FILTER_MASKS_KEPT)
         return known
 
 
@@ -390,9 +397,7 @@ class SegmentView:
             mask[self.deletes.dead_at(tick)] = False
             mask.flags.writeable = False
             known = mask, int(np.count_nonzero(mask))
-            while len(self._masks) >= _MASKS_KEPT:
-                self._masks.pop(next(iter(self._masks), key), None)
-            self._masks[key] = known
+            _keep(self._masks, key, known, _MASKS_KEPT)
         return known
 
     def remembered(self, row_filter: CompiledFilter, moment: Moment) -> Any:
@@ -402,9 +407,7 @@ class SegmentView:
     def remember(self, row_filter: CompiledFilter, moment: Moment, found: Any) -> None:
         """Keep what was found out about the rows that pass a filter at a moment, for the next read of this kind."""
         key = weakref.ref(row_filter), moment  # so as not to keep the filter alive
-        while len(self._remembered) >= _MASKS_KEPT:
-            self._remembered.pop(next(iter(self._remembered), key), None)
-        self._remembered[key] = found
+        _keep(self._remembered, key, found, _MASKS_KEPT)
 
     def find(self, keys: Keys | KeySet, tick: Tick, expire_before: Tick = NEVER) -> Offsets:
         """Return the offsets of the visible rows with these primary keys, ascending. Scans nothing."""
@@ -484,9 +487,7 @@ class SegmentView:
         if known is None:
             known = (Part(Batch({one: self.column(one) for one in field_ids}, self.rows), 0),)
             if all(self.lacks(one) or all(one in part.batch.columns for part in self.parts) for one in field_ids):
-                while len(self._widened) >= _WIDENED_KEPT:
-                    self._widened.pop(next(iter(self._widened), ()), None)
-                self._widened[tuple(field_ids)] = known
+                _keep(self._widened, tuple(field_ids), known, _WIDENED_KEPT)
         return known
 
     def _take(self, field_id: FieldId, offsets: Offsets | None) -> Column:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
 from random import Random
@@ -26,7 +28,7 @@ from storage.sealed import SealedSegment, prepare, prepare_from_files
 from storage.search import VectorQuery, count, fetch, find_keys, query, search
 from storage.segment_files import SegmentFiles, read_blob, read_segment, write_blob, write_segment
 from storage.types import PartitionId, SegmentId, ShardId, Tick
-from storage.view import Part, SegmentView
+from storage.view import Part, SegmentView, _keep
 from tests.model import ModelRows, nearest_keys
 from tests.sim.chunks import SimChunks
 from tests.storage.rows import DIM, GROUP, META, NOTE, PK, VECTOR, as_keys, key_of, make_batch, make_collection
@@ -363,3 +365,22 @@ def test_few_parts_whatever_comes() -> None:
         vectors = np.ones((1, DIM), np.float32)
         growing.append(make_batch(schema, [number], [0], vectors), Tick(number + 1))
         assert len(growing.view().parts) <= 2 + number.bit_length()
+
+
+def test_threads_share_what_is_remembered_of_a_view() -> None:
+    """None trips over what another one puts there or drops, wherever the interpreter takes turns."""
+    cache: dict[int, int] = {}
+
+    def look(seed: int) -> None:
+        dice = Random(seed)
+        for _ in range(60_000):
+            _keep(cache, dice.randint(1, 40), seed, 4)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(look, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(cache) <= 8
