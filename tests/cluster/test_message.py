@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import catalog, ddl
+from cluster import catalog, control, ddl
 from cluster.message import TYPES, AlterCollection, Entry, Insert, Message, Seal, from_plain
 from storage.columns import Batch, Column, ScalarColumn, VectorColumn
 from storage.errors import JournalDamaged
@@ -62,7 +62,7 @@ def as_lists(value: Any) -> Any:
 
 def test_all_kinds_are_known() -> None:
     """A kind's name is in logs for ever: this table only grows."""
-    assert catalog and ddl  # these define the control group's messages
+    assert catalog and control and ddl  # these define the control group's messages
     assert set(TYPES) >= {
         *("create_collection", "drop_collection", "truncate_collection", "alter_collection", "create_partition"),
         *("drop_partition", "create_index", "drop_index", "load", "release", "insert", "delete", "seal", "flushed"),
