@@ -27,6 +27,7 @@ from cluster.machine import StateMachine
 from cluster.membership import Placement, generation_of, group_id, slot_of, voters_of
 from cluster.message import Message
 from cluster.raft import Behind, RaftConfig, RaftGroup
+from cluster.raft_wire import ROOT
 from cluster.shard import Shard
 from node.calls import Mesh
 from node.chunk_pins import ChunkPins
@@ -137,6 +138,9 @@ class Replicas:
         number = shard.generation.number
         if told is not None and follows and group_id(slot, number + 1) in node.journal.group_ids:
             told = Placement(number, shard.generation.members or told.members)  # the logs here lead on from this state
+        begins = 0 if told is None else node.journal.group(group_id(slot, told.generation)).base_position
+        if told is not None and follows and raw is None and begins > ROOT:
+            self._forget_before(slot, told.generation + 1)  # a crash kept the logs when all else was dropped
         host = self._open(slot, shard, raw, members, told, follows=follows)
         self.left.pop(shard_id, None)
         self.shards[shard_id] = host
@@ -357,6 +361,8 @@ class Replicas:
 
     async def _settle(self, slot: int) -> None:
         """Take a checkpoint of the new generation: who missed its beginning needs one, and older logs do not."""
+        host = self.hosts.get(slot)
+        number = 0 if host is None else host.generation  # by now: while it is written another may begin
         try:
             if slot == CONTROL_GROUP:
                 await self._node.checkpoint_control()
@@ -366,10 +372,8 @@ class Replicas:
         except OSError as error:
             self._node.note_store_error(error)
             return
-        host = self.hosts.get(slot)
-        if host is not None:
-            self._forget_before(slot, host.generation)
-            self._node.kick_journal()
+        self._forget_before(slot, number)
+        self._node.kick_journal()
 
     def _forget_before(self, slot: int, number: int) -> None:
         """Let go of the logs of older generations: a durable checkpoint covers them."""
