@@ -379,7 +379,9 @@ def unrest(cluster: Cluster) -> str:
     if not leading:
         return "there is no coordinator"
     health, limits = leading[0].health(), leading[0].limits
-    if young := [name for name in cluster.names if name not in health or health[name].for_s < limits.steady_s]:
+    if away := [name for name in cluster.names if name not in health or not health[name].is_up]:
+        return f"the coordinator does not see nodes {away}"
+    if young := [name for name in cluster.names if health[name].for_s < limits.steady_s]:
         return f"nodes {young} have just come"
     return "the coordinator has moves to make" if plan(membership, health, {}, limits).moves else ""
 
