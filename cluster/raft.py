@@ -11,7 +11,8 @@ file:
 
 An entry is the caller's bytes as they are. The empty entry is PySyncObj's no-op, which every leader writes first; it is
 not delivered, but the leader's own one is the moment at which it has delivered everything older, and `BecameLeader` is
-delivered in its place. Until then it takes no proposals: it does not know yet what its log says.
+delivered in its place. Until then it takes no proposals: it does not know yet what its log says. The first leader of a
+group that goes on from another knows that the log says nothing yet, and takes them at once (`lead_first`).
 
 The log begins at position 1, a root that every replica has and nobody stores; the first entry is 2.
 
@@ -66,7 +67,10 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class BecameLeader:
-    """This replica leads, and everything that earlier leaders committed has been delivered."""
+    """This replica leads, and everything that earlier leaders committed has been delivered.
+
+    It takes proposals from now on, and none before.
+    """
 
     term: int
 
@@ -226,6 +230,8 @@ class RaftGroup:
         self._is_learner = is_learner
         self.is_closing = False
         """Whether the last entry of this leadership, and of the group, was proposed."""
+        self._leads_first = False
+        """Whether this replica leads in a log in which nobody can have led before; to be told."""
         self._passed: list[RaftEvent] = []
         self._fault: StorageFault | None = None
 
@@ -260,6 +266,12 @@ class RaftGroup:
         if self._guard is not None and not self._guard.hears_leader:
             return None
         return self._core.leader
+
+    @property
+    def successor(self) -> str | None:
+        """The peer that this leadership is being transferred to; no proposals are taken meanwhile."""
+        lead = None if self._guard is None else self._guard.leadership
+        return None if lead is None else lead.transfer_to
 
     @property
     def last_position(self) -> Position:
@@ -337,8 +349,8 @@ class RaftGroup:
             raise ValueError("an entry has at least one byte; the empty one is Raft's own")
         if self._leading_term is None or self.is_closing:
             raise NotLeader(self.group_id, self.leader)
-        if (heir := self._heir()) is not None:
-            raise NotLeader(self.group_id, heir)
+        if self.successor is not None:
+            raise NotLeader(self.group_id, self.successor)
         if self._in_flight_bytes and self._in_flight_bytes + len(payload) > self.config.in_flight_bytes_max:
             raise Overloaded(f"group {self.group_id} has {self._in_flight_bytes} bytes under way; try again shortly")
         self._in_flight_bytes += len(payload)
@@ -369,16 +381,20 @@ class RaftGroup:
     def lead_first(self) -> bool:
         """Lead in the first term of a group that goes on from another, without asking for votes; False if it may not.
 
+        Nothing can have been decided in the group before that term, so proposals are taken from the next tick on, which
+        says BecameLeader. Whoever leads in a later term already will tell this replica so, and decides nothing with it.
+
         All members open the group with their votes in that term given to its heir (`begin_log_at`). The caller sees to
         it that the heir does this once in all its lives: it does if, in this life, it has led the other group in the
         term of that one's last entry.
         """
         is_heir = self._log.hard_state == HardState(self._log.last_term + 1, self.me)
-        if not (self.peers and is_heir and self.remembers) or self._guard is None:
+        is_first = self._log.last_position == self._delivered
+        if not (self.peers and is_heir and is_first and self.remembers) or self._guard is None:
             return False
         _WORLD.enter(*self._world)
         self._guard.lead()
-        self._due = True
+        self._leads_first = self._due = True
         return True
 
     def barrier(self, token: int) -> None:
@@ -388,7 +404,8 @@ class RaftGroup:
         """
         if self._leading_term is None or self._leading_term != self._led_term() or self.is_closing:
             raise NotLeader(self.group_id, self.leader)
-        # An entry of this term is committed, so the commit index covers whatever any earlier leader acknowledged.
+        # An entry of this term is committed, or there was no earlier leader: the commit index covers whatever any has
+        # acknowledged.
         position = Position(self._core.commit)
         if self._guard is None:
             self._passed.append(BarrierPassed(token, position))
@@ -469,6 +486,11 @@ class RaftGroup:
         if self._leading_term is not None and self._leading_term != self._led_term():
             events.append(LostLeadership(self._leading_term))
             self._leading_term, self._in_flight_bytes, self.is_closing = None, 0, False
+        if self._leads_first:
+            self._leads_first = False
+            if (led_term := self._led_term()) is not None:
+                self._leading_term = led_term
+                events.append(BecameLeader(led_term))
         self._deliver(events, max_bytes)
         if guard is not None:
             self._take_news(guard)
@@ -531,10 +553,6 @@ class RaftGroup:
             leader, position, term = behind
             self._passed.append(Behind(leader, Position(position), term))
 
-    def _heir(self) -> str | None:
-        lead = None if self._guard is None else self._guard.leadership
-        return None if lead is None else lead.transfer_to
-
     def _led_term(self) -> int | None:
         return self.term if self._core._isLeader() else None
 
@@ -550,7 +568,7 @@ class RaftGroup:
                 events.append(Committed(position, term, payload))
                 if term == self._leading_term:
                     self._in_flight_bytes -= len(payload)
-            elif term == led_term:
+            elif term == led_term != self._leading_term:
                 self._leading_term = term
                 events.append(BecameLeader(term))
             self._delivered = position

@@ -226,9 +226,11 @@ class Guard:
         self.core_due = True
 
     def lead(self) -> None:
-        """Lead in the current term, whose votes are known to be ours."""
+        """Lead in the current term, the log's first, whose votes are known to be ours."""
         self._core.lead()
         self._note_role()
+        if self.leadership is not None:
+            self.leadership.feed_all()
         self.core_due = True
 
     def on_durable(self) -> None:

@@ -249,6 +249,11 @@ class Leadership:
             kept[name] = self.followers.get(name) or Follower(name, self._log.last_position + 1, self._is_up(name))
         self.followers = kept
 
+    def feed_all(self) -> None:
+        """Take it that the logs of all who vote end where this term begins; whose does not will say so."""
+        for voter in self._voters:
+            voter.is_probed = False
+
     def end_lease(self) -> None:
         """Promise nothing more that rests on nobody else leading."""
         self._is_handed = True

@@ -12,7 +12,8 @@ therefore applied everything up to T, also on a shard on which nothing is writte
 
 Generations. The members of a Raft group never change. A `Handover` is its last entry: once it is applied the group is
 over here, and `reopen` goes on with the group of the next generation, on the same state. Who has led to the end goes
-on leading if the handover names it first; otherwise there is an election. (Spec: raft, section 4.)
+on leading if the handover names it first; otherwise there is an election. Whoever has something to propose meanwhile
+waits (`settle`) rather than tries again. (Spec: raft, section 4.)
 """
 
 from __future__ import annotations
@@ -139,11 +140,12 @@ class GroupHost(Generic[Machine]):
         self._barriers: dict[int, asyncio.Future[Position]] = {}
         self._barrier_count = 0
         self._progress = asyncio.Event()
-        """Set, and replaced, whenever this replica has applied something or learnt a service time."""
+        """Set, and replaced, whenever this replica has applied something, or learnt a service time or who leads."""
         self._backlog: deque[Committed | BecameLeader] = deque()
         """What Raft has delivered and is not applied yet, because the first of it waits for chunks."""
         self._providing: asyncio.Task[None] | None = None
         self._notes: deque[tuple[Tick, Position]] = deque()
+        self._known_leader: str | None = None
         self._service_tick = Tick(0)
         self._scheduled: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -310,6 +312,27 @@ class GroupHost(Generic[Machine]):
         finally:
             self._barriers.pop(token, None)
 
+    async def settle(self, within_s: float) -> None:
+        """Return when it is known here who leads, and proposals are taken if it is this replica; or when time is up.
+
+        They are not between the last entry of a generation and the next one, while the leadership is transferred, and
+        from an election to the first entry of the new term.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self._is_unsettled:
+                    await self._progress.wait()
+
+    @property
+    def _is_unsettled(self) -> bool:
+        if self._stopped:
+            return False
+        if self.is_over:
+            return self.raft.me in self.machine.generation.members
+        if self.led.is_set():
+            return self.raft.is_closing or self.raft.successor is not None
+        return self.raft.leader in (None, self.raft.me)
+
     async def wait_applied(self, position: Position) -> None:
         """Return when this replica has applied the log up to here."""
         while self.machine.position < position:
@@ -399,7 +422,8 @@ class GroupHost(Generic[Machine]):
             # Raft's own entries are passed over without a trace, but a checkpoint must cover them too.
             self.machine.position = self.raft.delivered
             applied = True
-        if applied:
+        if applied or self._known_leader != self.raft.leader:
+            self._known_leader = self.raft.leader
             self._moved()
         if not self.is_over:
             self._set_timer()
@@ -531,7 +555,7 @@ class GroupHost(Generic[Machine]):
                     self._moved()
 
     def _moved(self) -> None:
-        """Something was applied, or learnt about time: tell who waits for it."""
+        """Something was applied, or learnt about time or who leads: tell who waits for it."""
         while self._notes and self._notes[0][1] <= self.machine.position:
             tick, _ = self._notes.popleft()
             self._service_tick = max(self._service_tick, tick)

@@ -4,8 +4,10 @@ Looked at whenever the control state, a role or a generation changes, and again 
 
     a shard that is to come here          follow its log as a learner
     a generation that began without us    take a checkpoint of it from a member
-    a shard that we lead and that is to   once the newcomers are near, end the generation; when the next one has a
-    move                                  leader, that one tells the control group
+    a shard that we lead and that is to   once the newcomers are near, end the generation; if we are not of the next
+    move                                  one, first let somebody lead who is
+    a generation that we lead and the     tell it, once a majority has opened the generation
+    control group does not know of yet
     a shard that has gone elsewhere       call those who have it now, if none of them has told the control group yet:
                                           they may have missed the last entry; then drop what is here
     the control group, if we vote no more  call those who do, likewise, while none of them leads
@@ -62,6 +64,8 @@ class Placing(Background):
         self._changed = asyncio.Event()
         self._ends: dict[int, tuple[int, int]] = {}
         """Slot -> (generation, where the log ended when it was last looked at): who has that much is near."""
+        self._asked: dict[int, int] = {}
+        """Slot -> the generation in which this node, which leads it and is to leave, has asked another one to lead."""
         self._called_s: dict[int, float] = {}
         """Slot -> when those were called who have it now."""
         if node.mesh is not None:
@@ -151,6 +155,8 @@ class Placing(Background):
             return False
         if host.generation > placed.generation:
             state = host.machine.generation
+            if host.raft.delivered <= state.position:
+                return True  # a majority has yet to open it: what the old members hold must stay
             moved = Moved(shard_id, state.number, list(state.members), state.position)
             await self._node.router.control_change(moved)
             return True
@@ -201,10 +207,23 @@ class Placing(Background):
         near |= {name: position for name, position in zip(fed, applied, strict=True) if position >= before[1]}
         if not coming <= near.keys() or len(near) <= len(members) // 2 or not host.is_leader or host.raft.is_closing:
             return
+        if host.raft.me not in members and self._lets_lead(slot, host, [name for name in near if known[name].votes]):
+            return
         # Whoever leads now leads on, if it may; else the one that is nearest.
         order = sorted(members, key=lambda name: (name != host.raft.me, -near.get(name, -1)))
         log.info("hands over group=%s generation=%d to=%s", host.name, host.generation + 1, ",".join(order))
         await host.change(Handover(host.generation + 1, order))
+
+    def _lets_lead(self, slot: int, host: GroupHost[Any], staying: Sequence[str]) -> bool:
+        """Ask one of those who stay to lead, who then ends the generation and goes on without an election.
+
+        Return whether it was asked: once, for if it does not take it the generation ends all the same.
+        """
+        if self._asked.get(slot) == host.generation or not any(map(host.raft.transfer, staying)):
+            return False
+        self._asked[slot] = host.generation
+        host.poke()
+        return True
 
     def _catch_up_with_those_ahead(self) -> bool:
         """Others speak in a generation that is not open here: take a checkpoint of it."""

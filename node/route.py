@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -61,6 +62,9 @@ seconds, and whoever waits longer holds a place that others want."""
 BUSY_S: Final = 1.0
 """How long a leader that refuses for having too much to do is asked again."""
 ASK_LEADER_S: Final = 0.5
+SETTLE_S: Final = 0.25
+"""How long a request waits at a replica that does not know who leads, or whose leadership is about to go on, before it
+looks elsewhere: a hand-over ends sooner, and who waits for its end goes on at once."""
 WATCH_S: Final = 0.5
 """How often a call without an answer is checked against who leads now: a leader that was cut off never answers."""
 HEDGES_MAX: Final = 1
@@ -109,6 +113,7 @@ class Host(Protocol):
         self, message: Message, body: Body = b"", *, producer: str = "", sequence: int = 0
     ) -> tuple[Outcome, Tick, Position]: ...
     async def barrier(self) -> Position: ...
+    async def settle(self, within_s: float) -> None: ...
     async def wait_applied(self, position: Position) -> None: ...
     async def wait_service(self, tick: Tick) -> None: ...
 
@@ -384,7 +389,7 @@ class Router:
             return
 
         async def serve(peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
-            host = self._host(arguments.get("shard"))
+            host = await self._settled(arguments.get("shard"))
             if host is None or not host.is_leader:
                 return _elsewhere(host)
             return {"reply": await function(ShardId(arguments["shard"]), arguments)}, ()
@@ -515,9 +520,9 @@ class Router:
 
     async def _at_leader(self, shard_id: ShardId | None, step: _Step[T], deadline_s: float | None) -> T:
         """Do the step at the leader of a shard, or of the control group (None), wherever it is."""
-        host = self._host(shard_id)
         mesh = self._node.mesh
         if mesh is None:
+            host = self._host(shard_id)
             assert host is not None, "a node without a mesh has every shard"
             return await step.here(host)
         deadline_s = self.deadline_s(deadline_s)
@@ -527,6 +532,7 @@ class Router:
         attempt = 0
         why = "nobody leads it"
         while True:
+            host = await self._settled(shard_id, deadline_s)
             leader = self._known_leader(shard_id) or await self._find_leader(shard_id, deadline_s)
             tried = False
             try:
@@ -603,6 +609,12 @@ class Router:
             return call.result()[0]
         finally:
             call.cancel()
+
+    async def _settled(self, shard_id: ShardId | None, deadline_s: float = math.inf) -> Host | None:
+        """Return the replica here, if there is one: once it is known who leads it, or after a moment."""
+        if (host := self._host(shard_id)) is not None:
+            await host.settle(min(SETTLE_S, deadline_s - self._clock.monotonic_s()))
+        return self._host(shard_id)
 
     def _known_leader(self, shard_id: ShardId | None) -> str | None:
         host = self._host(shard_id)
@@ -697,7 +709,7 @@ class Router:
     # what peers ask of this node
 
     async def _serve_propose(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
-        host = self._host(arguments["shard"])
+        host = await self._settled(arguments["shard"])
         if host is None or not host.is_leader:
             return _elsewhere(host)
         message = self._message(peer, blobs[0])
@@ -713,7 +725,7 @@ class Router:
         return {"outcome": plain, "tick": written.tick, "position": written.position}, ()
 
     async def _serve_barrier(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
-        host = self._host(arguments["shard"])
+        host = await self._settled(arguments["shard"])
         if host is None or not host.is_leader:
             return _elsewhere(host)
         try:
@@ -725,8 +737,8 @@ class Router:
         return _elsewhere(self._host(arguments["shard"]))
 
     async def _serve_broadcast(self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]) -> Answer:
-        control = self._node.control
-        if not control.is_leader:
+        control = await self._settled(None)
+        if control is None or not control.is_leader:
             return _elsewhere(control)
         message = self._message(peer, blobs[0])
         try:

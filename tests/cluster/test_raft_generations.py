@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cluster.checkpoint import begin_log_at
-from cluster.raft import NotLeader, RaftConfig
-from cluster.raft_wire import Append, decode
+from cluster.raft import BecameLeader, LostLeadership, NotLeader, RaftConfig, RaftEvent
+from cluster.raft_wire import Append, HigherTerm, decode, encode
 from storage.journal import HardState
-from tests.cluster.raft_stage import Stage
+from tests.cluster.raft_stage import Actor, Stage
 
 CONFIG = RaftConfig()
 
@@ -158,22 +158,60 @@ def leaders(stage: Stage) -> list[str]:
     return [name for name, actor in stage.actors.items() if actor.raft.leads]
 
 
+def told(actor: Actor) -> list[RaftEvent]:
+    """What an actor was told of its leaderships."""
+    return [event for event in actor.events if isinstance(event, BecameLeader | LostLeadership)]
+
+
 def test_an_heir_leads_without_being_elected() -> None:
-    """It takes proposals when its first entry is on a majority's disks: no vote is asked for, and none is written."""
+    """No vote is asked for, and none is written; what it takes at once is decided when a majority's disks have it."""
     stage = begun("b")
     assert stage["b"].raft.lead_first() and stage["b"].raft.term == 5
+    stage["b"].tick()
+    assert leaders(stage) == ["b"]
+    stage["b"].raft.propose(b"x")
     stage["b"].sync()
-    assert leaders(stage) == []
     assert all(isinstance(decode(*message), Append) for message in stage.links["b", "a"])
+    assert stage["b"].delivered == []
     stage.deliver("ba")
     stage["a"].sync()
     stage.deliver("ab")
     stage["b"].tick()
-    assert leaders(stage) == ["b"] and stage.now == 0
-    stage["b"].raft.propose(b"x")
+    assert stage["b"].delivered == [b"x"] and stage.now == 0
     for _ in range(3):
         stage.settle()
     assert all(actor.delivered == [b"x"] and actor.raft.leader == "b" for actor in stage.actors.values())
+    assert told(stage["b"]) == [BecameLeader(5)]
+
+
+def test_an_heir_that_comes_late_decides_and_promises_nothing() -> None:
+    """Others have had an election and have decided something before it opens the generation: what it takes is lost."""
+    stage = begun("b")
+    for other in "ac":
+        stage.cut("b", other)
+    stage.lead("a", "c")
+    stage["a"].raft.propose(b"x")
+    stage.settle("ac")
+    assert stage["b"].raft.lead_first()
+    stage["b"].tick()
+    stage["b"].raft.propose(b"y")
+    stage["b"].raft.barrier(7)
+    stage["b"].sync()
+    assert stage["b"].passed == {} and stage["b"].raft.confirmed_stamp == 0
+    for other in "ac":
+        stage.join("b", other)
+    for _ in range(3):
+        stage.run(2 * CONFIG.heartbeat_s)
+    assert leaders(stage) == ["a"] and all(actor.delivered == [b"x"] for actor in stage.actors.values())
+    assert stage["b"].passed == {} and told(stage["b"]) == [BecameLeader(5), LostLeadership(5)]
+
+
+def test_an_heir_that_has_heard_of_a_later_term_is_not_told_that_it_leads() -> None:
+    stage = begun("b")
+    assert stage["b"].raft.lead_first()
+    stage["b"].raft.receive("a", *encode(HigherTerm(9)))
+    stage["b"].sync()
+    assert told(stage["b"]) == [] and leaders(stage) == []
 
 
 def test_in_an_heirs_term_nobody_else_is_elected() -> None:

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
+import pytest
+
 from cluster.machine import StateMachine
-from cluster.message import Entry, Flushed, Insert, Message, Seal
+from cluster.membership import group_id
+from cluster.message import Entry, Flushed, Handover, Insert, Message, Seal
 from cluster.raft import BecameLeader, Committed, LostLeadership, RaftEvent
 from cluster.tick import HybridClock
 from node.group import GroupHost, Producer
+from storage.errors import NoLeader
 from storage.types import CollectionId, PartitionId, Position, SegmentId, Tick
 from tests.sim.world import SimLoop, close, run
 
@@ -19,7 +23,10 @@ from tests.sim.world import SimLoop, close, run
 class ScriptedRaft:
     """As much of a RaftGroup as its host uses."""
 
-    group_id, me, peers, leader = 1, "a", ("b", "c"), None
+    group_id = 1
+    me, peers = "a", ("b", "c")
+    leader: str | None = None
+    successor: str | None = None
     is_learner = is_closing = False
     in_flight_bytes = 0
 
@@ -186,5 +193,68 @@ def test_notes_that_wait_for_entries_count_when_these_are_applied() -> None:
         stand.raft.commit(SEAL)
         await stand.settle()
         assert stand.host.service_tick == 300
+
+    on_a_stand(script)
+
+
+def test_whoever_has_something_to_propose_waits_until_it_is_settled_who_leads() -> None:
+    """From an election to the first entry, while a leadership is transferred, and from the last entry of a generation
+    to the next one; not where another leads, where this replica is to leave, or beyond its time."""
+
+    async def script(stand: Stand) -> None:
+        async def is_settled(within_s: float = 60.0) -> bool:
+            waiting = asyncio.ensure_future(stand.host.settle(within_s))
+            await stand.settle()
+            if not waiting.done():
+                waits.append(waiting)
+            return waiting.done()
+
+        async def goes_on() -> None:
+            await stand.settle()
+            assert waits and all(one.done() for one in waits)
+            waits.clear()
+
+        waits: list[asyncio.Future[None]] = []
+        raft = stand.raft
+        assert not await is_settled()
+        raft.leader = "b"
+        await goes_on()
+        assert await is_settled()
+        raft.leader = "a"
+        assert not await is_settled()
+        raft.events.append(BecameLeader(1))
+        await goes_on()
+        assert await is_settled()
+        raft.successor = "b"
+        assert not await is_settled()
+        raft.successor, raft.leader = None, "b"
+        raft.events.append(LostLeadership(1))
+        await goes_on()
+        raft.leader = "a"
+        raft.events.append(BecameLeader(2))
+        await stand.settle()
+        raft.is_closing = True
+        assert not await is_settled()
+        raft.commit(Handover(1, ["a", "b"]))
+        assert not await is_settled()
+        stand.host.reopen(later := ScriptedRaft())  # type: ignore[arg-type]
+        later.group_id, later.delivered = group_id(1, 1), raft.delivered
+        assert not await is_settled()
+        stand.raft, later.leader = later, "a"
+        later.events.append(BecameLeader(3))
+        await goes_on()
+        later.commit(Handover(2, ["b", "c"]))
+        assert await is_settled()
+        later.is_closing = False
+        with pytest.raises(NoLeader):
+            await stand.host.propose(WRITE)
+
+    on_a_stand(script)
+
+
+def test_a_wait_for_a_leader_ends_when_its_time_is_up() -> None:
+    async def script(stand: Stand) -> None:
+        await stand.host.settle(0.25)
+        assert asyncio.get_running_loop().time() >= 0.25
 
     on_a_stand(script)

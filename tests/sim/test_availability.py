@@ -21,7 +21,7 @@ from storage.errors import Unavailable
 from tests.cluster.raft_mutations import MUTATIONS as OF_RAFT
 from tests.sim.cluster import NoAnswer, Refused
 from tests.sim.plan import plan_of
-from tests.sim.simulate import Simulation
+from tests.sim.simulate import LOOK_S, Simulation
 from tests.sim.workload import batch_of
 
 QUIET_S: Final = 3.0
@@ -74,9 +74,9 @@ class Watched(Simulation):
 
     def hosts(self) -> dict[str, GroupHost[Shard]]:
         """Return the replicas of the shard that is written to, by the nodes that they are on."""
-        nodes = {machine.name: node for machine, node in self.cluster.nodes() if node.shards}
-        (shard_id,) = next(iter(nodes.values())).catalog.find("default", "rows").shards
-        return {name: node.shards[shard_id] for name, node in nodes.items()}
+        nodes = {machine.name: node for machine, node in self.cluster.nodes() if node.takes_part}
+        (shard_id,) = nodes[self.cluster.names[0]].catalog.find("default", "rows").shards
+        return {name: node.shards[shard_id] for name, node in nodes.items() if shard_id in node.shards}
 
     def leader(self) -> str:
         return max((host.raft.term, name) for name, host in self.hosts().items() if host.is_leader)[1]
@@ -143,6 +143,17 @@ async def _flap_follower(world: Watched, leader: str) -> None:
         await asyncio.sleep(QUIET_S)
 
 
+async def _replace(world: Watched, leader: str) -> None:
+    """A blank node takes the place of the leader's, from which all shards move away, with their leaderships."""
+    world.cluster.leaving.add(leader)
+    heir, by = f"{leader}-heir", next(name for name in world.hosts() if name != leader)
+    while heir not in world.cluster.names:
+        with contextlib.suppress(Unavailable, NoAnswer):
+            await world.cluster.join(heir, by, replaces=leader)
+    while any(leader in one.holders for one in world.cluster.membership().placements.values()):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_S)
+
+
 @pytest.mark.parametrize(
     ("trouble", "pause_s_max"),
     [
@@ -153,6 +164,7 @@ async def _flap_follower(world: Watched, leader: str) -> None:
         pytest.param(_silence, 3.5, id="nobody hears the leader"),
         pytest.param(_freeze, 2.5, id="the leader's process is stopped for a while"),
         pytest.param(_flap_follower, 0.5, id="a follower that comes and goes"),
+        pytest.param(_replace, 0.5, id="another node takes the leader's place"),
     ],
 )
 def test_writes_go_on(trouble: Trouble, pause_s_max: float) -> None:
@@ -174,7 +186,7 @@ def test_without_pre_vote_a_follower_disturbs_everybody() -> None:
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
-    for trouble in (_kill, _lose_machine, _stop, _deafen, _silence, _freeze, _flap_follower):
+    for trouble in (_kill, _lose_machine, _stop, _deafen, _silence, _freeze, _flap_follower, _replace):
         for seed in range(3):
             world = Watched(seed, trouble)
             world.run()
