@@ -25,8 +25,8 @@ which nobody has ever heard of a leader, as far as all its voters know, has yet 
 
 Groups move from generation to generation. Which one is current, and of whom it consists, the others tell, whoever they
 are by now; it is asked for again as long as there is no seat. So many of them must answer that of each group that this
-node may be of, another member does: it would come back to a group that nobody names as one that never voted there. A
-node that is no voter of the control group follows it, and needs no seat there.
+node may be of, another member does: it would come back to a group that nobody names as one that never voted there. Who
+has just joined never did. A node that is no voter of the control group follows it, and needs no seat there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Forming:
         members: Sequence[str],
         *,
         others: Callable[[], Sequence[str]],
-        silent_max: Callable[[], int],
+        silent_max: Callable[[], int | None],
         cluster_id: Callable[[], str],
         standing: Callable[[int, int], Standing | None],
         is_new: Callable[[int], bool],
@@ -97,7 +97,8 @@ class Forming:
 
         members     those that form the cluster
         others      returns all other nodes of the cluster, as far as is known
-        silent_max  returns how many of these need not answer for what holds a slot to be known
+        silent_max  returns how many of these need not answer for it to be known who holds a slot; None if this node
+                    cannot have voted anywhere
         standing  of a generation of a slot is None while this node remembers too little to vouch for anything in it
         is_new    of a slot: whether this node has taken no part in it yet, as far as it knows
         known     slot -> who holds it, as far as this node knows
@@ -148,9 +149,10 @@ class Forming:
         seats: dict[int, Seat] = {}
         while True:
             known, silent = await self._newest(formed)
-            if len(silent) > self._silent_max():  # they may be the others of a group in which this node has voted
+            silent_max = self._silent_max()
+            if silent_max is not None and len(silent) > silent_max:  # others of a group in which this one has voted?
                 self.why = (
-                    f"coming back: waiting for {', '.join(silent)}: all but {self._silent_max()} of the other nodes "
+                    f"coming back: waiting for {', '.join(silent)}: all but {silent_max} of the other nodes "
                     "must say which groups there are; remove those that are gone (annulus node remove NAME)"
                 )
                 await asyncio.sleep(ASK_S)

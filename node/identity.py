@@ -59,6 +59,11 @@ class Identity:
         return self.node not in self.members
 
     @property
+    def is_newcomer(self) -> bool:
+        """Whether this node has taken part in nothing for certain: a disk that is lost does not join under its name."""
+        return self.has_joined and not self.is_seated and not self.has_forgotten
+
+    @property
     def has_peers(self) -> bool:
         return len(self.members) > 1 or self.has_joined
 

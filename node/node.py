@@ -151,7 +151,7 @@ class Node:
                 self.mesh,
                 settings.node.members,
                 others=lambda: self.peer_names,
-                silent_max=lambda: max(0, self.identity.copies - 2),
+                silent_max=lambda: None if self.identity.is_newcomer else max(0, self.identity.copies - 2),
                 cluster_id=lambda: self.identity.cluster_id,
                 standing=self._standing,
                 is_new=self._is_new,

@@ -135,6 +135,27 @@ def test_a_node_that_forgot_comes_back_to_those_who_came_since() -> None:
     on_a_cluster(script, shards=4)
 
 
+def test_newcomers_need_nobody_who_is_away() -> None:
+    """Who never voted anywhere takes its share without asking those that are down, however many they are."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=4)
+        await site.insert("n1", KEYS)
+        for guest in ("n4", "n5"):
+            await site.world.join(guest, "n1")
+        await site.ready()
+        for leaver in ("n4", "n5"):
+            await change(site, lambda nodes, one=leaver: nodes.drain(one))  # type: ignore[misc]
+        await until(site, lambda: held(site).keys() == {"n1", "n2", "n3"} and is_at_rest(site))
+        for leaver in ("n4", "n5"):
+            site.kill(leaver)
+        await site.world.join("n6", "n1")
+        await site.ready("n6")
+        assert sorted(await site.found("n6")) == KEYS
+
+    on_a_cluster(script, shards=4)
+
+
 def test_who_may_not_join_changes_nothing() -> None:
     """A name that is taken, an address that is taken, a node to replace that there is not."""
 

@@ -50,7 +50,7 @@ class Voter:
         cluster_id: str = "",
         is_new: bool = False,
         members: Sequence[str] = MEMBERS,
-        silent_max: int = 9,
+        silent_max: int | None = None,
         **standings: Standing,
     ) -> None:
         self.cluster_id = cluster_id
@@ -281,6 +281,8 @@ def test_who_holds_a_slot_is_asked_of_all_but_so_many() -> None:
     async def scenario() -> None:
         hall = Hall()
         five = ("n1", "n2", "n3", "n4", "n5")
+        me = Voter(hall, "n1", members=five)
+        assert await soon(me.forming.find_seats({0: Known(0, ("n2", "n3"))})) == {0: seat(0, "", 0, ("n2", "n3"))}
         me = Voter(hall, "n1", members=five, silent_max=1)
         Voter(hall, "n2")
         Voter(hall, "n3")
