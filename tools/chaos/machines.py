@@ -138,7 +138,7 @@ class Machines:
         try:
             async with session.get(f"http://{self.addresses[name]}/status") as response:
                 found = await response.json()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):  # it may have gone for good
             return {}
         return found if isinstance(found, dict) else {}
 
