@@ -171,7 +171,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "merges miss late deletes": Mutation(
         _replaced(Shard, "_delete_again", staticmethod(lambda *args: None)), (), range(10), says="I-CP-2"
     ),
-    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(19, 49)),
+    "commit without match": Mutation(_of_raft("commit without match"), ("cut", "crash"), range(1, 31)),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.machine import StateMachine
 from cluster.shard import Shard
 from cluster.tick import HybridClock
-from node.upkeep import Upkeep
+from node.checkpoints import Checkpoints
 from storage.columns import Offsets
 from storage.deletes import DeleteLog
 from storage.filter.compiled import CompiledFilter
@@ -124,10 +124,10 @@ def _lose_deletes_in_checkpoint(patch: pytest.MonkeyPatch) -> None:
 
 
 def _trim_too_far(patch: pytest.MonkeyPatch) -> None:
-    async def checkpoint(self: Upkeep) -> None:
-        self._host.raft.trim(self.shard.position)
+    async def write(self: Checkpoints) -> None:
+        self._host.raft.trim(self._host.machine.position)
 
-    patch.setattr(Upkeep, "checkpoint", checkpoint)
+    patch.setattr(Checkpoints, "write", write)
 
 
 def _remove_needed_chunks(patch: pytest.MonkeyPatch) -> None:
