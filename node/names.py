@@ -7,10 +7,10 @@ newest catalogue before the client hears of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cluster.catalog import Collection
-from node.node import Node
+from node.route import Router
 from storage.errors import (
     AnnulusError,
     BadRequest,
@@ -23,6 +23,9 @@ from storage.errors import (
     PartitionNotLoaded,
     SchemaMismatch,
 )
+
+if TYPE_CHECKING:
+    from node.node import Node
 
 SURE_S: Final = 3.0
 """For how long an answer that must be sure waits for the newest catalogue: longer than an election takes."""
@@ -39,7 +42,7 @@ class Names:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._router = node.router
+        self._router: Router = node.router
 
     async def exists(self, database: str, name: str) -> bool:
         """Raises NoLeader if nobody can tell it: an old copy is no answer."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.membership import Member, Membership, MemberState, PauseMoves, RemoveMember, SetMember
 from node.coordinator import MOVES
+from node.names import NO_CATALOGUE, SURE_S
 from storage.errors import AnnulusError, InvalidParameter, NoLeader, Unavailable
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Nodes:
 
     async def drain(self, name: str, *, undo: bool = False, force: bool = False) -> None:
         """Move everything away from a node, which serves meanwhile; with `undo` it is as it was before."""
-        membership = self._membership()
+        membership = await self._newest()
         known = self._member(membership, name)
         if not undo:
             others = [
@@ -94,7 +95,7 @@ class Nodes:
 
     async def remove(self, name: str) -> None:
         """Have a node that holds nothing any more be no node of the cluster. Raises Conflict if it holds a shard."""
-        self._member(self._membership(), name)
+        self._member(await self._newest(), name)
         if name in self._node.placing.control_voters:
             raise Unavailable(
                 f"node {name} votes in the control group: drain it first, or wait until another has its vote"
@@ -103,7 +104,7 @@ class Nodes:
 
     async def replace(self, old: str, new: str) -> None:
         """Have a node take over what another holds; that one is removed when it holds nothing any more."""
-        membership = self._membership()
+        membership = await self._newest()
         self._member(membership, old)
         heir = self._member(membership, new)
         if heir.state is not MemberState.ACTIVE:
@@ -114,6 +115,12 @@ class Nodes:
         """Plan no further moves, or go on."""
         self._membership()
         await self._node.router.control_change(PauseMoves(paused))
+
+    async def _newest(self) -> Membership:
+        """Return the membership with every change that was acknowledged; of an older one nothing follows for sure."""
+        if not await self._node.router.refresh_catalog(patience_s=SURE_S):
+            raise NoLeader(f"which nodes there are cannot be told: {NO_CATALOGUE}")
+        return self._membership()
 
     def _membership(self) -> Membership:
         if self._node.mesh is None:

@@ -43,7 +43,7 @@ def test_clusters_keep_every_promise(seed: int, nodes: int) -> None:
     assert simulate(seed, nodes=nodes).compared > 0
 
 
-@pytest.mark.parametrize("seed", [0, 2, 8, 51, 515134, 515142, 7000046])
+@pytest.mark.parametrize("seed", [0, 2, 8, 51, 515134, 515142, 7000046, 7300127])
 def test_clusters_whose_nodes_come_and_go_keep_every_promise(seed: int) -> None:
     """And nodes join, leave, are replaced, machines and zones are lost: each shard is whole again in the end."""
     assert play(plan_of(seed, churn=True)).churned > 0
