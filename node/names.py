@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cluster.catalog import Collection
-from node.route import Router
 from storage.errors import (
     AnnulusError,
     BadRequest,
@@ -42,11 +41,10 @@ class Names:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._router: Router = node.router
 
     async def exists(self, database: str, name: str) -> bool:
         """Raises NoLeader if nobody can tell it: an old copy is no answer."""
-        if not await self._router.refresh_catalog(patience_s=SURE_S):
+        if not await self._node.router.refresh_catalog(patience_s=SURE_S):
             raise NoLeader(f"whether collection {name} exists cannot be told: {NO_CATALOGUE}")
         catalog = self._node.catalog
         catalog.database(database)
@@ -62,13 +60,13 @@ class Names:
         except BadRequest as unknown:
             if self._node.mesh is None:
                 raise
-            if not await self._router.refresh_catalog():
+            if not await self._node.router.refresh_catalog():
                 raise _unsure(unknown) from None
             return self._node.catalog.find(database, name)
 
     async def newest(self, database: str, name: str) -> Collection:
         """Return the collection as the newest catalogue that can be had knows it. Raises NoLeader like `find`."""
-        is_newest = await self._router.refresh_catalog()
+        is_newest = await self._node.router.refresh_catalog()
         try:
             return self._node.catalog.find(database, name)
         except BadRequest as unknown:
@@ -93,7 +91,7 @@ class Names:
         except refused as error:
             if self._node.mesh is None and not isinstance(error, SchemaMismatch):
                 raise
-            if not await self._router.refresh_catalog():
+            if not await self._node.router.refresh_catalog():
                 if isinstance(error, MAY_BE_OLD):
                     raise _unsure(error) from None
                 raise
