@@ -43,10 +43,16 @@ def test_clusters_keep_every_promise(seed: int, nodes: int) -> None:
     assert simulate(seed, nodes=nodes).compared > 0
 
 
-@pytest.mark.parametrize("seed", [0, 2, 8, 51, 515134, 515142, 7000046, 7300127])
+@pytest.mark.parametrize("seed", [0, 2, 8, 51])
 def test_clusters_whose_nodes_come_and_go_keep_every_promise(seed: int) -> None:
     """And nodes join, leave, are replaced, machines and zones are lost: each shard is whole again in the end."""
     assert play(plan_of(seed, churn=True)).churned > 0
+
+
+@pytest.mark.parametrize("seed", [515134, 515142, 7000046, 7300127])
+def test_worlds_that_once_broke_a_promise_keep_it(seed: int) -> None:
+    """Plans in which nodes may come and go: of each an answer was once old, or a move never ended."""
+    assert play(plan_of(seed, churn=True)).compared > 0
 
 
 def test_a_share_of_seeds_has_churn() -> None:
