@@ -318,6 +318,8 @@ class GroupHost(Generic[Machine]):
         They are not between the last entry of a generation and the next one, while the leadership is transferred, and
         from an election to the first entry of the new term.
         """
+        if not self._is_unsettled:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while self._is_unsettled:

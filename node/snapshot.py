@@ -343,7 +343,10 @@ class Snapshots:
         self, peer: str, arguments: dict[str, Any], blobs: Sequence[memoryview]
     ) -> tuple[dict[str, Any], Sequence[bytes]]:
         group = self._known(arguments)
-        if arguments.get("fresh") and group.checkpoint is not None:
+        wanted = arguments.get("at_least", 0)
+        if type(wanted) is not int:
+            raise InvalidParameter("snapshot/manifest wants a position")
+        if group.checkpoint is not None and (arguments.get("fresh") or await self._lags(group, wanted)):
             await group.checkpoint()
         async with group.pins.committing:
             found = await self._executor.run(Lane.DISK, self._read_own, group)
@@ -357,6 +360,13 @@ class Snapshots:
             lease = await group.pins.keep(sizes, COPY_S, loose=False, position=position)
         log.info("snapshot given group=%s peer=%s position=%d chunks=%d", group.record.name, peer, position, len(sizes))
         return {"position": position, "term": term, "lease": lease}, [raw]
+
+    async def _lags(self, group: SnapshotGroup, wanted: int) -> bool:
+        """Return whether the checkpoint here is older than what is wanted, and this replica's state is not."""
+        if not 0 < wanted <= group.machine().position:
+            return False
+        found = await self._executor.run(Lane.DISK, self._read_own, group)
+        return found is None or found[1] < wanted
 
     def _read_own(self, group: SnapshotGroup) -> tuple[bytes, Position, int | None, Mapping[bytes, int]] | None:
         raw = self._store.read(group.record.key)

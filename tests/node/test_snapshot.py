@@ -76,12 +76,13 @@ class Replica(WiredNode):
         self.shard = restore(SHARD, store)
         self.installing: list[bool] = []
         self.replaced: list[Position] = []
-        group = SnapshotGroup(
+        self.group = SnapshotGroup(
             group_id=GROUP, record=of_shard(SHARD, store),
             raft_log=lambda: self.raft_log, pins=self.pins, peers=lambda: replicas, machine=lambda: self.shard,
             install=self._install, note_installing=self.installing.append, replaced=self.replaced.append,
+            checkpoint=self._checkpoint,
         )  # fmt: skip
-        self.snapshots = Snapshots(self.mesh, self.transfer, store, self.executor, self.dice, {GROUP: group})
+        self.snapshots = Snapshots(self.mesh, self.transfer, store, self.executor, self.dice, {GROUP: self.group})
 
     def _install(self, machine: Shard, position: Position, term: int) -> None:
         """What a host does: a machine in place of the other, the log reset, and the journal told to write."""
@@ -108,6 +109,9 @@ class Replica(WiredNode):
         for _ in range(count):
             self.raft_log.append(b"an entry", self.raft_log.last_position + 1, term)
         self.journal.write_now()
+
+    async def _checkpoint(self) -> None:
+        self.checkpoint(NEW_TERM)
 
     def checkpoint(self, term: int) -> None:
         written = write(freeze(self.shard, term=term), self.store)
@@ -274,6 +278,18 @@ def test_the_best_checkpoint_is_found(loop: SimLoop) -> None:
     run(loop, scenario())
     assert summary(lagging.shard) == scene.new and lagging.installing == [True, False]
     assert empty.shard.position == 0
+
+
+def test_a_state_as_new_as_wanted_becomes_a_checkpoint(loop: SimLoop) -> None:
+    """Whoever has applied what is wanted, but has an older checkpoint, takes one for the asking."""
+    scene, wire = Scene(), Wire()
+    leader = scene.leader(wire, loop)
+    leader.shard.position = Position(scene.position + 3)
+    lagging = scene.start(wire, loop)
+    run(loop, lagging.snapshots._install_from(lagging.group, "n1", scene.position + 3))
+    assert lagging.shard.position == scene.position + 3
+    with pytest.raises(Unavailable, match="at .* only"):
+        run(loop, lagging.snapshots._install_from(lagging.group, "n1", scene.position + 4))
 
 
 def test_a_source_that_says_nothing_is_left_for_the_leader(loop: SimLoop) -> None:
@@ -476,7 +492,7 @@ def test_bad_calls_are_refused(loop: SimLoop) -> None:
     lagging = scene.start(wire, loop)
     empty = Replica("n3", wire, loop, SimDisk(Random(1)), SimChunks(Random(1)))
     assert empty.shard.position == 0
-    for arguments in ({}, {"group": "1"}, {"group": 99}):
+    for arguments in ({}, {"group": "1"}, {"group": 99}, {"group": GROUP, "at_least": "9"}):
         with pytest.raises(InvalidParameter):
             run(loop, lagging.mesh.call("n3", "snapshot/manifest", arguments, timeout_s=9))
     with pytest.raises(InvalidParameter):
