@@ -29,7 +29,8 @@ others.
 | `parse.py`      | from what a message says to values that fit, or a refusal                          |
 | `tick.py`       | hybrid time                                                                        |
 | `route.py`      | key to channel                                                                     |
-| `raft.py`       | the door to PySyncObj: proposals in, committed entries out                         |
+| `raft.py`       | one Raft group: proposals in, committed entries out                                |
+| `raft_core.py`  | the door to PySyncObj, which decides who leads and what is committed               |
 | `raft_guard.py` | between PySyncObj and the wire: what makes each replica a correct Raft peer        |
 | `raft_leader.py`| one leadership: who has what, leases, barriers, transfer                           |
 | `raft_wire.py`  | what replicas of a group say to each other                                         |

@@ -18,7 +18,7 @@ WORLD = {"asyncio", "socket", "threading", "time", "random", "os", "aiohttp", "s
 """Clock, chance, disk and network are arguments in the inner rooms, so that a seed replays a day."""
 
 DOORS = {
-    "pysyncobj": {"cluster/raft.py"},
+    "pysyncobj": {"cluster/raft_core.py"},
     "plyvel": {"storage/chunks.py"},
     "nmslib": {"index/hnsw.py"},
     "faiss": {"index/kernels.py"},

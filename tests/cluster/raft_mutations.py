@@ -17,8 +17,9 @@ from math import inf
 from typing import Any, Final
 from unittest import mock
 
-from cluster import raft, raft_leader
+from cluster import raft, raft_core, raft_leader
 from cluster.raft import RaftGroup
+from cluster.raft_core import RaftCore
 from cluster.raft_guard import Guard
 from cluster.raft_leader import Leadership
 from cluster.raft_wire import Ack, Append, HigherTerm
@@ -80,7 +81,7 @@ def _on_ack_of_anything(self: Leadership, name: str, ack: Ack) -> bool:
 _on_ack = Leadership.on_ack
 
 
-_hear = raft._Core.hear
+_hear = RaftCore.hear
 
 
 def _hear_any_commit(self: Any, leader: str, term: int, commit: int) -> None:
@@ -150,7 +151,7 @@ def _forget_vote(self: Any, term: int, votedForNodeId: str | None) -> None:
     self._log.set_hard_state(term, None)
 
 
-_adapter_init = raft._LogAdapter.__init__
+_adapter_init = raft_core._LogAdapter.__init__
 
 
 def _trust_the_log(self: Any, log: Any, *, committed: int) -> None:
@@ -165,13 +166,13 @@ def _tell_nobody(self: Guard, peer: str, message: Any) -> None:
         _say(self, peer, message)
 
 
-def _fall_back_never(config: Any, adapter: Any) -> Any:
-    conf = _conf(config, adapter)
+def _fall_back_never(*args: Any) -> Any:
+    conf = _conf(*args)
     conf.leaderFallbackTimeout = 1e9
     return conf
 
 
-_conf = raft._conf
+_conf = raft_core._conf
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     "acknowledges before fsync": Mutation(
@@ -191,7 +192,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "forgets its vote": Mutation(
         "the vote is not in the journal",
-        ((raft._LogAdapter, "setCurrentTerm", _forget_vote),),
+        ((raft_core._LogAdapter, "setCurrentTerm", _forget_vote),),
         ("test_a_vote_leaves_when_it_is_durable",),
     ),
     "no normaliser": Mutation(
@@ -206,12 +207,12 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "commit without match": Mutation(
         "a heartbeat or a hint moves the commit index as far as it says",
-        ((raft._Core, "hear", _hear_any_commit),),
+        ((RaftCore, "hear", _hear_any_commit),),
         ("test_no_commit_index_without_a_match",),
     ),
     "log's end is committed": Mutation(
         "a restart takes its whole log for committed",
-        ((raft._LogAdapter, "__init__", _trust_the_log),),
+        ((raft_core._LogAdapter, "__init__", _trust_the_log),),
         ("test_a_restart_takes_nothing_for_committed",),
     ),
     "votes by number": Mutation(
@@ -276,7 +277,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     ),
     "leads for ever": Mutation(
         "a leader that nobody answers goes on",
-        ((raft, "_conf", _fall_back_never),),
+        ((raft_core, "_conf", _fall_back_never),),
         ("test_an_isolated_leader_steps_down",),
     ),
     "empty replicas vote": Mutation(

@@ -11,8 +11,17 @@ import pysyncobj.pickle
 import pytest
 from pysyncobj import syncobj
 
-from cluster import raft
-from cluster.raft import BecameLeader, Committed, LostLeadership, NotLeader, RaftConfig, RaftEvent, RaftGroup
+from cluster import raft_core
+from cluster.raft import (
+    SLICE_BYTES,
+    BecameLeader,
+    Committed,
+    LostLeadership,
+    NotLeader,
+    RaftConfig,
+    RaftEvent,
+    RaftGroup,
+)
 from storage.errors import JournalDamaged, Overloaded
 from storage.journal import Journal
 from storage.types import Position
@@ -48,7 +57,7 @@ class Replica:
         for group_id in self.journal.write_now():
             self.groups[group_id].on_durable()
 
-    def tick(self, max_bytes: int = raft.SLICE_BYTES) -> list[RaftEvent]:
+    def tick(self, max_bytes: int = SLICE_BYTES) -> list[RaftEvent]:
         return self.group.tick(max_bytes)
 
     def settle(self) -> list[RaftEvent]:
@@ -292,7 +301,7 @@ def test_lost_leadership_is_told_and_proposals_stop() -> None:
     replica.group.propose(b"before")
     core: Any = replica.group._core
     request = {"type": "request_vote", "term": 7, "last_log_index": 99, "last_log_term": 6}
-    core._SyncObj__onMessageReceived(raft._Node("n2"), request)
+    core._SyncObj__onMessageReceived(raft_core._Node("n2"), request)
     assert replica.tick() == [LostLeadership(1)]
     with pytest.raises(NotLeader):
         replica.group.propose(b"refused")
@@ -338,18 +347,18 @@ def test_the_same_seed_replays() -> None:
 
 def test_another_library_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one changed byte of syncobj.py is accepted."""
-    monkeypatch.setattr(raft, "PROVED_DIGEST", "0" * 64)
+    monkeypatch.setattr(raft_core, "PROVED_DIGEST", "0" * 64)
     with pytest.raises(ImportError, match=r"pysyncobj==0\.3\.17"):
-        raft._install()
+        raft_core._install()
 
 
 def test_the_library_keeps_no_threads_sockets_or_files() -> None:
     """What PySyncObj takes from its module is ours."""
     assert syncobj.PIPE_NOTIFIER_ENABLED is False
-    assert syncobj.random is raft._WORLD
+    assert syncobj.random is raft_core._WORLD
     core = Replica(SimDisk(Random(1))).group._core
     assert core._SyncObj__thread is None
-    assert isinstance(core._poller, raft._NullPoller)
+    assert isinstance(core._poller, raft_core._NullPoller)
     with pytest.raises(AssertionError):
         core._SyncObj__doApplyCommand(b"\x03\x80\x02K\x01.")
 
