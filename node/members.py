@@ -1,9 +1,9 @@
 """Who the nodes of the cluster are and where, as this node knows it, and what it tells of itself.
 
 The control group's state says it, with an epoch that rises with every change. But a node that was away for long has an
-old copy of that state, and may need a node that came meanwhile to bring it up to date; so while its copy is not whole
-it asks whomever it can reach, and goes by the newest answer. What is known is written down for the next start. Before
-anything is known there is the list of those that form the cluster.
+old copy of that state, and may need a node that came meanwhile to bring it up to date; so while its copy is not whole,
+or it hears of no leader, it asks whomever it can reach, and goes by the newest answer. What is known is written down for
+the next start. Before anything is known there is the list of those that form the cluster.
 
 A node tells its own addresses and zone when the control state has others: they are what it was last started with.
 """
@@ -106,7 +106,7 @@ class Members(Background):
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                if not self._node.takes_part or not self._node.control.is_whole:
+                if self._may_be_old:
                     await self._ask()
                 else:
                     await self._announce(self._node.control.machine.membership)
@@ -118,6 +118,12 @@ class Members(Background):
                 self._complain(error)
             except Exception:
                 log.exception("members fail; it goes on")
+
+    @property
+    def _may_be_old(self) -> bool:
+        """Whether this node's copy of the control state may be too old for the node to hear who leads it."""
+        node = self._node
+        return not node.takes_part or not node.control.is_whole or node.control.leader is None
 
     def _complain(self, error: AnnulusError) -> None:
         """Say once what the cluster does not accept of this node."""

@@ -283,14 +283,18 @@ def test_leaderships_come_back_to_a_node_that_was_away() -> None:
     on_a_cluster(script, shards=6)
 
 
-def test_a_node_that_was_away_finds_a_cluster_that_has_changed() -> None:
-    """While it was down nodes came, and one of them leads: it learns from whom it still knows, and comes back whole."""
+@pytest.mark.parametrize("is_down", [True, False], ids=["down", "cut off"])
+def test_a_node_that_was_away_finds_a_cluster_that_has_changed(is_down: bool) -> None:
+    """Meanwhile nodes came, and one of them leads: it learns from whom it still knows, and comes back whole."""
 
     async def script(site: Site) -> None:
         await site.create(shards=4)
         await site.insert("n2", KEYS)
         await asyncio.sleep(5.0)
-        site.kill("n1")
+        if is_down:
+            site.kill("n1")
+        else:
+            site.world.wire.cut_apart(["n1"], ["n2", "n3", "n4", "n5"])
         await until(site, lambda: membership(site, "n2").members["n1"].state is MemberState.GONE)
         for name in ("n4", "n5"):
             await site.world.join(name, "n2")
@@ -302,7 +306,10 @@ def test_a_node_that_was_away_finds_a_cluster_that_has_changed() -> None:
             site.node(leader).control.raft.transfer("n5")
             site.node(leader).control.poke()
         await until(site, lambda: site.node("n2").control.leader == "n5")
-        site.world.start("n1")
+        if is_down:
+            site.world.start("n1")
+        else:
+            site.world.wire.mend()
         await site.ready("n1")
         assert sorted(await site.found("n1")) == KEYS
         assert list(site.node("n1").members) == ["n1", "n2", "n3", "n4", "n5"]
