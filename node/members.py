@@ -2,8 +2,8 @@
 
 The control group's state says it, with an epoch that rises with every change. But a node that was away for long has an
 old copy of that state, and may need a node that came meanwhile to bring it up to date; so while its copy is not whole,
-or it hears of no leader, it asks whomever it can reach, and goes by the newest answer. What is known is written down for
-the next start. Before anything is known there is the list of those that form the cluster.
+or it hears of no leader, it asks whomever it can reach, and goes by the newest answer. What is known is written down
+for the next start. Before anything is known there is the list of those that form the cluster.
 
 A node tells its own addresses and zone when the control state has others: they are what it was last started with.
 """
