@@ -449,8 +449,8 @@ class Replicas:
         store, run = node.seams.store, node.seams.executor.run
         digests = await run(Lane.DISK, store.chunk_digests, shard_id)
         gone = [(shard_id, digest) for digest in digests]
+        await run(Lane.DISK, drop_all_words, store, shard_id)  # once the manifest has gone nobody looks here again
         await run(Lane.DISK, store.commit, [], [manifest_key(shard_id), incoming_key(shard_id)], gone)
-        await run(Lane.DISK, drop_all_words, store, shard_id)
         for group in node.journal.group_ids:
             if slot_of(group) == group_of(shard_id):
                 node.journal.forget(group)

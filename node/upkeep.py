@@ -151,12 +151,14 @@ class Upkeep:
             await self._changed.wait()
 
     async def stop(self) -> None:
-        """Return when nothing is worked on any more. Chunks whose messages are under way stay for them."""
+        """Return when nothing is worked on any more, nor written to the store. Chunks whose messages are under way stay
+        for them."""
         self.indexes.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        await self._executor.passed(Lane.DISK)
 
     async def _forever(
         self, step: Callable[[], Awaitable[bool]], waker: asyncio.Event, idle_s: float, *, leading: bool

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from enum import StrEnum
@@ -56,6 +56,10 @@ class Executor(Protocol):
 
     def pending(self, lane: Lane) -> int:
         """Return how many calls are queued or running: what overload refusals look at."""
+        ...
+
+    async def passed(self, lane: Lane) -> None:
+        """Return when every call that is queued or running now is done, also those whose callers have gone away."""
         ...
 
 
@@ -131,15 +135,16 @@ class Workers:
     def pending(self, lane: Lane) -> int:
         return len(self._unfinished[lane])
 
+    async def passed(self, lane: Lane) -> None:
+        await _finished(self._unfinished[lane])
+
     async def close(self) -> None:
         """Return when no work is left: queued builds are cancelled, everything else is finished first."""
         self._closed = True
         for work in list(self._unfinished[Lane.BUILD]):
             work.cancel()
-        while left := [asyncio.wrap_future(work) for works in self._unfinished.values() for work in works]:
-            await asyncio.wait(left)
-            for work_done in left:  # its caller has it too; looked at here so that asyncio does not call it unseen
-                _ = work_done.cancelled() or work_done.exception()
+        while left := set().union(*self._unfinished.values()):
+            await _finished(left)
         for pool in self._pools.values():
             pool.shutdown(wait=True)  # instant: the threads are idle
 
@@ -148,6 +153,14 @@ def _yield_cores(nice: int) -> None:
     """Give this thread, and the native threads it starts, a lower priority (on Linux, nice is per thread)."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+async def _finished(works: Iterable[Future[Any]]) -> None:
+    waiters = [asyncio.wrap_future(work) for work in works]
+    if waiters:
+        await asyncio.wait(waiters)
+    for waiter in waiters:  # its caller has it too; looked at here so that asyncio does not call it unseen
+        _ = waiter.cancelled() or waiter.exception()
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
+import cbor2
 import pytest
 
 from cluster.control import CONTROL_GROUP
@@ -17,7 +18,9 @@ from cluster.membership import Membership, MemberState, PlanMove, group_id
 from node.nodes import Nodes
 from node.replicas import Replicas
 from storage.errors import Conflict, InvalidParameter, Unavailable
+from storage.keys import record_key
 from storage.types import ShardId
+from storage.word_files import stored_words
 from tests.node.cluster_of import EVENTUALLY, Site, on_a_cluster
 from tests.sim.cluster import NoAnswer, Refused
 
@@ -218,6 +221,31 @@ def test_draining_refuses_what_leaves_too_little_and_moves_the_rest() -> None:
         assert sorted(await site.found("n3")) == KEYS
 
     on_a_cluster(script, nodes=4, copies=3, shards=4)
+
+
+def test_a_crash_while_a_shard_is_dropped_leaves_no_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go before the manifest, without which no later start would look for them."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=1)
+        await site.insert("n1", KEYS)
+        leaver = next(iter(membership(site).placements[ShardId(0)].members))
+        other = next(name for name in ("n1", "n2", "n3", "n4") if name != leaver)
+        machine = site.world.machines[leaver]
+        machine.store.commit([(record_key("words", 0, 1, 1), cbor2.dumps([b"of this", 1, 0]))])
+
+        def crash(*args: object) -> None:
+            site.kill(leaver)
+
+        monkeypatch.setattr("node.replicas.drop_all_words", crash)
+        await change(site, lambda nodes: nodes.drain(leaver), by=other)
+        await until(site, lambda: not machine.is_up)
+        monkeypatch.undo()
+        site.world.start(leaver)
+        await site.ready(leaver)
+        await until(site, lambda: not stored_words(machine.store, ShardId(0)))
+
+    on_a_cluster(script, nodes=4, copies=3, shards=1)
 
 
 def test_new_voters_that_missed_their_election_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,8 @@ class AtOnce:
     def pending(self, lane: Lane) -> int:
         return 0
 
+    async def passed(self, lane: Lane) -> None: ...
+
 
 class House:
     """A guard in front of a control group driven by hand."""

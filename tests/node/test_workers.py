@@ -116,6 +116,36 @@ def test_no_exception_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     assert "disk on fire" in str(line.exc_info[1])
 
 
+def test_passed_waits_for_what_nobody_waits_for() -> None:
+    """A write whose caller has gone away is waited for, and what comes after the question is not."""
+
+    async def body(workers: Workers) -> None:
+        gate, later, begun = threading.Event(), threading.Event(), threading.Event()
+        written: list[str] = []
+
+        def write() -> None:
+            begun.set()
+            gate.wait(5)
+            written.append("late")
+
+        caller = asyncio.create_task(workers.run(Lane.DISK, write))
+        await asyncio.to_thread(begun.wait, 5)
+        caller.cancel()
+        passed = asyncio.create_task(workers.passed(Lane.DISK))
+        await asyncio.sleep(0)
+        after = asyncio.create_task(workers.run(Lane.DISK, later.wait, 5))
+        await asyncio.wait({passed}, timeout=0.05)
+        assert not passed.done()
+        gate.set()
+        await passed
+        assert written == ["late"] and not after.done()
+        later.set()
+        await after
+        await workers.passed(Lane.DISK)
+
+    with_workers(body)
+
+
 def test_close_finishes_what_matters() -> None:
     """close runs queued disk work to its end, cancels queued builds, and refuses new work."""
 

@@ -255,14 +255,15 @@ class SimExecutor:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._pending = dict.fromkeys(Lane, 0)
+        self._running: dict[Lane, set[asyncio.Future[None]]] = {lane: set() for lane in Lane}
         self.dead = False
         """The process was killed: no work is done any more."""
         self.slow_disk_s = 0.0
         """Added to whatever goes to the disk."""
 
     async def run(self, lane: Lane, function: Callable[[*Arguments], T], *args: *Arguments) -> T:
-        self._pending[lane] += 1
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running[lane].add(done)
         try:
             await nap(self._delay_s(lane))
             if self.dead:
@@ -271,14 +272,19 @@ class SimExecutor:
             await nap(self._rng.random() * self.DELAY_S_MAX[lane])
             return result
         finally:
-            self._pending[lane] -= 1
+            self._running[lane].discard(done)
+            done.set_result(None)
 
     def _delay_s(self, lane: Lane) -> float:
         slow_s = self.slow_disk_s if lane in (Lane.LOG, Lane.DISK) else 0.0
         return self._rng.random() * (self.DELAY_S_MAX[lane] + slow_s)
 
     def pending(self, lane: Lane) -> int:
-        return self._pending[lane]
+        return len(self._running[lane])
+
+    async def passed(self, lane: Lane) -> None:
+        if self._running[lane]:
+            await asyncio.wait(self._running[lane])
 
     async def close(self) -> None:
         """There are no threads."""

@@ -478,6 +478,8 @@ class Inline:
     def pending(self, lane: Lane) -> int:
         return 0
 
+    async def passed(self, lane: Lane) -> None: ...
+
 
 class Client:
     """A client of an application over the fake service; `post` returns (status, decoded reply)."""
