@@ -127,7 +127,7 @@ class Freshness:
     async def _soon(self, waiting: Awaitable[None], shard_id: ShardId, deadline_s: float) -> bool:
         """Wait; not long if there is another replica to ask. Return whether it came."""
         left_s = deadline_s - self._node.seams.clock.monotonic_s()
-        others = any(self._node.router.is_up(one) for one in self._node.router.replicas_elsewhere(shard_id))
+        others = any(self._node.router.hedging.is_up(one) for one in self._node.router.replicas_elsewhere(shard_id))
         try:
             async with asyncio.timeout(max(0.0, min(left_s, CATCH_UP_S) if others else left_s)):
                 await waiting

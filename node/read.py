@@ -497,7 +497,7 @@ class Reader:
                         self._here_or_away(part, schema, row_filter, one, None, deadline_s) for one in apart
                     )
                     return merge_answers(question, schema, answers)
-                if not any(router.is_up(one) for one in router.replicas_elsewhere(next(iter(needs)))):
+                if not any(router.hedging.is_up(one) for one in router.replicas_elsewhere(next(iter(needs)))):
                     raise
                 log.warning("another replica is asked, the one here is damaged shard=%s: %s", next(iter(needs)), fault)
                 damaged = True
@@ -534,7 +534,7 @@ class Reader:
         rows = (question.limit or SMALL_ROWS_MAX + 1) * (question.queries or 1)
         is_few = question.kind in (Kind.COUNT, Kind.TERMS) or rows <= SMALL_ROWS_MAX
         small = is_few and sum(map(len, blobs)) < 64 << 10
-        _, found = await self._node.router.ask_any(
+        _, found = await self._node.router.hedging.ask_any(
             peers, READ_METHOD, {}, blobs, deadline_s=deadline_s, link=Link.SMALL if small else Link.BULK
         )
         self._node.metrics.routed(Routed.READ)

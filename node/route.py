@@ -1,4 +1,4 @@
-"""Requests anywhere: a change goes to its group's leader wherever that is, a read to a replica that answers soon.
+"""Requests anywhere: a change goes to its group's leader wherever that is; a read to any replica (`hedging.py`).
 
 A change is sent under one producer and sequence, however often it takes: if the leader is lost before it answers, the
 same is sent to the next one, which makes the change or answers with the first outcome. Only when the client's time is
@@ -32,6 +32,7 @@ from node.admission import Admission
 from node.calls import Answer, Mesh
 from node.clock import Clock
 from node.group import Producer
+from node.hedging import Hedging
 from node.metrics import Metrics, Routed
 from node.network import Blob, Link
 from node.scope import current
@@ -47,7 +48,6 @@ from storage.errors import (
     OutcomeUnknown,
     Overloaded,
     PeerUnreachable,
-    SchemaMismatch,
     Unavailable,
     UnsupportedOperation,
     error_from,
@@ -67,22 +67,12 @@ SETTLE_S: Final = 0.25
 looks elsewhere: a hand-over ends sooner, and who waits for its end goes on at once."""
 WATCH_S: Final = 0.5
 """How often a call without an answer is checked against who leads now: a leader that was cut off never answers."""
-HEDGES_MAX: Final = 1
-"""Replicas asked beside the first one because it is slow."""
-HEDGE_S_MIN: Final = 0.05
-HEDGE_S_UNKNOWN: Final = 0.2
-"""Before a replica's times are known."""
-LATENCY_WEIGHT: Final = 0.2
-NEAR_RATIO: Final = 2.0
-"""Replicas that take at most this much longer than the fastest one take turns."""
 BULK_BYTES_MIN: Final = 16 << 10
 """Larger requests travel over the link that is not the consensus's."""
 REFRESH_S: Final = 1.0
 """How long a look at the catalogue waits for the newest one before it takes the one here."""
 
 T = TypeVar("T")
-Reply = tuple[dict[str, Any], Sequence[memoryview]]
-"""What a call returns."""
 LeaderHandler = Callable[[ShardId, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -171,23 +161,6 @@ class Home(Protocol):
     def broadcaster(self) -> Broadcasts: ...
 
 
-class Latency:
-    """What one peer's answers take, as TCP keeps its round trips: a smoothed mean and deviation, in seconds."""
-
-    def __init__(self, first_s: float) -> None:
-        self.mean_s = first_s
-        self.deviation_s = first_s / 2
-
-    def note(self, taken_s: float) -> None:
-        self.deviation_s += LATENCY_WEIGHT * (abs(taken_s - self.mean_s) - self.deviation_s)
-        self.mean_s += LATENCY_WEIGHT * (taken_s - self.mean_s)
-
-    @property
-    def high_s(self) -> float:
-        """About the 95th percentile: answers seldom take longer."""
-        return self.mean_s + 2 * self.deviation_s
-
-
 @dataclass(frozen=True)
 class _Step(Generic[T]):
     """Something that only a leader can do: how it is done here, and how it is asked of another node."""
@@ -240,8 +213,8 @@ class Router:
         """Who led a shard that has no replica here when it was last heard of."""
         self._rounds: dict[ShardId | None, _Rounds] = {}
         self._functions: dict[str, LeaderHandler] = {}
-        self._latencies: dict[str, Latency] = {}
-        self._turn = 0
+        self.hedging = Hedging(node.mesh, self._me, self._clock, node.metrics)
+        """Asks whoever may answer."""
         if node.mesh is not None:
             for method, handler in (
                 ("shard/propose", self._serve_propose),
@@ -420,73 +393,10 @@ class Router:
 
     # replicas
 
-    def is_up(self, peer: str) -> bool:
-        """Return whether a node can be reached; this one always can."""
-        return peer == self._me or (self._node.mesh is not None and self._node.mesh.is_up(peer))
-
     def replicas_elsewhere(self, shard_id: ShardId, *, leader_first: bool = False) -> tuple[str, ...]:
         """Return the other nodes that have the shard, whom to ask first first. Those that are down come last."""
         peers = [one for one in self._node.replicas_of(shard_id) if one != self._me]
-        mean_s = {one: self._latencies[one].mean_s if one in self._latencies else 0.0 for one in peers}
-        up = sorted((one for one in peers if self.is_up(one)), key=mean_s.__getitem__)
-        near = [one for one in up if mean_s[one] <= NEAR_RATIO * mean_s[up[0]]]
-        self._turn += 1
-        first = self._turn % len(near) if near else 0
-        order = [*near[first:], *near[:first], *up[len(near) :], *(one for one in peers if one not in up)]
-        leader = self._known_leader(shard_id) if leader_first else None
-        if leader in up:
-            order.sort(key=lambda one: one != leader)
-        return tuple(order)
-
-    async def ask_any(
-        self,
-        peers: Sequence[str],
-        method: str,
-        arguments: dict[str, Any],
-        blobs: Sequence[Blob],
-        *,
-        deadline_s: float,
-        link: Link = Link.SMALL,
-    ) -> Reply:
-        """Return the first good answer of these peers, asked in their order.
-
-        The next one is asked when one fails, and once also when an answer takes longer than that peer's usually do.
-        Raises the error of a bad request, or of an old schema, at once, else Unavailable with what each peer said.
-        """
-        waiting = [one for one in peers if self.is_up(one)]
-        faults = {one: "it is down" for one in peers if one not in waiting}
-        running: dict[asyncio.Task[Reply], str] = {}
-        hedges = HEDGES_MAX
-
-        def start() -> None:
-            peer = waiting.pop(0)
-            running[asyncio.ensure_future(self._timed(peer, method, arguments, blobs, deadline_s, link))] = peer
-
-        try:
-            while waiting or running:
-                if not running:
-                    start()
-                patience_s = self._hedge_s(next(iter(running.values()))) if waiting and hedges else None
-                await asyncio.wait(running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                done = [task for task in running if task.done()]
-                if not done:
-                    hedges -= 1
-                    self._node.metrics.routed(Routed.HEDGE)
-                    start()
-                for task in done:
-                    peer = running.pop(task)
-                    try:
-                        return task.result()
-                    except (BadRequest, SchemaMismatch):
-                        raise
-                    except (AnnulusError, TimeoutError) as error:
-                        faults[peer] = str(error) or "time is up"
-        finally:
-            for task in running:
-                task.cancel()
-        raise Unavailable(
-            "; ".join(f"{peer}: {fault}" for peer, fault in faults.items()) or "there is no other replica"
-        )
+        return self.hedging.order(peers, self._known_leader(shard_id) if leader_first else None)
 
     async def pause(self, attempt: int, deadline_s: float) -> bool:
         """Wait a little, longer after each attempt; return whether there is time for another one."""
@@ -754,29 +664,6 @@ class Router:
             return from_plain(*cbor2.loads(plain))
         except (JournalDamaged, cbor2.CBORDecodeError, TypeError) as error:
             raise UnsupportedOperation(f"{self._me} runs another version than {peer}: {error}") from None
-
-    # latencies
-
-    async def _timed(
-        self, peer: str, method: str, arguments: dict[str, Any], blobs: Sequence[Blob], deadline_s: float, link: Link
-    ) -> Reply:
-        mesh = self._node.mesh
-        assert mesh is not None
-        began_s = self._clock.monotonic_s()
-        try:
-            return await mesh.call(peer, method, arguments, blobs, timeout_s=max(0.0, deadline_s - began_s), link=link)
-        finally:
-            taken_s = self._clock.monotonic_s() - began_s
-            known = self._latencies.get(peer)
-            if known is None:
-                self._latencies[peer] = Latency(taken_s)
-            else:
-                known.note(taken_s)
-
-    def _hedge_s(self, peer: str) -> float:
-        """Return after how long another replica is asked too."""
-        known = self._latencies.get(peer)
-        return HEDGE_S_UNKNOWN if known is None else max(HEDGE_S_MIN, known.high_s)
 
 
 _LEADER_LOST: Final = (NoLeader, OutcomeUnknown, PeerUnreachable, TimeoutError)

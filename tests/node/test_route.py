@@ -485,7 +485,7 @@ def test_the_first_good_answer_counts(
 
         for name in ("n1", "n2", "n3"):
             world.mesh.handlers[name, "x"] = handler(name)
-        answer, blobs = await router.ask_any(["n1", "n2", "n3"], "x", {}, [b"b"], deadline_s=30.0)
+        answer, blobs = await router.hedging.ask_any(["n1", "n2", "n3"], "x", {}, [b"b"], deadline_s=30.0)
         assert (answer, bytes(blobs[0])) == ({"from": wanted}, b"b")
         assert [peer for peer, _, _ in world.mesh.calls] == asked
         await asyncio.sleep(0)
@@ -511,11 +511,11 @@ def test_no_replica_answers() -> None:
         world.mesh.handlers["n2", "x"] = refuse
         world.mesh.down.add("n3")
         with pytest.raises(Unavailable, match="n3: it is down; n1: no leader there"):
-            await router.ask_any(["n1", "n3"], "x", {}, [], deadline_s=5.0)
+            await router.hedging.ask_any(["n1", "n3"], "x", {}, [], deadline_s=5.0)
         with pytest.raises(InvalidParameter, match="it is wrong"):
-            await router.ask_any(["n2", "n1"], "x", {}, [], deadline_s=5.0)
+            await router.hedging.ask_any(["n2", "n1"], "x", {}, [], deadline_s=5.0)
         with pytest.raises(Unavailable, match="there is no other replica"):
-            await router.ask_any([], "x", {}, [], deadline_s=5.0)
+            await router.hedging.ask_any([], "x", {}, [], deadline_s=5.0)
 
     simulated(script)
 
@@ -533,7 +533,7 @@ def test_quick_replicas_take_turns_and_slow_ones_come_after() -> None:
             world.mesh.handlers[name, "x"] = serve
         world.mesh.delay_s = {"n1": 0.01, "n2": 0.012, "n3": 0.2}
         for name in ("n1", "n2", "n3"):
-            await router.ask_any([name], "x", {}, [], deadline_s=9.0)
+            await router.hedging.ask_any([name], "x", {}, [], deadline_s=9.0)
         orders = [router.replicas_elsewhere(S0) for _ in range(6)]
         assert {order[0] for order in orders} == {"n1", "n2"} and {order[2] for order in orders} == {"n3"}
         assert [order[0] for order in orders].count("n1") == 3
