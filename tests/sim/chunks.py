@@ -32,6 +32,8 @@ class SimChunks:
         """(test) No write finds room."""
         self.failing_commits = 0
         """(test) So many of the next commits fail in their sync."""
+        self.lost: set[bytes] = set()
+        """Keys of what `lose` has taken and nobody has put back."""
         self.commits = 0
         self.reads = 0
 
@@ -129,6 +131,7 @@ class SimChunks:
         """Forget what is under the key, seen and durable."""
         del self._seen[key]
         self._durable.pop(key, None)
+        self.lost.add(key)
 
     def _change(self, changes: Sequence[Change]) -> None:
         self._refuse_if_full()
@@ -137,6 +140,7 @@ class SimChunks:
         if self._refusing:
             raise OSError(EIO, "an earlier write failed")
         _apply(self._seen, changes)
+        self.lost.difference_update(key for key, _ in changes)
         self._unsynced += changes
 
     def _refuse_if_full(self) -> None:

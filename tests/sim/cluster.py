@@ -33,6 +33,7 @@ from node.settings import (
     StorageSettings,
 )
 from storage.errors import StorageFault
+from storage.keys import chunk_key
 from storage.types import ShardId
 from tests.sim.chunks import SimChunks
 from tests.sim.disk import PowerLoss, SimDisk
@@ -443,8 +444,9 @@ class Cluster:
             needed = set() if manifest is None else {digest for _, digest in referenced(manifest)}
             present = set(machine.store.chunk_digests(shard_id))
             where = f"{machine.name} shard {shard_id}"
-            if needed - present:
-                raise Violation(f"{where}: {len(needed - present)} chunks of the manifest are missing")
+            missing = {one for one in needed - present if chunk_key(shard_id, one) not in machine.store.lost}
+            if missing:
+                raise Violation(f"{where}: {len(missing)} chunks of the manifest are missing")
             known = host.machine.digests.keys() | host.machine.garbage | machine.store.put_lately
             if machine.node.upkeep[shard_id].checkpoints.swept and (orphans := present - needed - known):
                 raise Violation(f"{where}: {len(orphans)} chunks that nothing needs are left")
