@@ -91,6 +91,8 @@ class Progress:
     bytes_by_peer: dict[str, int] = field(default_factory=dict)
     nowhere: list[bytes] = field(default_factory=list)
     """What every other replica said that it lacks."""
+    not_found: list[bytes] = field(default_factory=list)
+    """What every other replica that answered said that it lacks; nothing if none did."""
 
 
 class TokenBucket:
@@ -204,6 +206,7 @@ class ChunkTransfer:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         progress.nowhere = pool.lacked_by(self.peers(shard_id))
+        progress.not_found = pool.lacked_by(pool.heard) if pool.heard else []
         return list(pool.left)
 
     async def _fetch_from(self, peer: str, shard_id: ShardId, pool: _Pool, progress: Progress) -> None:
@@ -484,6 +487,11 @@ class _Pool:
 
     def lacks(self, peer: str, digests: Iterable[bytes]) -> None:
         self._lacking.setdefault(peer, set()).update(digests)
+
+    @property
+    def heard(self) -> list[str]:
+        """Who has said what it lacks."""
+        return list(self._lacking)
 
     def lacked_by(self, peers: Sequence[str]) -> list[bytes]:
         """Return what is left that each of these lacks."""

@@ -226,7 +226,8 @@ class IndexKeeper:
     def _give_up(self, key: tuple[SegmentId, IndexId], files: BlobFiles, error: Exception) -> None:
         """A leader builds the index anew; another replica asks for its chunks again later, or gets the new one."""
         rebuild = self._maker.leads or not isinstance(error, ChunkFault)
-        log.error(
+        log.log(
+            logging.ERROR if rebuild else logging.WARNING,
             "index damaged, %s shard=%s segment=%d index=%d: %s",
             "rebuilding" if rebuild else "no peer mends it now", self._maker.name, *key, error,
         )  # fmt: skip

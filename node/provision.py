@@ -9,8 +9,10 @@ has not, because its next checkpoint would promise them.
     Indexed     fetched, if they were not shipped
     Compacted   the same, then read back, as the rows of the new segment
 
-When every other replica answers that it lacks a chunk, waiting is in vain. Rows that were merged are then merged again
-here; an index is left out, and background work finds it missing and has it built anew.
+When every other replica answers that it lacks a chunk, waiting is in vain, and when those that answer do, it is soon
+for one that may be gone for good: they are past the message, and what came after it needed the chunk no more. Rows
+that were merged are then merged again here; an index is left out, and background work finds it missing and has it built
+anew.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ BACK_OFF_S_MIN: Final = 0.2
 BACK_OFF_S_MAX: Final = 5.0
 ROUNDS_BEFORE_LOST: Final = 3
 """Fetches in a row in which nobody had a chunk, until it is believed that it is lost."""
+ROUNDS_BEFORE_DONE_WITHOUT: Final = 9
+"""The same where not all have answered, and what is lost can be made again: after half a minute."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class Provisioner:
                 shard.shard_id, message.segment_id, files.rows,
             )  # fmt: skip
             state = shard.collection(message.collection_id)
-            theirs = await self._rows_of(files, state, released=False)
+            theirs = await self._rows_of(files, state, released=False, can_be_made=False)
             if theirs is None:
                 raise StorageFault(
                     f"segment {message.segment_id} differs from its leader's, and no replica has the leader's rows"
@@ -188,9 +192,9 @@ class Provisioner:
         if stored is None or message.index_id not in shard.collection(message.collection_id).indexes:
             return
         await self._keep(files.sizes)
-        if not await self._have(files.sizes):
-            log.error(
-                "index is lost, no replica has it shard=%d segment=%d index=%d",
+        if not await self._have(files.sizes, can_be_made=True):
+            log.warning(
+                "an index that no replica has is left to be built anew shard=%d segment=%d index=%d",
                 shard.shard_id, message.segment_id, message.index_id,
             )  # fmt: skip
 
@@ -205,7 +209,7 @@ class Provisioner:
             return
         await self._keep(files.sizes)
         released = not state.is_loaded(inputs[0].partition_id)
-        rows = await self._rows_of(files, state, released=released)
+        rows = await self._rows_of(files, state, released=released, can_be_made=True)
         if rows is None:
             views = [one.view() for one in inputs]
             log.warning(
@@ -217,10 +221,12 @@ class Provisioner:
             )
         self._hand_over(shard, message, rows)
 
-    async def _rows_of(self, files: SegmentFiles, state: CollectionState, *, released: bool) -> SealedRows | None:
+    async def _rows_of(
+        self, files: SegmentFiles, state: CollectionState, *, released: bool, can_be_made: bool
+    ) -> SealedRows | None:
         """Return the rows that the chunks hold, fetched if need be; None if they are lost."""
         get = self._shard().get_chunk
-        while await self._have(files.sizes):
+        while await self._have(files.sizes, can_be_made=can_be_made):
             try:
                 return await self._executor.run(Lane.DISK, _read, files, get, state, released)
             except ChunkFault as fault:
@@ -240,12 +246,15 @@ class Provisioner:
             raise ChunkFault(self._shard().shard_id, files.digests[0], "no replica has it, nor the rows it was made of")
         return rows
 
-    async def _have(self, sizes: Mapping[bytes, int]) -> bool:
-        """Return True when the chunks are here, however long it takes; False if they are nowhere."""
+    async def _have(self, sizes: Mapping[bytes, int], *, can_be_made: bool) -> bool:
+        """Return True when the chunks are here, however long it takes; False if they are nowhere.
+
+        can_be_made  what they hold can be made again here, so that nobody need be waited for who may never come back
+        """
         if self._transfer is None:
             return True
         shard_id = self._shard().shard_id
-        pause_s, rounds_nowhere = BACK_OFF_S_MIN, 0
+        pause_s, rounds_nowhere, rounds_not_found = BACK_OFF_S_MIN, 0, 0
         while True:
             progress = Progress(shard_id)
             left = await self._transfer.fetch(shard_id, sizes, progress=progress)
@@ -253,7 +262,8 @@ class Provisioner:
                 return True
             self._lag(f"{len(left)} of {len(sizes)} chunks, which no peer that answers has")
             rounds_nowhere = rounds_nowhere + 1 if progress.nowhere else 0
-            if rounds_nowhere == ROUNDS_BEFORE_LOST:
+            rounds_not_found = rounds_not_found + 1 if progress.not_found and can_be_made else 0
+            if rounds_nowhere == ROUNDS_BEFORE_LOST or rounds_not_found == ROUNDS_BEFORE_DONE_WITHOUT:
                 return False
             await asyncio.sleep(pause_s * (1 + self._dice.random()))
             pause_s = min(2 * pause_s, BACK_OFF_S_MAX)

@@ -165,15 +165,18 @@ def test_a_full_disk_only_delays(loop: SimLoop) -> None:
     assert summary(follower.shard) == summary(world.first)
 
 
-def test_lost_chunks_do_not_stop_a_shard(loop: SimLoop) -> None:
-    """What every replica answers that it lacks is not waited for: merged rows are merged again, an index is left to be
+@pytest.mark.parametrize("is_away", [False, True], ids=["all answer", "one is gone for good"])
+def test_lost_chunks_do_not_stop_a_shard(loop: SimLoop, is_away: bool) -> None:
+    """What every replica that answers lacks is not waited for: merged rows are merged again, an index is left to be
     built anew."""
     world, wire = World(DataType.INT64, "L2"), Wire()
     steps_of(world, MERGED)
     WiredNode("n1", wire, loop, ["n1", "n2", "n3"])
     WiredNode("n3", wire, loop, ["n1", "n2", "n3"])
     follower = Follower("n2", wire, loop, ["n1", "n2", "n3"])
-    run(loop, follower.follow(world.log))
+    if is_away:
+        wire.down = {"n3"}
+    run(loop, asyncio.wait_for(follower.follow(world.log), 600))
     assert summary(follower.shard) == summary(world.first)
     index_digests = {
         digest
