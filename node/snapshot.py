@@ -282,11 +282,14 @@ class Snapshots:
             left = await self._transfer.fetch(group.record.shard_id, sizes, progress=progress)
         finally:
             del self.progress[group.group_id]
-        if not set(left) <= set(progress.nowhere):
+        if not set(left) <= set(progress.not_found):
             raise Unavailable(f"{len(left)} of {len(sizes)} chunks of {group.record.name} did not come")
         if left:  # fine if they are of indexes, which are built anew; rows are read before anything is committed
             log.warning(
-                "chunks that no replica has group=%s chunks=%d first=%s", group.record.name, len(left), left[0].hex()
+                "chunks that no replica that answers has group=%s chunks=%d first=%s",
+                group.record.name,
+                len(left),
+                left[0].hex(),
             )
         log.info("snapshot fetched group=%s bytes_by_peer=%s", group.record.name, progress.bytes_by_peer)
 

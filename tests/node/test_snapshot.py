@@ -429,16 +429,19 @@ def test_a_damaged_chunk_of_its_own_is_mended(loop: SimLoop) -> None:
     assert summary(lagging.shard) == scene.new and digest in held(lagging.store, SHARD)
 
 
+@pytest.mark.parametrize("is_away", [False, True], ids=["all answer", "one is gone for good"])
 @pytest.mark.parametrize("what", ["index", "field"])
-def test_only_indexes_may_be_lost(loop: SimLoop, what: str) -> None:
-    """A checkpoint with an index whose chunks no replica has is installed, and the index built anew later; one with
-    rows that nobody has is not."""
+def test_only_indexes_may_be_lost(loop: SimLoop, what: str, is_away: bool) -> None:
+    """A checkpoint with an index whose chunks no replica has that answers is installed, and the index built anew later;
+    one with rows that nobody has is not."""
     scene, wire = Scene([*OLD, ("index", 10, 0, 1, 0, True)], [("insert", 10, 1, [4], 0)]), Wire()
     manifest = scene.world.store.read(manifest_key(SHARD))
     assert manifest is not None
     lost = {digest for where, digest in referenced(manifest) if f" {what} " in where}
     for name in ("n1", "n3"):
         scene.leader(wire, loop, name).store.delete_chunks(SHARD, lost)
+    if is_away:
+        wire.down = {"n3"}
     lagging = scene.start(wire, loop)
 
     async def scenario() -> None:
