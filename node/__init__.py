@@ -117,10 +117,10 @@ sends can do more than be refused and counted.
 process, `front` what clients see of it; `edge` what both interfaces share; `node` the parts and their order; `group`,
 `journaling` logs; `service` what can be asked, `database` the answer (`names` of what, `facts` what shards know of it,
 `chores` what their leaders are made to do, `index_request` what an index is to be, `status` what the node says of
-itself), `write`, `read` rows (`resolve` what names mean, `answering` what one snapshot says), `route`, `hedging` where
-to ask, `freshness` what may answer, `subread` reads between nodes, `scope` what a request carries along; `upkeep` a
-shard's background (`making`, `indexing`, `compacting`, `checkpoints`, `words`), `background` a node's; `workers`,
-`clock`, `disk` the seams of the real world; `check` a directory offline; `status_tables` what `annulus status` prints;
-`memory` what is given back; `logs`, `metrics`, `watchdog` what is told; `api/` HTTP, `grpc/` gRPC, `tunnel` how both
-share a port, `client_tls`, `certificates` what secures it.
+itself), `write`, `read` rows (`resolve` what names mean, `answering` what one snapshot says, `batching` searches
+together), `route`, `hedging` where to ask, `freshness` what may answer, `subread` reads between nodes, `scope` what a
+request carries along; `upkeep` a shard's background (`making`, `indexing`, `compacting`, `checkpoints`, `words`),
+`background` a node's; `workers`, `clock`, `disk` the seams of the real world; `check` a directory offline;
+`status_tables` what `annulus status` prints; `memory` what is given back; `logs`, `metrics`, `watchdog` what is told;
+`api/` HTTP, `grpc/` gRPC, `tunnel` how both share a port, `client_tls`, `certificates` what secures it.
 """

@@ -2,12 +2,8 @@
 
 A read is answered here as far as the replicas here are fresh enough (`node/freshness.py`), and by other nodes for the
 other shards (`node/subread.py`); what comes back becomes one answer. Where every shard is here and fresh, which is the
-rule, there is one snapshot, one call of the engine and nothing to merge.
-
-Searches that differ only in their vectors and wait at the same moment are answered by one call of the engine: while
-batches of them run, the next one gathers. A batch takes its views when it starts, which is after each of its requests
-was found to be, or had waited until it was, answerable by the replicas here; so each sees what it must. What
-searches of a kind took so far says whether the next batch is brief enough to run on the loop itself.
+rule, there is one snapshot, one call of the engine, which searches that wait at the same moment share (`batching.py`),
+and nothing to merge.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -37,10 +33,9 @@ from node.answering import (
     query_and_fetch,
     query_ordered,
     search_all,
-    search_and_fetch,
     search_grouped,
-    vector_query,
 )
+from node.batching import Batching, Target
 from node.calls import Answer as Reply
 from node.freshness import Freshness, Need, Needs
 from node.metrics import PlanKind, Routed
@@ -88,22 +83,11 @@ from storage.ordering import sort_keys
 from storage.schema import CollectionSchema, FieldSchema
 from storage.search import (
     Step,
-    VectorQuery,
-    may_take_long,
 )
 from storage.types import CollectionId, FieldId, PartitionId, ShardId, Tick
 from storage.vectors import Vectors, searchable
 from storage.view import SegmentView
 
-BATCHES_MAX: Final = 1
-"""Batches of one kind at the same time. Two were measured slower, with a longer tail: they and the loop contend for the
-interpreter, and each engine call has fewer queries."""
-BRIEF_S: Final = 0.004
-"""A batch that takes no longer, as the ones before it tell, runs on the loop. To wake a thread, and to take turns
-with it for the interpreter, costs 0.2 to 0.4 ms a batch, and whoever waits for the loop would wait for the thread."""
-TURNS_MAX: Final = 4
-"""Turns of the loop for which a batch waits, as long as each brings more searches that it can answer."""
-KINDS_KEPT: Final = 256
 FILTERS_KEPT: Final = 256
 FILTER_CHARS_KEPT_MAX: Final = 4_096
 PLANS_KEPT: Final = 256
@@ -117,18 +101,6 @@ STRONG: Final = Consistency.STRONG
 NO_OPTIONS: Final = ReadOptions()
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What is read here: a collection's shards, as they are or as of a tick."""
-
-    collection_id: CollectionId
-    schema: CollectionSchema
-    shards: tuple[ShardId, ...]
-    at: Tick | None = None
-    any_schema: bool = False
-    """Whether the replicas may have a newer schema than this one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,16 +118,6 @@ class _Plan:
     field_ids: tuple[FieldId, ...]
 
 
-@dataclass(slots=True)
-class _Gathering:
-    """Searches of one kind, which differ in their vectors only: those that wait for a batch."""
-
-    waiting: list[tuple[Vectors, asyncio.Future[Answer]]] = field(default_factory=list)
-    running: int = 0
-    query_s: float | None = None
-    """What a query takes, as those that were asked last tell."""
-
-
 class Reader:
     """Answers queries and searches, for the clients of this node and for other nodes. One per node."""
 
@@ -164,7 +126,7 @@ class Reader:
         self._fresh = Freshness(node)
         self._filters: OrderedDict[Hashable, CompiledFilter] = OrderedDict()
         self._plans: OrderedDict[Hashable, _Plan] = OrderedDict()
-        self._gathering: OrderedDict[Hashable, _Gathering] = OrderedDict()
+        self._batching = Batching(node, self.snapshot)
         if node.mesh is not None:
             node.mesh.serve(READ_METHOD, self._serve)
 
@@ -588,9 +550,9 @@ class Reader:
             answers = await _all(self._here(part, schema, row_filter, {one: needs[one]}) for one in needs)
             return merge_answers(question, schema, answers)
         at = next(iter(exactly.values()), None)
-        target = _Target(question.collection_id, schema, tuple(needs), at, question.any_schema)
+        target = Target(question.collection_id, schema, tuple(needs), at, question.any_schema)
         if question.near is not None and question.grouping is None:
-            return await self._gather(target, question, row_filter)
+            return await self._batching.answer(target, question, row_filter)
         seen = self.snapshot(target, question.partitions, growing=question.growing)
         if not seen.is_known:
             return Answer.nothing(question, None, seen.ticks)
@@ -624,7 +586,7 @@ class Reader:
         batch = await self._node.read(query_and_fetch, seen, row_filter, question.limit, question.offset, columns)
         return Answer.of_rows(batch, seen.ticks)
 
-    def snapshot(self, target: _Target, partitions: frozenset[PartitionId] | None, *, growing: bool = True) -> Snapshot:
+    def snapshot(self, target: Target, partitions: frozenset[PartitionId] | None, *, growing: bool = True) -> Snapshot:
         """Return what a read that begins now sees: everything that the replicas here have applied, or as of a tick.
 
         Raises NotFresh if a replica is not here any more, SnapshotGone if it no longer has what was there at the tick,
@@ -662,77 +624,6 @@ class Reader:
             expire_before = state.expire_before(target.at or self._node.hybrid.stamp())
         tick = max(ticks.values())
         return Snapshot(target.schema, views, tick, expire_before, ticks, is_known)
-
-    async def _gather(self, target: _Target, question: Question, row_filter: CompiledFilter | None) -> Answer:
-        near = question.near
-        assert near is not None and question.limit is not None, "a search has vectors and a limit"
-        kind = (
-            target.collection_id, target.schema.version, target.any_schema, target.shards, target.at,
-            question.partitions, near.field_id, near.metric,
-            near.params, question.limit, question.offset, question.filter, question.growing,
-            repr(question.templates) if question.templates else "", question.field_ids,
-        )  # fmt: skip
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Answer] = loop.create_future()
-        gathering = self._gathering.get(kind)
-        if gathering is None:
-            gathering = self._gathering[kind] = _Gathering()
-            if len(self._gathering) > KINDS_KEPT:
-                self._gathering.popitem(last=False)  # those that it has will be answered, and no others come
-        else:
-            self._gathering.move_to_end(kind)
-        gathering.waiting.append((near.vectors, waiter))
-        if gathering.running < BATCHES_MAX:
-            gathering.running += 1
-            self._node.keep(loop.create_task(self._run_gathered(gathering, target, question, row_filter)))
-        return await waiter
-
-    async def _run_gathered(
-        self, gathering: _Gathering, target: _Target, question: Question, row_filter: CompiledFilter | None
-    ) -> None:
-        try:
-            while gathering.waiting:
-                for _ in range(TURNS_MAX):
-                    before = len(gathering.waiting)
-                    await asyncio.sleep(0)
-                    if len(gathering.waiting) == before:
-                        break
-                batch, gathering.waiting = gathering.waiting, []
-                batch = [one for one in batch if not one[1].done()]  # whose client has gone
-                if not batch:
-                    continue
-                try:
-                    seen = self.snapshot(target, question.partitions, growing=question.growing)
-                    if seen.is_known:
-                        asked = vector_query(question, row_filter, seen, [one for one, _ in batch])
-                        answers = await self._answers(gathering, seen, asked, question, [len(one) for one, _ in batch])
-                    else:
-                        answers = [Answer.nothing(question, None, seen.ticks)] * len(batch)
-                except Exception as error:  # whatever it is, those who wait must hear of it
-                    for _, waiter in batch:
-                        if not waiter.done():
-                            waiter.set_exception(error)
-                else:
-                    for (_, waiter), answer in zip(batch, answers, strict=True):
-                        if not waiter.done():
-                            waiter.set_result(answer)
-        finally:
-            gathering.running -= 1
-
-    async def _answers(
-        self, gathering: _Gathering, seen: Snapshot, asked: VectorQuery, question: Question, sizes: Sequence[int]
-    ) -> list[Answer]:
-        """Search here or on a thread, and remember how long it took."""
-        queries, clock, known_s = len(asked.queries), self._node.seams.clock, gathering.query_s
-        is_brief = known_s is not None and known_s * queries <= BRIEF_S
-        if is_brief and not may_take_long(seen.views, asked, queries, question.field_ids):
-            answers, took_s = search_and_fetch(clock, seen, asked, question, sizes)
-        else:
-            answers, took_s = await self._node.read(search_and_fetch, clock, seen, asked, question, sizes)
-        query_s = took_s / queries
-        # A long time may be that of others on a busy machine: what is remembered falls at once and rises slowly.
-        gathering.query_s = query_s if known_s is None else min(query_s, 1.05 * known_s)
-        return answers
 
     def compile(self, collection: Collection, options: ReadOptions) -> CompiledFilter:
         """Return the compiled filter of a request; texts without templates are remembered."""
