@@ -182,7 +182,13 @@ class Node:
             None
             if self.mesh is None or self.transfer is None
             else Snapshots(
-                self.mesh, self.transfer, seams.store, seams.executor, seams.dice, self.replicas.snapshot_groups
+                self.mesh,
+                self.transfer,
+                seams.store,
+                seams.executor,
+                seams.dice,
+                self.replicas.snapshot_groups,
+                on_store_error=self.note_store_error,
             )
         )
         self.slots = Slots(settings.workers.build_threads)

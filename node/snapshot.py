@@ -118,15 +118,19 @@ class Snapshots:
 
     def __init__(
         self, mesh: Calls, transfer: ChunkTransfer, store: ChunkStore, executor: Executor, dice: Dice,
-        groups: Mapping[int, SnapshotGroup],
+        groups: Mapping[int, SnapshotGroup], *, on_store_error: Callable[[OSError], None],
     ) -> None:  # fmt: skip
-        """Answer calls of other nodes from now on."""
+        """Answer calls of other nodes from now on.
+
+        on_store_error  told of a checkpoint that could not be written for another node, as on a full disk
+        """
         self._mesh = mesh
         self._transfer = transfer
         self._store = store
         self._executor = executor
         self._dice = dice
         self._groups = groups
+        self._on_store_error = on_store_error
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._waits_for: dict[int, str] = {}
         """Group -> the node that was asked for its checkpoint and has not answered yet."""
@@ -350,7 +354,11 @@ class Snapshots:
         if type(wanted) is not int:
             raise InvalidParameter("snapshot/manifest wants a position")
         if group.checkpoint is not None and (arguments.get("fresh") or await self._lags(group, wanted)):
-            await group.checkpoint()
+            try:
+                await group.checkpoint()
+            except OSError as error:
+                self._on_store_error(error)
+                raise Unavailable(f"no checkpoint can be taken there now: {error.strerror}") from error
         async with group.pins.committing:
             found = await self._executor.run(Lane.DISK, self._read_own, group)
             if found is None:

@@ -82,7 +82,15 @@ class Replica(WiredNode):
             install=self._install, note_installing=self.installing.append, replaced=self.replaced.append,
             checkpoint=self._checkpoint,
         )  # fmt: skip
-        self.snapshots = Snapshots(self.mesh, self.transfer, store, self.executor, self.dice, {GROUP: self.group})
+        self.snapshots = Snapshots(
+            self.mesh,
+            self.transfer,
+            store,
+            self.executor,
+            self.dice,
+            {GROUP: self.group},
+            on_store_error=self.store_errors.append,
+        )
 
     def _install(self, machine: Shard, position: Position, term: int) -> None:
         """What a host does: a machine in place of the other, the log reset, and the journal told to write."""
@@ -290,6 +298,20 @@ def test_a_state_as_new_as_wanted_becomes_a_checkpoint(loop: SimLoop) -> None:
     assert lagging.shard.position == scene.position + 3
     with pytest.raises(Unavailable, match=r"at \d+ only"):
         run(loop, lagging.snapshots._install_from(lagging.group, "n1", scene.position + 4))
+
+
+def test_a_full_disk_gives_no_checkpoint(loop: SimLoop) -> None:
+    """Whoever cannot take one says why, and its node is told; the old one can still be had."""
+    scene, wire = Scene(), Wire()
+    leader = scene.leader(wire, loop)
+    leader.shard.position = Position(scene.position + 3)
+    leader.store.full = True
+    lagging = scene.start(wire, loop)
+    with pytest.raises(Unavailable, match="no checkpoint can be taken there now: No space"):
+        run(loop, lagging.snapshots._install_from(lagging.group, "n1", scene.position + 3))
+    assert leader.store_errors and lagging.shard.position == 0
+    run(loop, lagging.snapshots._install_from(lagging.group, "n1", scene.position))
+    assert lagging.shard.position == scene.position
 
 
 def test_a_source_that_says_nothing_is_left_for_the_leader(loop: SimLoop) -> None:
@@ -544,7 +566,15 @@ def test_the_catalogue_is_taken_the_same_way(loop: SimLoop) -> None:
             peers=lambda: ["n1", "n2"], machine=partial(machines.__getitem__, name),
             install=put, note_installing=lambda installing: None, replaced=lambda position: None,
         )  # fmt: skip
-        snapshots = Snapshots(node.mesh, node.transfer, node.store, node.executor, node.dice, {0: group})
+        snapshots = Snapshots(
+            node.mesh,
+            node.transfer,
+            node.store,
+            node.executor,
+            node.dice,
+            {0: group},
+            on_store_error=node.store_errors.append,
+        )
     leader = Control(4)
     leader.position, leader.tick = Position(70), Tick(1000)
     nodes["n1"].store.commit([(CATALOG, leader.freeze(NEW_TERM).to_bytes())])
