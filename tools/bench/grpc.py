@@ -140,7 +140,7 @@ def measure(node: NodeProcess, interfaces: Sequence[Interface], data: Dataset, s
         for which in range(len(interfaces)):
             _wait_indexed(node, f"insert_{which}_{number}")
     queries = [data.queries[i % len(data.queries)].tolist() for i in range(searches)]
-    for threads in (1, 4):
+    for threads in (1, 4, 8):
         rates: dict[str, list[float]] = {one.name: [] for one in interfaces}
         all_times: dict[str, list[float]] = {one.name: [] for one in interfaces}
         used = dict.fromkeys(rates, 0.0)
