@@ -270,13 +270,18 @@ class Replicas:
             record=record,
             raft_log=lambda: host.raft.log,
             pins=pins,
-            peers=lambda: host.raft.peers,
+            peers=lambda: self._holders(shard_id, host),
             machine=lambda: host.machine,
             install=lambda machine, position, term: host.install(machine, term),
             note_installing=note_installing,
             replaced=replaced,
             checkpoint=checkpoint,
         )
+
+    def _holders(self, shard_id: ShardId | None, host: GroupHost[Any]) -> Sequence[str]:
+        """Return the other nodes that have a group: in the generation here, and as far as is known in later ones."""
+        known = self._node.members if shard_id is None else self._node.replicas_of(shard_id)
+        return [one for one in dict.fromkeys([*host.raft.peers, *known]) if one != self._node.name]
 
     # generations
 

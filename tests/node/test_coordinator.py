@@ -16,7 +16,7 @@ import pytest
 from cluster.control import CONTROL_GROUP
 from cluster.membership import Membership, MemberState, PlanMove, group_id
 from node.nodes import Nodes
-from node.replicas import Replicas
+from node.replicas import Replicas, group_of
 from storage.errors import Conflict, InvalidParameter, Unavailable
 from storage.keys import record_key
 from storage.types import ShardId
@@ -221,6 +221,32 @@ def test_draining_refuses_what_leaves_too_little_and_moves_the_rest() -> None:
         assert sorted(await site.found("n3")) == KEYS
 
     on_a_cluster(script, nodes=4, copies=3, shards=4)
+
+
+def test_a_replica_that_missed_a_generation_takes_it_from_whom_it_began_with() -> None:
+    """It asked those of the generation that it knew, and they have died since: others who came have what it needs."""
+
+    async def script(site: Site) -> None:
+        await site.create(shards=1)
+        await site.insert("n1", KEYS)
+        stays, leaves, late = membership(site).placements[ShardId(0)].members
+        comes, other = (name for name in membership(site).members if name not in (stays, leaves, late))
+        site.world.wire.cut_apart([late], [stays, leaves, comes, other])
+        placed = membership(site, comes).placements[ShardId(0)]
+        await site.node(comes).router.control_change(PlanMove(ShardId(0), placed.generation, [stays, comes, late]))
+        await until(site, lambda: membership(site, comes).placements[ShardId(0)].generation == 1)
+        await until(site, lambda: ShardId(0) in site.node(comes).shards)
+        behind = site.node(late).shards[ShardId(0)]
+        for name in (stays, leaves):
+            site.kill(name)
+        await asyncio.sleep(20.0)
+        site.node(late).snapshots.begin(group_of(ShardId(0)), behind.machine.position + 1, stays)
+        await asyncio.sleep(1.0)
+        site.world.wire.mend()
+        await site.ready(late)
+        assert sorted(await site.found(late)) == KEYS
+
+    on_a_cluster(script, nodes=5, copies=3, shards=1)
 
 
 def test_a_crash_while_a_shard_is_dropped_leaves_no_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:

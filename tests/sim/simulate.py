@@ -66,6 +66,8 @@ CHURN_S: Final = 150.0
 """And within this, nodes that were to come or go have done so, and shards are where they are to be."""
 SETTLE_S: Final = 60.0
 """And within this, all replicas are equal."""
+LIFE_S: Final = 1_800.0
+"""A world ends within this: who asks until there is an answer gets one."""
 LEAD_S: Final = 2.0
 """A leadership is handed over within this, or another is won."""
 HEAL_KEYS: Final = 2_000_000
@@ -138,11 +140,13 @@ class Simulation:
         broken = self.loop.create_task(self.cluster.violations.get())
         living = self.loop.create_task(self._live())
         both: set[asyncio.Future[Any]] = {living, broken, looking}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(both, timeout=LIFE_S, return_when=asyncio.FIRST_COMPLETED)
         if broken.done():
             raise broken.result()
         if looking.done():
             looking.result()
+        if not done:
+            raise Violation(f"after {LIFE_S} s somebody still waits for an answer: {self._state()}")
         living.result()
 
     async def _live(self) -> None:
