@@ -236,11 +236,12 @@ def test_a_replica_that_missed_a_generation_takes_it_from_whom_it_began_with() -
         await site.node(comes).router.control_change(PlanMove(ShardId(0), placed.generation, [stays, comes, late]))
         await until(site, lambda: membership(site, comes).placements[ShardId(0)].generation == 1)
         await until(site, lambda: ShardId(0) in site.node(comes).shards)
-        behind = site.node(late).shards[ShardId(0)]
+        behind, snapshots = site.node(late).shards[ShardId(0)], site.node(late).snapshots
+        assert snapshots is not None
         for name in (stays, leaves):
             site.kill(name)
         await asyncio.sleep(20.0)
-        site.node(late).snapshots.begin(group_of(ShardId(0)), behind.machine.position + 1, stays)
+        snapshots.begin(group_of(ShardId(0)), behind.machine.position + 1, stays)
         await asyncio.sleep(1.0)
         site.world.wire.mend()
         await site.ready(late)
