@@ -364,6 +364,8 @@ class Snapshots:
             if found is None:
                 raise Unavailable(f"{group.record.name} has no checkpoint yet on this node")
             raw, position, term, sizes = found
+            if position < wanted:  # nothing is kept for who would only refuse it
+                raise Unavailable(f"the checkpoint of {group.record.name} is at {position} only, not at {wanted}")
             if term is None:
                 if not group.raft_log().base_position <= position <= group.raft_log().last_position:
                     raise Unavailable(f"the checkpoint of {group.record.name} at {position} is of an older program")

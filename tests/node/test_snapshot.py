@@ -298,6 +298,7 @@ def test_a_state_as_new_as_wanted_becomes_a_checkpoint(loop: SimLoop) -> None:
     assert lagging.shard.position == scene.position + 3
     with pytest.raises(Unavailable, match=r"at \d+ only"):
         run(loop, lagging.snapshots._install_from(lagging.group, "n1", scene.position + 4))
+    assert not leader.pins.is_copied, "who is refused keeps nothing there"
 
 
 def test_a_full_disk_gives_no_checkpoint(loop: SimLoop) -> None:
